@@ -1,0 +1,44 @@
+//! The bus: tells whoever watches that something happened, at most once. It may drop; the store is the truth.
+
+mod local;
+
+pub use local::Local;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::chat::{Event, SessionId};
+
+/// What a subscription yields.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Delivery {
+    /// something happened
+    Event(Arc<Event>),
+    /// events were dropped for this subscriber: compare with the store
+    Lagged,
+}
+
+/// Carries events of a session to everyone who subscribed to it, in the order of one publisher's calls.
+#[async_trait]
+pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
+    /// Hands an event to the subscribers. Never waits for one of them.
+    async fn publish(&self, session: SessionId, event: Arc<Event>);
+
+    /// Subscribes. Every event that is published after this returns is delivered, or reported as `Lagged`.
+    async fn subscribe(&self, session: SessionId) -> Subscription;
+}
+
+/// One subscriber's end: a queue of at most [`QUEUE_EVENTS`] events. Dropping it ends the subscription.
+#[derive(Debug)]
+pub struct Subscription(local::Receiver);
+
+impl Subscription {
+    /// Waits for the next event. Cancel safe.
+    pub async fn next(&mut self) -> Delivery {
+        self.0.next().await
+    }
+}
+
+/// Events that wait for one subscriber before it counts as lagging.
+pub const QUEUE_EVENTS: usize = 64;

@@ -1,0 +1,15 @@
+//! Durations as people write them: `2s`, `250ms`, `1h 30m`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+/// Reads a duration; for `#[serde(with)]`.
+///
+/// # Errors
+/// When the text is not a duration; the error names it and what is accepted.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map_err(|err| serde::de::Error::custom(format!("`{text}` is not a duration such as `2s` or `1h 30m`: {err}")))
+}

@@ -1,0 +1,1 @@
+//! Markdown of finished replies as safe HTML.

@@ -1,0 +1,117 @@
+//! Every metric, declared once, with its help text. Labels come from closed sets, never from input.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $name:ident: $kind:tt $([$($label:literal),+])?;)+) => {
+        /// The metrics of one server. Fields are named as Prometheus sees them, without `chatbox_`.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $name: metrics!(@type $kind),)+
+        }
+
+        impl Metrics {
+            /// Registers every metric with a registry of its own.
+            #[must_use]
+            pub fn new() -> Arc<Self> {
+                let registry = Registry::new();
+                $(let $name = metrics!(@make $kind, concat!("chatbox_", stringify!($name)),
+                    concat!($($help),+).trim(), [$($($label),+)?]);
+                registry.register(Box::new($name.clone())).expect("every name is declared once");)+
+                Arc::new(Self { registry, $($name),+ })
+            }
+        }
+    };
+    (@type counter) => { IntCounter };
+    (@type counters) => { IntCounterVec };
+    (@type gauge) => { IntGauge };
+    (@type gauges) => { IntGaugeVec };
+    (@type histogram) => { Histogram };
+    (@type histograms) => { HistogramVec };
+    (@make counter, $name:expr, $help:expr, []) => { IntCounter::new($name, $help).expect(VALID) };
+    (@make gauge, $name:expr, $help:expr, []) => { IntGauge::new($name, $help).expect(VALID) };
+    (@make histogram, $name:expr, $help:expr, []) => {
+        Histogram::with_opts(HistogramOpts::new($name, $help).buckets(BUCKETS.to_vec())).expect(VALID)
+    };
+    (@make counters, $name:expr, $help:expr, $labels:expr) => {
+        IntCounterVec::new(Opts::new($name, $help), &$labels).expect(VALID)
+    };
+    (@make gauges, $name:expr, $help:expr, $labels:expr) => {
+        IntGaugeVec::new(Opts::new($name, $help), &$labels).expect(VALID)
+    };
+    (@make histograms, $name:expr, $help:expr, $labels:expr) => {
+        HistogramVec::new(HistogramOpts::new($name, $help).buckets(BUCKETS.to_vec()), &$labels).expect(VALID)
+    };
+}
+
+const VALID: &str = "the declaration below is valid";
+
+/// From half a millisecond, a commit, to two minutes, a turn's deadline.
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0, 120.0];
+
+metrics! {
+    /// WebTransport sessions and WebSockets that are open.
+    connections_open: gauges["transport"];
+    /// Connections that ended, by close code.
+    connections_closed_total: counters["transport", "code"];
+    /// Connections and requests that were refused before they became one, by reason.
+    refusals_total: counters["reason"];
+    /// QUIC connections that are open, WebTransport or not.
+    quic_connections_open: gauge;
+    /// Streams that ended before their header or frame was complete.
+    streams_broken_total: counters["reason"];
+    /// Frames from clients, by type.
+    frames_received_total: counters["type"];
+    /// Frames to clients.
+    frames_sent_total: counters["transport"];
+    /// Error frames, by code.
+    errors_total: counters["code"];
+    /// Panics that were contained in their task.
+    panics_total: counter;
+    /// HTTP requests, by route template, method and status.
+    http_requests_total: counters["route", "method", "status"];
+    /// Time to answer an HTTP request.
+    http_request_duration_seconds: histograms["route"];
+    /// Entries that were stored.
+    entries_stored_total: counter;
+    /// Requests whose id had been applied before.
+    duplicates_total: counter;
+    /// Time of a store call, by method, the wait for its commit included.
+    store_duration_seconds: histograms["operation"];
+    /// Store calls that failed, by method.
+    store_errors_total: counters["operation"];
+    /// Writes that shared one commit.
+    store_commit_writes: histogram;
+    /// Events that a subscriber was too slow for.
+    bus_lagged_total: counter;
+    /// Turns that are running on this node.
+    turns_running: gauge;
+    /// Turns that ended, by state.
+    turns_ended_total: counters["model", "state"];
+    /// Time from the start of a turn to its first text.
+    turn_first_chunk_seconds: histograms["model"];
+    /// Time from the start of a turn to its end.
+    turn_duration_seconds: histograms["model"];
+    /// Tokens, by direction.
+    tokens_total: counters["model", "direction"];
+    /// Certificate reloads, by outcome.
+    certificate_reloads_total: counters["outcome"];
+}
+
+impl Metrics {
+    /// Everything in the Prometheus text format.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(error = &error as &dyn std::error::Error, "metrics do not encode");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}

@@ -1,0 +1,153 @@
+//! The contract with clients: [`ClientFrame`], [`ServerFrame`], error codes, close codes and the codec.
+//!
+//! A frame is one JSON object. [`decode`] is the only place where a client's bytes become types, and every
+//! limit of the contract is checked there, so nothing above validates again. It knows no transport.
+
+mod client;
+mod server;
+
+pub use client::{Attach, ClientFrame, Position, Rejection, Request, Scope, UserMessage, decode, encode_request};
+pub use server::{
+    Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
+};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::chat::ErrorCode;
+
+/// The WebSocket subprotocol of this contract.
+pub const SUBPROTOCOL: &str = "chatbox.v1";
+
+/// A server frame as it goes over the wire: JSON in UTF-8, ended by a line feed. Cheap to share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded(Bytes);
+
+impl Encoded {
+    /// Writes a frame once, for any number of receivers.
+    #[must_use]
+    pub fn new(frame: &ServerFrame) -> Self {
+        Self::from_json(frame)
+    }
+
+    fn from_json(frame: &impl Serialize) -> Self {
+        let mut line = Vec::with_capacity(256);
+        serde_json::to_writer(&mut line, frame).expect("a frame has string keys and writes to memory");
+        line.push(b'\n');
+        Self(line.into())
+    }
+
+    /// The frame and its line feed, as a QUIC stream carries it.
+    #[must_use]
+    pub fn line(&self) -> Bytes {
+        self.0.clone()
+    }
+
+    /// The frame alone, as a WebSocket message carries it.
+    #[must_use]
+    pub fn message(&self) -> Bytes {
+        self.0.slice(..self.0.len().saturating_sub(1))
+    }
+}
+
+/// Why a connection ends: the WebTransport session code. WebSocket adds 4000 or uses the standard code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum CloseCode {
+    /// nothing is wrong; stay closed
+    Done,
+    /// no valid token came in time; ask the host for one
+    Unauthorized,
+    /// the token ran out; renew it and resume
+    TokenExpired,
+    /// the server drains; reconnect after the announced delay
+    GoingAway,
+    /// the client reads too slowly; resume
+    SlowConsumer,
+    /// the client broke the protocol; do not retry
+    ProtocolError,
+    /// too many connections; retry later
+    TooManyConnections,
+    /// a frame was larger than `limits.frame_bytes`; do not retry
+    FrameTooLarge,
+    /// the server failed; resume
+    InternalError,
+}
+
+impl CloseCode {
+    /// The code in CLOSE_WEBTRANSPORT_SESSION.
+    #[must_use]
+    pub const fn webtransport(self) -> u32 {
+        match self {
+            Self::Done => 0,
+            Self::Unauthorized => 1,
+            Self::TokenExpired => 2,
+            Self::GoingAway => 3,
+            Self::SlowConsumer => 4,
+            Self::ProtocolError => 5,
+            Self::TooManyConnections => 6,
+            Self::FrameTooLarge => 7,
+            Self::InternalError => 8,
+        }
+    }
+
+    /// The code in a WebSocket close frame (RFC 6455, section 7.4).
+    #[must_use]
+    pub const fn websocket(self) -> u16 {
+        match self {
+            Self::Done => 1000,
+            Self::Unauthorized => 4001,
+            Self::TokenExpired => 4002,
+            Self::GoingAway => 1001,
+            Self::SlowConsumer => 4004,
+            Self::ProtocolError => 1002,
+            Self::TooManyConnections => 4006,
+            Self::FrameTooLarge => 1009,
+            Self::InternalError => 4008,
+        }
+    }
+
+    /// A short text for people who look at the wire.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Unauthorized => "unauthorized",
+            Self::TokenExpired => "token expired",
+            Self::GoingAway => "going away",
+            Self::SlowConsumer => "slow consumer",
+            Self::ProtocolError => "protocol error",
+            Self::TooManyConnections => "too many connections",
+            Self::FrameTooLarge => "frame too large",
+            Self::InternalError => "internal error",
+        }
+    }
+}
+
+/// The sentence that people read for a code when nothing more precise is known.
+#[must_use]
+pub const fn sentence(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InvalidToken => "the token is not valid",
+        ErrorCode::ExpiredToken => "the token has expired",
+        ErrorCode::InsufficientPermissions => "this needs a right that the token does not give",
+        ErrorCode::Unauthorized => "sign in first",
+        ErrorCode::InvalidFormat => "the frame is not valid",
+        ErrorCode::MissingField => "a field is missing",
+        ErrorCode::InvalidFileType => "this type of file is not accepted",
+        ErrorCode::InvalidFileSize => "the file is too large",
+        ErrorCode::NotFound => "there is no such thing for this user",
+        ErrorCode::LlmUnavailable => "the model is not available at the moment",
+        ErrorCode::LlmTimeout => "the model took too long to answer",
+        ErrorCode::DatabaseError => "the message could not be saved; try again",
+        ErrorCode::StorageError => "the file could not be saved; try again",
+        ErrorCode::ServiceError => "something went wrong on the server; try again",
+        ErrorCode::TooManyRequests => "too many requests; wait a moment",
+        ErrorCode::ConnectionLimitExceeded => "too many connections",
+        ErrorCode::AlreadyAssisted => "another member of staff holds this session",
+        ErrorCode::SessionEnded => "the session has ended",
+        ErrorCode::TurnNotFound => "there is no such running turn",
+        ErrorCode::QuotaExceeded => "the quota is used up",
+        ErrorCode::FrameTooLarge => "the frame is too large",
+        ErrorCode::GoingAway => "the server is restarting; the connection moves in a moment",
+    }
+}

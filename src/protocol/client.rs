@@ -1,0 +1,369 @@
+//! What clients send: one flat JSON object, decoded and checked in one go.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::chat::{ErrorCode, Metadata, RequestId, Scalar, SessionId, Timestamp, TurnId};
+
+/// Longest message text, in characters.
+pub const CONTENT_CHARS_MAX: usize = 10_000;
+const SESSION_ID_CHARS_MAX: usize = 128;
+const FILE_ID_CHARS_MAX: usize = 255;
+const FILE_URL_CHARS_MAX: usize = 2048;
+const MODEL_ID_CHARS_MAX: usize = 100;
+const METADATA_KEYS_MAX: usize = 32;
+const METADATA_CHARS_MAX: usize = 1000;
+
+/// One request of a client, checked: the frame and the id that answers carry as `re`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Request {
+    /// the idempotency key; absent from old clients
+    pub id: Option<RequestId>,
+    /// what is asked for
+    pub frame: ClientFrame,
+}
+
+/// What a client asks for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ClientFrame {
+    /// start a watch; the first one authenticates the connection
+    Attach(Box<Attach>),
+    /// end a watch (WebSocket)
+    Detach {
+        /// the session whose watch ends; absent: the watch of `scope`
+        session_id: Option<Named>,
+        /// which kind of watch
+        scope: Scope,
+    },
+    /// renew the identity
+    Auth {
+        /// the new token
+        token: String,
+    },
+    /// say something in a session
+    UserMessage(Box<UserMessage>),
+    /// end a running turn
+    Stop {
+        /// the turn
+        turn_id: TurnId,
+    },
+    /// are you there
+    Ping,
+    /// a type of the contract that this version does not serve yet
+    Unsupported {
+        /// its name
+        name: String,
+    },
+}
+
+/// A session as a client names it: an id of ours, or some other text that can only be unknown.
+pub type Named = Result<SessionId, String>;
+
+/// What a watch is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// one session
+    #[default]
+    Session,
+    /// the caller's list of sessions
+    User,
+    /// the staff's queue
+    Desk,
+}
+
+/// Where a client left a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Position {
+    /// the turn
+    pub turn_id: TurnId,
+    /// bytes of its text that the client holds
+    pub offset: u64,
+}
+
+/// Starts a watch.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Attach {
+    /// the caller's token, unless the transport carried it
+    pub token: Option<String>,
+    /// what to watch
+    pub scope: Scope,
+    /// the session; absent: the caller's active one, else a new one
+    pub session_id: Option<Named>,
+    /// largest n for which the client holds every entry up to n in its final state
+    pub after_seq: Option<u64>,
+    /// where the client left a running turn
+    pub position: Option<Position>,
+    /// start another session
+    pub new: bool,
+    /// make the named session active again
+    pub reopen: bool,
+    /// whether copies of small frames may come as datagrams
+    pub datagrams: bool,
+}
+
+/// Something to say.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct UserMessage {
+    /// the session; absent: the one that the connection watches
+    pub session_id: Option<Named>,
+    /// the text exactly as typed
+    pub content: String,
+    /// ids of uploads that ride with it
+    pub files: Vec<String>,
+    /// small facts that ride with it
+    pub metadata: Metadata,
+}
+
+/// Why a frame was not accepted. Becomes exactly one `error` frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejection {
+    /// the request's id, where it could be read
+    pub re: Option<RequestId>,
+    /// which kind of fault
+    pub code: ErrorCode,
+    /// what was wrong and what is accepted, for people
+    pub message: String,
+}
+
+#[derive(Deserialize, Serialize, Default)]
+#[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "the contract's flags, field by field")]
+struct Envelope {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<Scope>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    turn_id: Option<TurnId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    new: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reopen: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    datagrams: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Metadata>,
+}
+
+/// Reads one frame. Every limit of the contract holds for what it returns.
+///
+/// # Errors
+/// What was wrong and what is accepted; the caller answers it with one `error` frame.
+pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
+    if std::str::from_utf8(frame).is_err() {
+        return Err(reject(None, ErrorCode::InvalidFormat, "the frame is not UTF-8".to_owned()));
+    }
+    match serde_json::from_slice::<Envelope>(frame) {
+        Ok(envelope) => check(envelope),
+        Err(err) => Err(explain(frame, &err)),
+    }
+}
+
+/// Writes a request as a client sends it: JSON without a line feed.
+#[must_use]
+pub fn encode_request(request: &Request) -> Vec<u8> {
+    let mut envelope = Envelope { id: request.id, ..Envelope::default() };
+    let name = match &request.frame {
+        ClientFrame::Attach(attach) => {
+            envelope.token.clone_from(&attach.token);
+            envelope.scope = (attach.scope != Scope::Session).then_some(attach.scope);
+            envelope.session_id = attach.session_id.as_ref().map(text_of);
+            envelope.after_seq = attach.after_seq;
+            envelope.turn_id = attach.position.map(|at| at.turn_id);
+            envelope.offset = attach.position.map(|at| at.offset);
+            (envelope.new, envelope.reopen, envelope.datagrams) = (attach.new, attach.reopen, attach.datagrams);
+            "attach"
+        }
+        ClientFrame::Detach { session_id, scope } => {
+            envelope.session_id = session_id.as_ref().map(text_of);
+            envelope.scope = (*scope != Scope::Session).then_some(*scope);
+            "detach"
+        }
+        ClientFrame::Auth { token } => {
+            envelope.token = Some(token.clone());
+            "auth"
+        }
+        ClientFrame::UserMessage(message) => {
+            envelope.session_id = message.session_id.as_ref().map(text_of);
+            envelope.content = Some(message.content.clone());
+            envelope.files = (!message.files.is_empty()).then(|| message.files.clone());
+            envelope.metadata = (!message.metadata.is_empty()).then(|| message.metadata.clone());
+            "user_message"
+        }
+        ClientFrame::Stop { turn_id } => {
+            envelope.turn_id = Some(*turn_id);
+            "stop"
+        }
+        ClientFrame::Ping => "ping",
+        ClientFrame::Unsupported { name } => name,
+    };
+    envelope.r#type = Some(name.to_owned());
+    serde_json::to_vec(&envelope).expect("an envelope has string keys and writes to memory")
+}
+
+fn text_of(named: &Named) -> String {
+    match named {
+        Ok(id) => id.to_string(),
+        Err(text) => text.clone(),
+    }
+}
+
+const fn reject(re: Option<RequestId>, code: ErrorCode, message: String) -> Rejection {
+    Rejection { re, code, message }
+}
+
+/// Finds out what to tell about a frame that is not an envelope. Off the fast path: it reads the frame again.
+fn explain(frame: &[u8], err: &serde_json::Error) -> Rejection {
+    #[derive(Deserialize)]
+    struct Id {
+        id: Uuid,
+    }
+    let re = serde_json::from_slice::<Id>(frame).ok().map(|envelope| envelope.id);
+    let message = if err.is_data() {
+        let mut reader = serde_json::Deserializer::from_slice(frame);
+        match serde_path_to_error::deserialize::<_, Envelope>(&mut reader) {
+            Err(err) if err.path().iter().next().is_some() => {
+                format!("field `{}`: {}", err.path(), without_position(err.inner()))
+            }
+            _ => format!("the frame is not an object of the contract: {}", without_position(err)),
+        }
+    } else {
+        format!("the frame is not JSON: {err}")
+    };
+    reject(re, ErrorCode::InvalidFormat, message)
+}
+
+fn without_position(err: &serde_json::Error) -> String {
+    let text = err.to_string();
+    text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned()
+}
+
+fn check(envelope: Envelope) -> Result<Request, Rejection> {
+    let id = envelope.id;
+    build(envelope).map(|frame| Request { id, frame }).map_err(|(code, message)| reject(id, code, message))
+}
+
+type Fault = (ErrorCode, String);
+
+fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
+    limits(&envelope)?;
+    let name = need(envelope.r#type.take(), "type")?;
+    let session_id = envelope.session_id.take().map(|text| text.parse::<Uuid>().map(SessionId).map_err(|_| text));
+    Ok(match name.as_str() {
+        "attach" => {
+            let position = match (envelope.turn_id, envelope.offset) {
+                (Some(turn_id), Some(offset)) => Some(Position { turn_id, offset }),
+                (None, None) => None,
+                (Some(_), None) => return Err(missing("offset")),
+                (None, Some(_)) => return Err(missing("turn_id")),
+            };
+            if envelope.reopen && session_id.is_none() {
+                return Err(missing("session_id"));
+            }
+            if envelope.reopen && envelope.new {
+                return Err((ErrorCode::InvalidFormat, "`new` and `reopen` exclude each other".to_owned()));
+            }
+            ClientFrame::Attach(Box::new(Attach {
+                token: envelope.token,
+                scope: envelope.scope.unwrap_or_default(),
+                session_id,
+                after_seq: envelope.after_seq,
+                position,
+                new: envelope.new,
+                reopen: envelope.reopen,
+                datagrams: envelope.datagrams,
+            }))
+        }
+        "detach" => ClientFrame::Detach { session_id, scope: envelope.scope.unwrap_or_default() },
+        "auth" => ClientFrame::Auth { token: need(envelope.token, "token")? },
+        "user_message" => {
+            let content = need(envelope.content, "content")?;
+            if content.trim().is_empty() && envelope.files.as_ref().is_none_or(Vec::is_empty) {
+                return Err((ErrorCode::MissingField, "field `content` is empty".to_owned()));
+            }
+            ClientFrame::UserMessage(Box::new(UserMessage {
+                session_id,
+                content,
+                files: envelope.files.unwrap_or_default(),
+                metadata: envelope.metadata.unwrap_or_default(),
+            }))
+        }
+        "stop" => ClientFrame::Stop { turn_id: need(envelope.turn_id, "turn_id")? },
+        "ping" => ClientFrame::Ping,
+        "voice_message" | "file_upload" | "model_select" | "regenerate" | "help_request" | "help_cancel"
+        | "typing_indicator" | "feedback" | "admin_join" | "admin_leave" | "note" => ClientFrame::Unsupported { name },
+        _ => {
+            let shown: String = name.chars().take(40).collect();
+            return Err((ErrorCode::InvalidFormat, format!("type `{shown}` is not a request of the contract")));
+        }
+    })
+}
+
+fn need<T>(field: Option<T>, name: &str) -> Result<T, Fault> {
+    field.ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> Fault {
+    (ErrorCode::MissingField, format!("field `{name}` is missing"))
+}
+
+fn limits(envelope: &Envelope) -> Result<(), Fault> {
+    text("session_id", envelope.session_id.as_deref(), SESSION_ID_CHARS_MAX)?;
+    text("content", envelope.content.as_deref(), CONTENT_CHARS_MAX)?;
+    text("file_id", envelope.file_id.as_deref(), FILE_ID_CHARS_MAX)?;
+    text("file_url", envelope.file_url.as_deref(), FILE_URL_CHARS_MAX)?;
+    text("model_id", envelope.model_id.as_deref(), MODEL_ID_CHARS_MAX)?;
+    for file in envelope.files.iter().flatten() {
+        text("files", Some(file), FILE_ID_CHARS_MAX)?;
+    }
+    let Some(metadata) = &envelope.metadata else { return Ok(()) };
+    if metadata.len() > METADATA_KEYS_MAX {
+        let message = format!("field `metadata` has {} keys, at most {METADATA_KEYS_MAX} are accepted", metadata.len());
+        return Err((ErrorCode::InvalidFormat, message));
+    }
+    for (key, value) in metadata {
+        text("metadata", Some(key), METADATA_CHARS_MAX)?;
+        if let Scalar::Text(value) = value {
+            text("metadata", Some(value), METADATA_CHARS_MAX)?;
+        }
+    }
+    Ok(())
+}
+
+fn text(name: &str, value: Option<&str>, chars_max: usize) -> Result<(), Fault> {
+    let Some(value) = value else { return Ok(()) };
+    if value.contains('\0') {
+        return Err((ErrorCode::InvalidFormat, format!("field `{name}` holds U+0000, which is not accepted")));
+    }
+    if value.len() > chars_max {
+        let chars = value.chars().count();
+        if chars > chars_max {
+            let message = format!("field `{name}` has {chars} characters, at most {chars_max} are accepted");
+            return Err((ErrorCode::InvalidFormat, message));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! The store: what is in it exists, what is not does not.
+//!
+//! [`Store`] is the trait that every database passes one conformance suite on (`tests/suite/store.rs`). It
+//! knows no frame, no connection and no model; it takes values and keeps them, in one write for each method.
+
+pub mod seal;
+pub mod sqlite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::chat::{
+    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, RequestId, Sender, Session, SessionId, Timestamp, Turn,
+    TurnId, TurnState, Usage, UserId,
+};
+
+/// Why the store did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// there is no such row, or it belongs to somebody else
+    #[error("no such session, entry or turn")]
+    NotFound,
+    /// the session takes no more messages
+    #[error("the session has ended")]
+    Ended,
+    /// the queue of the writer is full, or the call's deadline passed; nothing is known to be written
+    #[error("the store is overloaded")]
+    Overloaded,
+    /// a stored value cannot be read: it was changed, or its key is missing
+    #[error("stored {what} does not open")]
+    Sealed {
+        /// table, row and field
+        what: String,
+    },
+    /// the database failed
+    #[error("the database failed")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What every method of a store returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// How `open_session` finds the session to write in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Open {
+    /// the user's active session with the latest activity, else a new one
+    Current,
+    /// a new one; the oldest active one ends when all slots are taken
+    New,
+    /// this one, active again; the oldest other active one ends when all slots are taken
+    Reopen(SessionId),
+}
+
+/// Asks for a session of a user.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenSession {
+    /// the owner
+    pub user_id: UserId,
+    /// which one
+    pub open: Open,
+    /// the id that a new one gets. A repeated call with the same id finds what the first one made
+    pub id: SessionId,
+    /// how many sessions of one user are active at a time
+    pub active_max: u32,
+}
+
+/// An entry on its way into a log.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NewEntry {
+    /// the log
+    pub session_id: SessionId,
+    /// the session must belong to this user, else `NotFound`
+    pub owner: UserId,
+    /// the row's name, made before the first attempt
+    pub id: EntryId,
+    /// the id that the client chose
+    pub client_id: Option<RequestId>,
+    /// who writes
+    pub user_id: UserId,
+    /// who writes, seen from the session
+    pub sender: Sender,
+    /// what it holds
+    pub kind: EntryKind,
+    /// the text
+    pub content: String,
+    /// ids of uploads
+    pub files: Vec<String>,
+    /// small facts
+    pub metadata: Metadata,
+    /// the turn that is to answer it
+    pub turn: Option<NewTurn>,
+    /// the name that the session gets if it has none
+    pub session_name: Option<String>,
+}
+
+/// A turn on its way into the store, together with its message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewTurn {
+    /// its name
+    pub id: TurnId,
+    /// the place of its reply, should it start at once
+    pub lease: Lease,
+}
+
+/// Who runs a turn, and for how long without a sign of life.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// the node
+    pub node: NodeId,
+    /// from the moment of the write, by the store's clock
+    pub ttl: Duration,
+    /// the model that answers when the session has chosen none
+    pub default_model: String,
+    /// the name of the reply's row
+    pub reply_id: EntryId,
+}
+
+/// What `append` did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Appended {
+    /// the entry as it is stored: the first one, if `duplicate`
+    pub entry: Entry,
+    /// the session's `rev` after it
+    pub rev: u64,
+    /// the same user had used the same `client_id` before; nothing was written
+    pub duplicate: bool,
+    /// the turn, if it could start at once: no other of the session is running or queued
+    pub started: Option<StartedTurn>,
+}
+
+/// A turn that has begun: its lease is held, and its reply has a place in the log.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StartedTurn {
+    /// the turn, running
+    pub turn: Turn,
+    /// the owner of its session
+    pub user_id: UserId,
+    /// place of the reply
+    pub reply_seq: u64,
+    /// the model that answers
+    pub model_id: String,
+    /// the session's `rev` after the start
+    pub rev: u64,
+}
+
+/// How a turn ends.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EndTurn {
+    /// the turn
+    pub turn_id: TurnId,
+    /// an ended state
+    pub state: TurnState,
+    /// the whole text, from the node that runs it; `None`: what the turn's log holds
+    pub text: Option<String>,
+    /// tokens, where known
+    pub usage: Option<Usage>,
+    /// why it failed
+    pub failure: Option<ErrorCode>,
+    /// only a turn whose lease has run out, or that another run of this database's only node left behind
+    pub only_lost: bool,
+}
+
+/// What `end_turn` did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EndedTurn {
+    /// the reply, settled; `None` when the turn ended before it had started
+    pub reply: Option<Entry>,
+    /// the session's `rev` after it
+    pub rev: u64,
+}
+
+/// What a turn's log holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TurnText {
+    /// UTF-8 byte offset of `text`
+    pub offset: u64,
+    /// the text from there on
+    pub text: String,
+}
+
+/// Which entries of a log to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Range {
+    /// those after this place, oldest first, at most so many
+    After(u64, u32),
+    /// the last so many, oldest first
+    Last(u32),
+}
+
+/// The truth about sessions, entries and turns.
+///
+/// Every method is one write or one read, has a deadline of its own, and may be repeated after any error: a
+/// repeated write that had succeeded is recognised by its row's id. What a method returned is durable.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+    /// Finds or makes a session of a user. Keeps at most `active_max` active ones, also under concurrent calls.
+    async fn open_session(&self, ask: OpenSession) -> Result<Session>;
+
+    /// Reads a session.
+    async fn session(&self, id: SessionId) -> Result<Option<Session>>;
+
+    /// Reads the `rev` of each of these sessions; unknown ones are left out.
+    async fn revs(&self, ids: &[SessionId]) -> Result<Vec<(SessionId, u64)>>;
+
+    /// Adds an entry at the end of a log, once for each `client_id` of a user, and queues or starts its turn.
+    ///
+    /// # Errors
+    /// `NotFound` when the session is not the owner's, `Ended` when it takes no messages.
+    async fn append(&self, entry: NewEntry) -> Result<Appended>;
+
+    /// Reads entries of a log, in order. A running reply is among them, with empty content.
+    async fn entries(&self, session: SessionId, range: Range) -> Result<Vec<Entry>>;
+
+    /// Starts the oldest queued turn of a session; `None` when there is none, or another one runs.
+    async fn start_turn(&self, session: SessionId, lease: Lease) -> Result<Option<StartedTurn>>;
+
+    /// Adds text at the end of a running turn's log and renews its lease; `false` when the turn is no longer
+    /// this node's to write, and then nothing was written. `offset` is the UTF-8 length of what is there.
+    async fn extend_turn(&self, turn: TurnId, node: NodeId, piece: TurnText, ttl: Duration) -> Result<bool>;
+
+    /// Reads a turn.
+    async fn turn(&self, id: TurnId) -> Result<Option<Turn>>;
+
+    /// Reads the text of a running turn's log from a byte offset on. Empty once it has ended: the text is then
+    /// the reply's content.
+    async fn turn_text(&self, id: TurnId, offset: u64) -> Result<TurnText>;
+
+    /// Ends a turn: the one compare-and-set that fixes its text. `None` when it had ended before, is unknown, or
+    /// is not lost although only a lost one was meant.
+    async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>>;
+
+    /// Adds a new queued turn for the message of an ended one, at the front of its session's queue.
+    async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool>;
+
+    /// Finds turns that run with nobody running them, and sessions whose queued turns nobody starts, at most
+    /// `limit` of each. `node` is the caller.
+    async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost>;
+
+    /// Answers whether the store can be read and written.
+    async fn ready(&self) -> Result<()>;
+}
+
+/// What a node that went away left behind.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Lost {
+    /// turns that run with nobody running them
+    pub turns: Vec<Turn>,
+    /// sessions with queued turns and no running one
+    pub sessions: Vec<SessionId>,
+}
+
+/// Where the store is.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `sqlite:PATH`
+    pub url: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { url: "sqlite:data/chatbox.db".to_owned() }
+    }
+}
+
+/// The present moment, as rows keep it.
+pub(crate) fn now() -> Timestamp {
+    Timestamp(i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or_default())
+}

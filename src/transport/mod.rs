@@ -1,0 +1,3 @@
+//! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
+
+pub mod tls;
