@@ -19,29 +19,29 @@ use tokio_tungstenite::{
 use super::server::Server;
 
 /// How long anything that must come may take.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which transport a test runs over. Every chat behaviour is tested over both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Via {
+pub(crate) enum Via {
     WebTransport,
     WebSocket,
 }
 
-pub enum Client {
+pub(crate) enum Client {
     WebTransport(web_transport_quinn::Session),
     WebSocket { requests: mpsc::Sender<(Value, Option<mpsc::Sender<Value>>)>, closed: oneshot::Receiver<u16>, task: JoinHandle<()> },
 }
 
 /// The answers of one exchange, or the events of one watch.
-pub enum Lines {
+pub(crate) enum Lines {
     Stream { send: web_transport_quinn::SendStream, recv: web_transport_quinn::RecvStream, buffer: BytesMut },
     Queue { frames: mpsc::Receiver<Value>, requests: mpsc::Sender<(Value, Option<mpsc::Sender<Value>>)> },
 }
 
 impl Client {
     /// Opens a connection that is not attached yet.
-    pub async fn open(server: &Server, via: Via) -> Self {
+    pub(crate) async fn open(server: &Server, via: Via) -> Self {
         match via {
             Via::WebTransport => {
                 let session = timeout(PATIENCE, server.webtransport().connect(server.webtransport_url()));
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    pub fn over_socket(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+    pub(crate) fn over_socket(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         let (requests, inbox) = mpsc::channel(64);
         let (closing, closed) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -69,7 +69,7 @@ impl Client {
     }
 
     /// Opens, attaches as `user` with `fields` on top, and reads the status.
-    pub async fn attached(server: &Server, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
+    pub(crate) async fn attached(server: &Server, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
         let mut client = Self::open(server, via).await;
         let mut frame = json!({"type": "attach", "id": id(), "token": server.token(user)});
         merge(&mut frame, fields);
@@ -81,12 +81,12 @@ impl Client {
 
     /// Sends a request on an exchange of its own. A frame without an `id` is answered on the default queue of a
     /// WebSocket, which is the first watch.
-    pub async fn exchange(&mut self, frame: Value) -> Lines {
+    pub(crate) async fn exchange(&mut self, frame: Value) -> Lines {
         self.try_exchange(frame).await.expect("stream")
     }
 
     /// The same; `None` when the connection is gone.
-    pub async fn try_exchange(&mut self, frame: Value) -> Option<Lines> {
+    pub(crate) async fn try_exchange(&mut self, frame: Value) -> Option<Lines> {
         match self {
             Self::WebTransport(session) => {
                 let (mut send, recv) = timeout(PATIENCE, session.open_bi()).await.expect("stream credit").ok()?;
@@ -105,12 +105,12 @@ impl Client {
     }
 
     /// Sends a user message and returns its exchange, from `accepted` on.
-    pub async fn say(&mut self, content: &str) -> Lines {
+    pub(crate) async fn say(&mut self, content: &str) -> Lines {
         self.exchange(json!({"type": "user_message", "id": id(), "content": content})).await
     }
 
     /// Waits for the end of the connection and returns the close code as WebTransport has it.
-    pub async fn closed(self) -> u32 {
+    pub(crate) async fn closed(self) -> u32 {
         match self {
             Self::WebTransport(session) => {
                 match timeout(PATIENCE, session.closed()).await.expect("close in time") {
@@ -133,7 +133,7 @@ impl Client {
     }
 
     /// Vanishes without a word, as a phone in a tunnel does.
-    pub fn vanish(self) {
+    pub(crate) fn vanish(self) {
         match self {
             Self::WebTransport(session) => drop(session),
             Self::WebSocket { task, .. } => task.abort(),
@@ -143,12 +143,12 @@ impl Client {
 
 impl Lines {
     /// The next frame; `None` when the server has finished.
-    pub async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         timeout(PATIENCE, self.read()).await.expect("a frame in time")
     }
 
     /// Whether the server stays silent for a moment.
-    pub async fn silent(&mut self, moment: Duration) -> bool {
+    pub(crate) async fn silent(&mut self, moment: Duration) -> bool {
         timeout(moment, self.read()).await.is_err()
     }
 
@@ -168,7 +168,7 @@ impl Lines {
     }
 
     /// Sends a further frame: on the attach stream itself, or on the one socket.
-    pub async fn send(&mut self, frame: Value) {
+    pub(crate) async fn send(&mut self, frame: Value) {
         match self {
             Self::Stream { send, .. } => send.write_all(format!("{frame}\n").as_bytes()).await.expect("stream open"),
             Self::Queue { requests, .. } => requests.send((frame, None)).await.expect("socket open"),
@@ -176,7 +176,7 @@ impl Lines {
     }
 
     /// Reads until a frame of this type.
-    pub async fn until(&mut self, kind: &str) -> Value {
+    pub(crate) async fn until(&mut self, kind: &str) -> Value {
         loop {
             let frame = self.next().await.unwrap_or_else(|| panic!("no `{kind}` came"));
             if frame["type"] == kind {
@@ -186,12 +186,12 @@ impl Lines {
     }
 
     /// Reads a reply to its last frame and returns its text, checked piece by piece, and that frame.
-    pub async fn reply(&mut self) -> (String, Value) {
+    pub(crate) async fn reply(&mut self) -> (String, Value) {
         self.reply_from(String::new()).await
     }
 
     /// The same with the text that is held already.
-    pub async fn reply_from(&mut self, mut text: String) -> (String, Value) {
+    pub(crate) async fn reply_from(&mut self, mut text: String) -> (String, Value) {
         loop {
             let frame = self.until("ai_response").await;
             if frame["metadata"]["streaming"] == "false" {
@@ -263,11 +263,11 @@ async fn pump(
 }
 
 /// A fresh request id.
-pub fn id() -> String {
+pub(crate) fn id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-pub fn sha256(text: &str) -> String {
+pub(crate) fn sha256(text: &str) -> String {
     hex::encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()))
 }
 

@@ -1,7 +1,8 @@
-//! The server under test, a client of the written contract, and a scripted provider.
+//! What tests start: real servers, clients and providers, never stand-ins for our own traits.
 
-pub mod client;
-pub mod server;
+pub(crate) mod client;
+pub(crate) mod provider;
+pub(crate) mod server;
 
-pub use client::{Client, Lines, Via, id};
-pub use server::Server;
+pub(crate) use client::{Client, Lines, Via, id};
+pub(crate) use server::Server;

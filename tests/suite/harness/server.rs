@@ -12,12 +12,12 @@ use tokio::task::JoinHandle;
 use url::Url;
 
 /// A server in this process. It ends when this is dropped.
-pub struct Server {
-    pub config: Config,
-    pub url: Url,
-    pub quic_url: Url,
-    pub ops_url: Url,
-    pub certificate_sha256: String,
+pub(crate) struct Server {
+    pub(crate) config: Config,
+    pub(crate) url: Url,
+    pub(crate) quic_url: Url,
+    pub(crate) ops_url: Url,
+    pub(crate) certificate_sha256: String,
     lifecycle: chatbox::lifecycle::Lifecycle,
     task: Option<JoinHandle<anyhow::Result<()>>>,
     _dir: Option<TempDir>,
@@ -25,12 +25,12 @@ pub struct Server {
 
 impl Server {
     /// Starts on free ports with a data directory of its own and a demo model without pauses.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_config| {}).await
     }
 
     /// Starts with a changed configuration.
-    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut config = Self::config(dir.path());
         change(&mut config);
@@ -40,7 +40,7 @@ impl Server {
     }
 
     /// What a test server is configured with, before a test changes it.
-    pub fn config(dir: &std::path::Path) -> Config {
+    pub(crate) fn config(dir: &std::path::Path) -> Config {
         let mut config = Config::default();
         config.listen.http = Address::Localhost(0);
         config.listen.quic = Address::Localhost(0);
@@ -56,7 +56,7 @@ impl Server {
     }
 
     /// Starts with exactly this configuration.
-    pub async fn run(config: Config) -> Self {
+    pub(crate) async fn run(config: Config) -> Self {
         let server = chatbox::server::Server::bind(config.clone()).await.expect("bind");
         let addresses = server.addresses().clone();
         Self {
@@ -72,44 +72,44 @@ impl Server {
     }
 
     /// A token of an hour.
-    pub fn token(&self, user: &str) -> String {
+    pub(crate) fn token(&self, user: &str) -> String {
         self.token_for(user, Role::User, Duration::from_secs(3600))
     }
 
-    pub fn token_for(&self, user: &str, role: Role, ttl: Duration) -> String {
+    pub(crate) fn token_for(&self, user: &str, role: Role, ttl: Duration) -> String {
         let secret = self.config.auth.jwt_secret.clone().expect("secret");
         let user = UserId::parse(user).expect("user id");
         Issuer::new(&self.config.auth, &secret).issue(&user, role, None, ttl).expect("token")
     }
 
-    pub fn websocket_url(&self) -> Url {
+    pub(crate) fn websocket_url(&self) -> Url {
         let mut url = self.url.join("/chatbox/ws").unwrap();
         url.set_scheme("ws").unwrap();
         url
     }
 
-    pub fn webtransport_url(&self) -> Url {
+    pub(crate) fn webtransport_url(&self) -> Url {
         self.quic_url.join("/chatbox/wt").unwrap()
     }
 
     /// A WebTransport client from the registry, which pins the server's certificate.
-    pub fn webtransport(&self) -> web_transport_quinn::Client {
+    pub(crate) fn webtransport(&self) -> web_transport_quinn::Client {
         let hash = hex::decode(&self.certificate_sha256).unwrap();
         web_transport_quinn::ClientBuilder::new().with_server_certificate_hashes(vec![hash]).expect("client")
     }
 
     /// Begins to drain, as the first signal does.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.lifecycle.drain();
     }
 
     /// Waits until the server has ended by itself.
-    pub async fn ended(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
         self.task.take().expect("runs").await.expect("no panic")
     }
 
     /// Stops at once, as the second signal does, and waits.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.lifecycle.stop();
         self.ended().await.expect("clean end");
     }
