@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    auth::{Denied, Principal, Role, Verifier},
+    auth::{Denied, Principal, Role, Verifier, now},
     chat::{ConnectionId, ErrorCode, RequestId, SessionId, TurnId},
     lifecycle::Lifecycle,
     limit::{self, ConnectionPermit, Limiter, UserPermit},
@@ -371,7 +371,7 @@ impl Connection {
         let mut status = self.status(principal, id);
         status.session_id = Some(start.session.id);
         status.model_id =
-            Some(start.session.model_id.clone().unwrap_or_else(|| router.models().default_id().to_owned()));
+            Some(start.session.model_id.clone().unwrap_or_else(|| router.models().default_id().to_string()));
         status.last_seq = Some(start.session.last_seq);
         status.recovered = Some(start.recovered);
         status.assisted_by = start.session.assist.clone();
@@ -406,9 +406,10 @@ impl Connection {
         let router = &self.0.gate.router;
         let watched = self.state().watches.last().map(|watch| watch.session_id);
         let turn_id = TurnId::new();
-        let follow = match (&message.session_id, watched) {
-            (Some(Ok(session_id)), _) | (None, Some(session_id)) => Some(router.follow(*session_id, turn_id).await),
-            _ => None,
+        let session_id = message.session_id.as_ref().map_or(watched, |named| named.as_ref().ok().copied());
+        let follow = match session_id {
+            Some(session_id) => Some(router.follow(session_id, turn_id).await),
+            None => None,
         };
         self.0.asked.add(turn_id);
         let send = Send { client_id: id, origin: self.0.id, watched, turn_id, message };
@@ -477,13 +478,13 @@ impl Connection {
     }
 
     fn status(&self, principal: &Principal, re: Option<RequestId>) -> ConnectionStatus {
-        let models = self.0.gate.router.models().list();
+        let models = self.0.gate.router.models().iter();
         ConnectionStatus {
             re,
             session_id: None,
             user_id: principal.user_id.clone(),
             connection_id: self.0.id,
-            models: models.iter().map(|(id, name)| Model { id: id.clone(), name: name.clone() }).collect(),
+            models: models.map(|model| Model { id: model.id.to_string(), name: model.label.to_string() }).collect(),
             model_id: None,
             last_seq: None,
             recovered: None,
@@ -500,7 +501,7 @@ impl Connection {
 }
 
 fn remaining(principal: &Principal) -> Duration {
-    let left = principal.expires_at.0 - crate::auth::now().0;
+    let left = principal.expires_at.0 - now().0;
     Duration::from_millis(u64::try_from(left).unwrap_or_default())
 }
 

@@ -49,7 +49,8 @@ fn exchange(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<Response,
         let detail = "the code was used before or has expired; use the URL that the server printed last".to_owned();
         Problem::with_detail(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, detail)
     })?;
-    let attributes = format!("Path={}/dev/session; Max-Age={}; HttpOnly; SameSite=Strict", parts.prefix, COOKIE_TTL.as_secs());
+    let attributes =
+        format!("Path={}/dev/session; Max-Age={}; HttpOnly; SameSite=Strict", parts.prefix, COOKIE_TTL.as_secs());
     let headers = [
         (header::SET_COOKIE, format!("{COOKIE}={}; {attributes}", grant.cookie)),
         (header::CACHE_CONTROL, "no-store".to_owned()),

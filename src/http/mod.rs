@@ -9,7 +9,11 @@ mod ui;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware, response::Redirect, routing::get};
+use axum::{
+    Router, middleware,
+    response::Redirect,
+    routing::{MethodRouter, get, post},
+};
 use url::Url;
 
 use crate::{
@@ -55,23 +59,22 @@ pub struct Addresses {
 }
 
 /// The public routes, all under the prefix; `websocket` is the transport's own route for `{prefix}/ws`.
-pub fn routes(parts: Arc<Parts>, websocket: axum::routing::MethodRouter) -> Router {
+pub fn routes(parts: Arc<Parts>, websocket: MethodRouter) -> Router {
     let prefix = parts.prefix.clone();
     let home = format!("{prefix}/");
-    let mut inner = Router::new()
+    let mut limited = Router::new().route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
+    if parts.dev.is_some() {
+        limited = limited.route("/dev/session", post(dev::session));
+    }
+    let limited = limited.route_layer(middleware::from_fn_with_state(Arc::clone(&parts), layers::limit_public));
+    // Pages and discovery are bytes in memory; the WebSocket has limits of its own.
+    let inner = Router::new()
+        .merge(limited)
         .merge(ui::routes())
         .route("/.well-known/chatbox", get(discovery::discover))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz));
-    if parts.dev.is_some() {
-        inner = inner.route("/dev/session", axum::routing::post(dev::session));
-    }
-    // The WebSocket has its own limits; it shares the prefix only.
-    let inner = inner
-        .layer(middleware::from_fn_with_state(Arc::clone(&parts), layers::limit_public))
+        .with_state(Arc::clone(&parts))
         .route("/ws", websocket)
-        .fallback(problem::no_route)
-        .with_state(Arc::clone(&parts));
+        .fallback(problem::no_route);
     Router::new()
         .route("/", get(move || async move { Redirect::temporary(&home) }))
         .nest(&prefix, inner)

@@ -30,7 +30,7 @@ pub(super) async fn readyz(State(parts): State<Arc<Parts>>) -> impl IntoResponse
         }
         Err(_late) => json!({"status": "failed", "reason": "the store does not answer in time"}),
     };
-    let models = parts.router.models().list().len();
+    let models = parts.router.models().iter().len();
     let drains = parts.lifecycle.drains();
     let ready = !drains && models > 0 && store.get("reason").is_none();
     let body = json!({

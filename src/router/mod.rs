@@ -258,7 +258,7 @@ impl Router {
         Lease {
             node: self.0.node,
             ttl: self.0.parts.config.turn_lease,
-            default_model: self.models().default_id().to_owned(),
+            default_model: self.models().default_id().to_string(),
             reply_id: EntryId::new(),
         }
     }

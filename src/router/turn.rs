@@ -9,7 +9,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::{Refusal, Router, live::Live};
 use crate::{
     chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, TurnId, TurnState, Usage},
-    llm::{Answer, Chunk, Message, Prompt, Role},
+    llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
     store::{EndTurn, Range, StartedTurn, TurnText},
 };
 
@@ -185,9 +185,11 @@ impl Run<'_> {
     async fn until_end(&self) -> Option<Ending> {
         let parts = &self.router.0.parts;
         let answer = async {
-            let prompt = self.prompt().await.map_err(|refusal| refusal.code)?;
-            let provider = parts.models.get(&self.started.model_id).ok_or(ErrorCode::LlmUnavailable)?;
-            provider.stream(prompt).await.map_err(|err| {
+            let models = &parts.models;
+            let model = models.get(&self.started.model_id).or_else(|| models.get(models.default_id()));
+            let model = model.ok_or(ErrorCode::LlmUnavailable)?;
+            let prompt = self.prompt(model).await.map_err(|refusal| refusal.code)?;
+            model.provider.stream(prompt).await.map_err(|err| {
                 warn!(error = &err as &dyn std::error::Error, "provider refused");
                 err.code
             })
@@ -225,6 +227,8 @@ impl Run<'_> {
         let mut usage = None;
         let mut loading = self.began + LOADING_INTERVAL;
         let ending = loop {
+            let due = log.due(parts.config.turn_lease / 3);
+            let silent = log.length() == 0;
             tokio::select! {
                 biased;
                 () = parts.lifecycle.stopping() => break Ending { usage, ..Ending::of(TurnState::Interrupted) },
@@ -232,7 +236,7 @@ impl Run<'_> {
                 kept = log.saved() => if !kept { return None },
                 chunk = answer.next() => match chunk {
                     Some(Ok(Chunk::Text(text))) => {
-                        if log.length() == 0 {
+                        if silent {
                             parts.metrics.turn_first_chunk_seconds.with_label_values(&[&self.started.model_id])
                                 .observe(self.began.elapsed().as_secs_f64());
                         }
@@ -247,10 +251,10 @@ impl Run<'_> {
                     }
                     None => break Ending { usage, ..Ending::failed(ErrorCode::LlmUnavailable) },
                 },
-                () = sleep_until(log.due(parts.config.turn_lease / 3)) => log.begin(|text, length| {
+                () = sleep_until(due) => log.begin(|text, length| {
                     Box::pin(save(self, text, length))
                 }),
-                () = sleep_until(loading), if log.length() == 0 => {
+                () = sleep_until(loading), if silent => {
                     loading += LOADING_INTERVAL;
                     self.router.announce(self.started).await;
                 }
@@ -267,16 +271,15 @@ impl Run<'_> {
         self.router.0.parts.bus.publish(self.started.turn.session_id, Arc::new(event)).await;
     }
 
-    async fn prompt(&self) -> Result<Prompt, Refusal> {
+    async fn prompt(&self, model: &Model) -> Result<Prompt, Refusal> {
         let parts = &self.router.0.parts;
         let turn = &self.started.turn;
         let entries = parts.store.entries(turn.session_id, Range::Last(HISTORY_ENTRIES_MAX)).await?;
-        let messages = conversation(&entries, turn.message_seq);
-        Ok(Prompt {
-            system: parts.models.system_prompt().map(str::to_owned),
-            messages,
-            user_id: self.started.user_id.clone(),
-        })
+        let mut messages = conversation(&entries, turn.message_seq);
+        let answer = model.max_tokens.map_or(model.context_tokens / 4, |tokens| tokens.min(model.context_tokens / 2));
+        fit(&mut messages, u64::from(model.context_tokens - answer));
+        let system = parts.models.system_prompt().map(str::to_owned);
+        Ok(Prompt { system, messages, user_id: self.started.user_id.clone() })
     }
 }
 
@@ -366,4 +369,15 @@ fn conversation(entries: &[Entry], last: u64) -> Vec<Message> {
         }
     }
     messages
+}
+
+/// Drops the oldest messages until the rest fits a budget of tokens; the last one always stays.
+fn fit(messages: &mut Vec<Message>, tokens_max: u64) {
+    let mut tokens = 0;
+    let kept = messages.iter().rev().take_while(|message| {
+        tokens += estimate_tokens(&message.content);
+        tokens <= tokens_max
+    });
+    let kept = kept.count().max(1);
+    messages.drain(..messages.len().saturating_sub(kept));
 }

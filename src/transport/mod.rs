@@ -1,3 +1,4 @@
 //! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
 
+pub mod bind;
 pub mod tls;

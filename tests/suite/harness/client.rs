@@ -30,7 +30,11 @@ pub(crate) enum Via {
 
 pub(crate) enum Client {
     WebTransport(web_transport_quinn::Session),
-    WebSocket { requests: mpsc::Sender<(Value, Option<mpsc::Sender<Value>>)>, closed: oneshot::Receiver<u16>, task: JoinHandle<()> },
+    WebSocket {
+        requests: mpsc::Sender<(Value, Option<mpsc::Sender<Value>>)>,
+        closed: oneshot::Receiver<u16>,
+        task: JoinHandle<()>,
+    },
 }
 
 /// The answers of one exchange, or the events of one watch.
@@ -50,8 +54,10 @@ impl Client {
             Via::WebSocket => {
                 let mut request = server.websocket_url().as_str().into_client_request().unwrap();
                 request.headers_mut().insert("sec-websocket-protocol", "chatbox.v1".parse().unwrap());
-                let (socket, _response) =
-                    timeout(PATIENCE, tokio_tungstenite::connect_async(request)).await.expect("in time").expect("socket");
+                let (socket, _response) = timeout(PATIENCE, tokio_tungstenite::connect_async(request))
+                    .await
+                    .expect("in time")
+                    .expect("socket");
                 Self::over_socket(socket)
             }
         }
@@ -112,14 +118,12 @@ impl Client {
     /// Waits for the end of the connection and returns the close code as WebTransport has it.
     pub(crate) async fn closed(self) -> u32 {
         match self {
-            Self::WebTransport(session) => {
-                match timeout(PATIENCE, session.closed()).await.expect("close in time") {
-                    web_transport_quinn::SessionError::WebTransportError(
-                        web_transport_quinn::WebTransportError::Closed(code, _reason),
-                    ) => code,
-                    other => panic!("closed without a code: {other}"),
-                }
-            }
+            Self::WebTransport(session) => match timeout(PATIENCE, session.closed()).await.expect("close in time") {
+                web_transport_quinn::SessionError::WebTransportError(
+                    web_transport_quinn::WebTransportError::Closed(code, _reason),
+                ) => code,
+                other => panic!("closed without a code: {other}"),
+            },
             Self::WebSocket { closed, .. } => {
                 match timeout(PATIENCE, closed).await.expect("close in time").expect("close frame") {
                     1000 => 0,
