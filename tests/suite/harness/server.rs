@@ -6,6 +6,7 @@ use chatbox::{
     auth::{Role, issuer::Issuer},
     chat::UserId,
     config::{Address, Config},
+    llm::{Kind, ProviderConfig},
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -119,4 +120,12 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.lifecycle.stop();
     }
+}
+
+/// Has a scripted provider answer, as the only model.
+pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) {
+    let mut model = ProviderConfig::new(Kind::Openai);
+    model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
+    model.model = Some("scripted".to_owned());
+    config.llm.providers.insert("scripted".to_owned(), model);
 }
