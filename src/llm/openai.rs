@@ -280,6 +280,11 @@ impl Reader {
             if let Some(next) = self.parser.ready.pop_front() {
                 return next;
             }
+            if Instant::now() >= self.deadline {
+                // A timeout alone never fires while there is always something to read.
+                self.parser.fail(Fault::timeout("did not finish its answer in time"));
+                continue;
+            }
             let silence = if self.parser.finished { TAIL_TIMEOUT.min(self.idle_timeout) } else { self.idle_timeout };
             let until = self.deadline.min(Instant::now() + silence);
             match timeout_at(until, self.response.chunk()).await {
@@ -289,11 +294,10 @@ impl Reader {
                     source: Some(err.without_url().into()),
                     ..Fault::unavailable("broke off in the middle of its answer")
                 }),
-                Err(_elapsed) => self.parser.fail(Fault::timeout(if until == self.deadline {
-                    "did not finish its answer in time"
-                } else {
-                    "fell silent in the middle of its answer"
-                })),
+                Err(_elapsed) if until < self.deadline => {
+                    self.parser.fail(Fault::timeout("fell silent in the middle of its answer"));
+                }
+                Err(_elapsed) => {}
             }
         }
     }
