@@ -424,6 +424,9 @@ fn the_demo_answers_what_is_asked_and_says_what_it_is() {
         ("How do I configure a real model in production?", "## Running it with a real model"),
         ("Is my data encrypted?", "## Where conversations live"),
         ("Which limits are there?", "## Limits"),
+        ("Where are conversations stored, and who can read them?", "## Where conversations live"),
+        ("What is QUIC?", "## WebTransport first"),
+        ("Which limits does chatbox have?", "## Limits"),
         ("<script>alert(1)</script> ![x](y)", "## Hello from chatbox"),
         ("", "## Hello from chatbox"),
     ] {
