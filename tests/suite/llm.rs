@@ -181,13 +181,16 @@ async fn the_answer_does_not_depend_on_how_it_is_cut_up() {
 
 #[tokio::test]
 async fn a_stream_may_end_without_done_once_it_has_finished() {
-    for script in
-        [Script::answer(["x"]).end_after(2), Script::answer(["x"]).cut_after(2), Script::answer(["x"]).stall_after(2)]
-    {
+    for script in [Script::answer(["x"]).end_after(2), Script::answer(["x"]).cut_after(2)] {
         let (text, _, end) = ask(script).await;
         assert_eq!(text, "x");
         end.unwrap();
     }
+    let provider = Provider::start(Script::answer(["x"]).stall_after(2)).await;
+    let openai = OpenAi::new(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
+    let (text, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+    assert_eq!(text, "x");
+    end.unwrap();
 }
 
 #[tokio::test]
@@ -264,7 +267,9 @@ async fn refusals_name_the_status_and_the_code_and_quote_nothing() {
 
 #[tokio::test]
 async fn a_refusal_whose_body_never_ends_is_told_all_the_same() {
-    let (_, _, end) = ask(Script::status(500, "text/plain", "x").stall_after(1)).await;
+    let provider = Provider::start(Script::status(500, "text/plain", "x").stall_after(1)).await;
+    let openai = OpenAi::new(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
+    let (_, _, end) = collect(openai.stream(prompt("Hi")).await).await;
     assert_eq!(end.unwrap_err().reason, "refused with status 500");
 }
 
@@ -305,6 +310,14 @@ async fn what_vendors_add_is_passed_over() {
     assert_eq!(text, "text, sorry");
     assert_eq!(usage, Some(Usage { prompt_tokens: 4, completion_tokens: 2, estimated: false }));
     end.unwrap();
+}
+
+#[tokio::test]
+async fn an_empty_finish_reason_finishes_nothing() {
+    let piece = event(r#"{"choices":[{"delta":{"content":"x"},"finish_reason":""}]}"#);
+    let (text, _, end) = ask(Script::events([piece])).await;
+    let told = "provider `fast`: ended its answer without finishing it";
+    assert_eq!((text.as_str(), reason(end)), ("x", (ErrorCode::LlmUnavailable, told.to_owned())));
 }
 
 #[tokio::test]
