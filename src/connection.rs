@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::stream::BoxStream;
 
-use crate::protocol::{CloseCode, Encoded};
+use crate::protocol::{CloseCode, Encoded, Rejection, Request, decode};
 
 /// The answers of one exchange, or the events of one watch. Pulled: nothing is produced that is not asked for.
 /// Dropping it only stops watching. Never panics.
@@ -89,7 +89,13 @@ impl Gate {
 impl Connection {
     /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket.
     pub async fn handle(&self, frame: &[u8]) -> Outcome {
-        let _ = (&self.0, frame);
+        self.handle_request(decode(frame)).await
+    }
+
+    /// Handles a frame that its transport has decoded, because it had to know what may not wait: of a WebSocket
+    /// every one, also those that an attach stream hands to [`Self::handle_inline`].
+    pub async fn handle_request(&self, request: Result<Request, Rejection>) -> Outcome {
+        drop((&self.0, request));
         std::future::ready(Outcome::Close(None, CloseCode::Done)).await
     }
 

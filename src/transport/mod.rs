@@ -1,3 +1,5 @@
 //! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
 
+pub mod tcp;
 pub mod tls;
+pub mod websocket;

@@ -1,1 +1,6 @@
+//! One binary for all integration tests. A line for each module says what belongs there.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the harness fails loudly")]
+
+/// TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain.
+mod websocket;
