@@ -196,11 +196,11 @@ impl Connection {
     /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket. A panic in it is
     /// contained, counted and answered.
     pub async fn handle(&self, frame: &[u8]) -> Outcome {
-        self.handle_decoded(decode(frame)).await
+        self.handle_request(decode(frame)).await
     }
 
     /// The same for a frame that the transport had to look into.
-    pub async fn handle_decoded(&self, request: Result<Request, Rejection>) -> Outcome {
+    pub async fn handle_request(&self, request: Result<Request, Rejection>) -> Outcome {
         let re = request.as_ref().map_or_else(|rejection| rejection.re, |request| request.id);
         match AssertUnwindSafe(self.dispatch(request)).catch_unwind().await {
             Ok(outcome) => outcome,
@@ -218,7 +218,7 @@ impl Connection {
                 let message = "this request needs a stream of its own".into();
                 self.refuse(id, &Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) })
             }
-            request => self.handle_decoded(request).await,
+            request => self.handle_request(request).await,
         }
     }
 
