@@ -26,8 +26,8 @@ use crate::{
     limit::{self, ConnectionPermit, Limiter, UserPermit},
     metrics::Metrics,
     protocol::{
-        Accepted, Attach, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits, Model, Named,
-        Rejection, Request, Scope, ServerFrame, UserMessage, decode,
+        Accepted, Attach, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits,
+        Model, Named, Rejection, Request, Scope, ServerFrame, UserMessage, decode,
     },
     router::{Asked, Refusal, Router, Send, WatchFrom},
 };
@@ -40,9 +40,6 @@ pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a client may leave one frame unread before it counts as gone.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Longest message text, in characters, as clients are told.
-const CONTENT_CHARS_MAX: usize = 10_000;
 
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -236,7 +233,7 @@ impl Connection {
             let expiry = self.principal().map(|principal| remaining(&principal));
             tokio::select! {
                 biased;
-                () = self.0.gate.lifecycle.stopping() => return CloseCode::GoingAway,
+                () = self.0.gate.lifecycle.closing() => return CloseCode::GoingAway,
                 () = renewed => {}
                 () = tokio::time::sleep(expiry.unwrap_or(Duration::MAX)), if expiry.is_some() => {
                     if self.principal().is_some_and(|principal| remaining(&principal).is_zero()) {

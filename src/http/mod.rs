@@ -12,7 +12,7 @@ use std::sync::Arc;
 use axum::{
     Router, middleware,
     response::Redirect,
-    routing::{MethodRouter, get, post},
+    routing::{get, post},
 };
 use url::Url;
 
@@ -58,8 +58,8 @@ pub struct Addresses {
     pub certificate_sha256: Option<String>,
 }
 
-/// The public routes, all under the prefix; `websocket` is the transport's own route for `{prefix}/ws`.
-pub fn routes(parts: Arc<Parts>, websocket: MethodRouter) -> Router {
+/// The public routes, all under the prefix; `websocket` is the transport's own route for `/ws`.
+pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     let prefix = parts.prefix.clone();
     let home = format!("{prefix}/");
     let mut limited = Router::new().route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
@@ -73,7 +73,7 @@ pub fn routes(parts: Arc<Parts>, websocket: MethodRouter) -> Router {
         .merge(ui::routes())
         .route("/.well-known/chatbox", get(discovery::discover))
         .with_state(Arc::clone(&parts))
-        .route("/ws", websocket)
+        .merge(websocket)
         .fallback(problem::no_route);
     Router::new()
         .route("/", get(move || async move { Redirect::temporary(&home) }))

@@ -15,7 +15,7 @@ pub use watch::{Asked, From as WatchFrom, Start, Watch};
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde::Deserialize;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Principal, Role},
@@ -117,6 +117,7 @@ struct Inner {
     node: NodeId,
     live: live::Turns,
     runners: TaskTracker,
+    cut: CancellationToken,
 }
 
 /// Something to say, and who says it from where.
@@ -261,6 +262,11 @@ impl Router {
             default_model: self.models().default_id().to_string(),
             reply_id: EntryId::new(),
         }
+    }
+
+    /// Ends every turn of this node as `interrupted`; each keeps its text.
+    pub fn interrupt_all(&self) {
+        self.0.cut.cancel();
     }
 
     /// Waits until no turn runs on this node any more.

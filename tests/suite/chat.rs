@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, Server, Via, id, over_both, openai,
+    Client, Server, Via, id, openai, over_both,
     provider::{Gate, Provider, Script},
 };
 
@@ -42,7 +42,10 @@ async fn message_is_answered_piece_by_piece(via: Via) {
     let message = json!({"type": "user_message", "id": request, "session_id": status["session_id"], "content": "What is chatbox?"});
     let mut exchange = client.exchange(message).await;
     let accepted = exchange.next().await.expect("accepted");
-    assert_eq!((&accepted["type"], &accepted["seq"], &accepted["re"]), (&json!("accepted"), &json!(1), &json!(request)));
+    assert_eq!(
+        (&accepted["type"], &accepted["seq"], &accepted["re"]),
+        (&json!("accepted"), &json!(1), &json!(request))
+    );
     let loading = exchange.next().await.expect("loading");
     assert_eq!((&loading["type"], &loading["seq"]), (&json!("loading"), &json!(2)));
     assert_eq!(loading["turn_id"], accepted["turn_id"]);
@@ -273,12 +276,8 @@ async fn history_goes_to_the_model(via: Via) {
     assert_eq!(last["usage"], json!({"prompt_tokens": 7, "completion_tokens": 2, "estimated": false}));
     client.say("Sure?").await.reply().await;
     let told = provider.request(1).await;
-    let expected = [
-        ("system", "Be brief."),
-        ("user", "Is <a&b> \"safe\"?\n"),
-        ("assistant", "It is."),
-        ("user", "Sure?"),
-    ];
+    let expected =
+        [("system", "Be brief."), ("user", "Is <a&b> \"safe\"?\n"), ("assistant", "It is."), ("user", "Sure?")];
     assert_eq!(told.messages(), expected);
 }
 
