@@ -1,9 +1,9 @@
 //! Limits: one typed method for each limited action.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How much anyone may use. Every number is per node.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// exchanges and watches of one user's connection at a time

@@ -10,7 +10,7 @@ use url::Url;
 use crate::{
     auth::{Verifier, dev::DevSessions, origins::Origins},
     bus,
-    config::{Address, Config},
+    config::{Address, Config, generated::Secrets},
     connection::Gate,
     http::{self, Addresses},
     lifecycle::Lifecycle,
@@ -38,6 +38,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Server {
     config: Config,
+    secrets: Secrets,
     parts: Arc<http::Parts>,
     store: Arc<dyn Store>,
     tls: Tls,
@@ -56,7 +57,7 @@ impl Server {
     /// # Errors
     /// When a port is taken, the store does not open, or a certificate does not load; the error says which.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        let (config, generated) = config.with_secrets()?;
+        let secrets = Secrets::provide(&config)?;
         let metrics = Metrics::new();
         let lifecycle = Lifecycle::default();
         let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics)).await?;
@@ -77,19 +78,18 @@ impl Server {
         let mut quic_sockets = bind::open(config.listen.quic, true).context("open `listen.quic`")?;
         let ops_sockets = bind::open(config.listen.ops, false).context("open `listen.ops`")?;
         let addresses = addresses(&config, &http_sockets, &quic_sockets, tls.certificate_sha256())?;
-        let secret = config.auth.jwt_secret.clone().context("`auth.jwt_secret` is missing")?;
         let bound: Vec<SocketAddr> =
             [&http_sockets, &quic_sockets].into_iter().flat_map(|s| s.addresses.clone()).collect();
         let origins = Arc::new(Origins::new(&config.auth, &bound, &[&addresses.http, &addresses.quic]));
         let gate = Arc::new(Gate {
             router: router.clone(),
-            verifier: Arc::new(Verifier::new(&config.auth, &secret)),
+            verifier: Arc::new(Verifier::new(&config.auth, &secrets.jwt)),
             limiter: Arc::clone(&limiter),
             lifecycle: lifecycle.clone(),
             metrics: Arc::clone(&metrics),
             limits: config.limits.clone(),
         });
-        let dev = generated.then(|| DevSessions::new(&config.auth, &secret));
+        let dev = secrets.jwt_generated.then(|| DevSessions::new(&config.auth, &secrets.jwt));
         let code = dev.as_ref().map(DevSessions::code);
         let parts = Arc::new(http::Parts {
             prefix: config.path_prefix.clone(),
@@ -118,7 +118,7 @@ impl Server {
         let quic = quic::Listener::new(quic::Parts {
             sockets: std::mem::take(&mut quic_sockets.udp),
             tls: &tls,
-            cluster_secret: config.cluster_secret.as_ref().context("`cluster_secret` is missing")?.expose(),
+            cluster_secret: secrets.cluster.expose(),
             gate,
             app: app.clone(),
             prefix: &config.path_prefix,
@@ -130,7 +130,7 @@ impl Server {
         let permits =
             Arc::new(Semaphore::new(usize::try_from(config.limits.connections).unwrap_or(Semaphore::MAX_PERMITS)));
         let tcp = tcp::Server { router: app.clone(), tls: None, permits, metrics, lifecycle };
-        Ok(Self { config, parts, store, tls, tcp, quic, app, http_sockets, quic_sockets, ops_sockets, code })
+        Ok(Self { config, secrets, parts, store, tls, tcp, quic, app, http_sockets, quic_sockets, ops_sockets, code })
     }
 
     /// The address that opens the chat page; signed in, where the local sign-in exists.
@@ -165,10 +165,10 @@ impl Server {
         &self.parts.lifecycle
     }
 
-    /// What it runs with, generated secrets included.
+    /// The secrets that it runs with, for who issues tokens beside it.
     #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.config
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     /// What it counts.

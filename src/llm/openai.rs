@@ -112,7 +112,7 @@ impl OpenAi {
         let client = self.client().map_err(|err| self.caused("the HTTP client cannot be made", err))?;
         let mut request = client.post(self.url.clone()).header(ACCEPT, "text/event-stream").json(&self.body(prompt));
         if let Some(key) = &settings.api_key {
-            request = request.bearer_auth(key.reveal());
+            request = request.bearer_auth(key.expose());
         }
         let first_byte = deadline.min(Instant::now() + settings.idle_timeout);
         match timeout_at(first_byte, request.send()).await {

@@ -14,7 +14,7 @@ pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Sessions of a user, and their turns.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// active sessions of one user at a time

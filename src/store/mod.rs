@@ -260,7 +260,7 @@ pub struct Lost {
 }
 
 /// Where the store is.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `sqlite:PATH`

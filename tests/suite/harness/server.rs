@@ -1,12 +1,13 @@
 //! The server under test: in this process on free ports, or as the real binary that can be killed.
 
-use std::time::Duration;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use chatbox::{
     auth::{Role, issuer::Issuer},
     chat::UserId,
-    config::{Address, Config},
+    config::{Address, Config, secret::Secret},
     llm::{Kind, ProviderConfig},
+    metrics::Metrics,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -15,9 +16,11 @@ use url::Url;
 /// A server in this process. It ends when this is dropped.
 pub(crate) struct Server {
     pub(crate) config: Config,
+    secret: Secret,
     pub(crate) url: Url,
     pub(crate) quic_url: Url,
-    pub(crate) ops_url: Url,
+    pub(crate) ops: SocketAddr,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) certificate_sha256: String,
     lifecycle: chatbox::lifecycle::Lifecycle,
     task: Option<JoinHandle<anyhow::Result<()>>>,
@@ -63,10 +66,12 @@ impl Server {
         Self {
             url: addresses.http,
             quic_url: addresses.quic,
-            ops_url: server.ops_url(),
+            ops: server.ops_address().expect("ops listener"),
+            metrics: Arc::clone(server.metrics()),
             certificate_sha256: addresses.certificate_sha256.expect("self-signed"),
             lifecycle: server.lifecycle().clone(),
-            config: server.config().clone(),
+            secret: server.secrets().jwt.clone(),
+            config,
             task: Some(tokio::spawn(server.run())),
             _dir: None,
         }
@@ -78,9 +83,8 @@ impl Server {
     }
 
     pub(crate) fn token_for(&self, user: &str, role: Role, ttl: Duration) -> String {
-        let secret = self.config.auth.jwt_secret.clone().expect("secret");
         let user = UserId::parse(user).expect("user id");
-        Issuer::new(&self.config.auth, &secret).issue(&user, role, None, ttl).expect("token")
+        Issuer::new(&self.config.auth, &self.secret).issue(&user, role, None, ttl).expect("token")
     }
 
     pub(crate) fn websocket_url(&self) -> Url {
