@@ -151,7 +151,7 @@ impl ProviderConfig {
             report("model", "is missing: the vendor's name of the model");
         }
         let sendable =
-            |key: &Secret| !key.reveal().is_empty() && key.reveal().bytes().all(|byte| byte.is_ascii_graphic());
+            |key: &Secret| !key.expose().is_empty() && key.expose().bytes().all(|byte| byte.is_ascii_graphic());
         if self.api_key.as_ref().is_some_and(|key| !sendable(key)) {
             report("api_key", "must be visible ASCII characters; leave it out for a server that wants none");
         }

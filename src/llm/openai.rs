@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::{
-    Answer, Chunk, Error, Prompt, Provider, Role, Secret,
+    Answer, Chunk, Error, Prompt, Provider, Role,
     sse::{Decoder, Event},
 };
 use crate::chat::{ErrorCode, Usage};

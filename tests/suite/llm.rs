@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chatbox::{
     chat::{ErrorCode, Usage, UserId},
     llm::{
-        Answer, Chunk, Config, Error, Message, Models, Prompt, Provider as _, Role, Secret,
+        Answer, Chunk, Config, Error, Message, Models, Prompt, Provider as _, Role,
         demo::{self, Demo},
         openai::{OpenAi, Settings},
     },
