@@ -1,6 +1,7 @@
 //! The configuration: load, merge, validate, redact. Each section's type lives beside its user.
 
 pub mod duration;
+pub mod secret;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -21,7 +22,7 @@ pub struct Config {
     /// how clients reach `listen.quic`; absent: from the listener
     pub public_quic_url: Option<url::Url>,
     /// the same on all nodes and after a restart; absent: generated into `data_dir`
-    pub cluster_secret: Option<String>,
+    pub cluster_secret: Option<secret::Secret>,
     /// where generated secrets and the embedded database live
     pub data_dir: PathBuf,
     /// who may come in

@@ -44,3 +44,34 @@ impl Default for Config {
         }
     }
 }
+
+/// STUB
+#[derive(Debug)]
+pub struct Limiter;
+/// STUB
+#[derive(Debug)]
+pub struct RetryAfter(pub std::time::Duration);
+/// STUB
+#[derive(Debug)]
+pub struct ConnectionPermit;
+/// STUB
+#[derive(Debug)]
+pub struct UserPermit;
+impl Limiter {
+    /// STUB
+    pub fn message(&self, _u: &crate::chat::UserId) -> Result<(), RetryAfter> {
+        Ok(())
+    }
+    /// STUB
+    pub fn public(&self, _u: std::net::IpAddr) -> Result<(), RetryAfter> {
+        Ok(())
+    }
+    /// STUB
+    pub fn connection(&self, _u: std::net::IpAddr) -> Result<ConnectionPermit, ()> {
+        Ok(ConnectionPermit)
+    }
+    /// STUB
+    pub fn user_connection(&self, _u: &crate::chat::UserId) -> Result<UserPermit, ()> {
+        Ok(UserPermit)
+    }
+}

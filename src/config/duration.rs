@@ -13,3 +13,16 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duratio
     humantime::parse_duration(&text)
         .map_err(|err| serde::de::Error::custom(format!("`{text}` is not a duration such as `2s` or `1h 30m`: {err}")))
 }
+
+/// The same for keys that may be absent; for `#[serde(default, with)]`.
+pub mod option {
+    use super::{Deserializer, Duration};
+
+    /// Reads a duration that is there.
+    ///
+    /// # Errors
+    /// As [`super::deserialize`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        super::deserialize(deserializer).map(Some)
+    }
+}

@@ -1,8 +1,11 @@
 //! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
 
+pub mod bind;
 mod demux;
 mod http3;
+pub mod lines;
 pub mod quic;
+pub mod streams;
 pub mod tls;
 pub mod webtransport;
 pub mod wire;

@@ -1,1 +1,5 @@
+//! Everything that is tested over real sockets and files, as one binary.
+#![expect(clippy::expect_used, clippy::panic, reason = "the harness fails loudly")]
 
+mod harness; // servers, clients and providers that tests start
+mod llm; // providers against a scripted server that speaks the vendor's format
