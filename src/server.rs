@@ -41,7 +41,6 @@ const UNPROVEN_HANDSHAKES_MAX: usize = 256;
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A server whose sockets are open. Connections wait in the kernel until [`Server::run`].
-#[derive(Debug)]
 pub struct Server {
     config: Config,
     secrets: Secrets,

@@ -139,7 +139,13 @@ impl Router {
     /// Makes the use cases over their parts. [`Self::recover`] is to be called once before the first request.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner { parts, node: NodeId::new(), live: live::Turns::default(), runners: TaskTracker::new() }))
+        Self(Arc::new(Inner {
+            parts,
+            node: NodeId::new(),
+            live: live::Turns::default(),
+            runners: TaskTracker::new(),
+            cut: CancellationToken::new(),
+        }))
     }
 
     /// The configured models.

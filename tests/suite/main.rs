@@ -9,7 +9,10 @@
     reason = "the harness fails loudly"
 )]
 
+mod bad_input; // what is refused, how it is told, and that nothing else is harmed
 mod chat; // one message, end to end, over both transports
+mod drain; // the end of a server, wanted or not
 mod harness; // servers, clients and providers that tests start
+mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain

@@ -16,7 +16,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
-use super::server::Server;
+use super::server::{Server, Target};
 
 /// How long anything that must come may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ pub(crate) enum Lines {
 
 impl Client {
     /// Opens a connection that is not attached yet.
-    pub(crate) async fn open(server: &Server, via: Via) -> Self {
+    pub(crate) async fn open(server: &Target, via: Via) -> Self {
         match via {
             Via::WebTransport => {
                 let session = timeout(PATIENCE, server.webtransport().connect(server.webtransport_url()));
@@ -75,7 +75,7 @@ impl Client {
     }
 
     /// Opens, attaches as `user` with `fields` on top, and reads the status.
-    pub(crate) async fn attached(server: &Server, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
+    pub(crate) async fn attached(server: &Target, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
         let mut client = Self::open(server, via).await;
         let mut frame = json!({"type": "attach", "id": id(), "token": server.token(user)});
         merge(&mut frame, fields);
@@ -134,6 +134,29 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Sends bytes as the one frame of an exchange; WebTransport only.
+    pub(crate) async fn raw(&mut self, frame: &[u8]) -> Lines {
+        let Self::WebTransport(session) = self else { panic!("a socket has no streams") };
+        let (mut send, recv) = session.open_bi().await.expect("stream");
+        send.write_all(frame).await.expect("stream open");
+        send.write_all(b"\n").await.expect("stream open");
+        send.finish().expect("stream open");
+        Lines::Stream { send, recv, buffer: BytesMut::new() }
+    }
+
+    /// Closes and waits until the server has noticed.
+    pub(crate) async fn leave(self, server: &Server) {
+        let open = server.open_connections();
+        match self {
+            Self::WebTransport(session) => session.close(0, b""),
+            Self::WebSocket { requests, task, .. } => {
+                drop(requests);
+                task.await.expect("no panic");
+            }
+        }
+        server.connections_fall_below(open).await;
     }
 
     /// Vanishes without a word, as a phone in a tunnel does.

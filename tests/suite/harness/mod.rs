@@ -1,6 +1,7 @@
 //! What tests start: real servers, clients and providers, never stand-ins for our own traits.
 
 pub(crate) mod client;
+pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod server;
 
