@@ -2,5 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the harness fails loudly")]
 
+/// The repository's own rules, checked on its text.
+mod tidy;
 /// TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain.
 mod websocket;
