@@ -6,7 +6,9 @@
 mod client;
 mod server;
 
-pub use client::{Attach, ClientFrame, Position, Rejection, Request, Scope, UserMessage, decode, encode_request};
+pub use client::{
+    Attach, ClientFrame, Named, Position, Rejection, Request, Scope, UserMessage, decode, encode_request,
+};
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
 };

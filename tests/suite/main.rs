@@ -1,8 +1,16 @@
-//! One binary for all integration tests. A line for each module says what belongs there.
+//! Everything that is tested over real sockets and files, as one binary. A line for each module says what belongs
+//! there.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "the harness fails loudly"
+)]
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the harness fails loudly")]
-
-/// The repository's own rules, checked on its text.
-mod tidy;
-/// TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain.
-mod websocket;
+mod chat; // one message, end to end, over both transports
+mod harness; // servers, clients and providers that tests start
+mod llm; // providers against a scripted server that speaks the vendor's format
+mod tidy; // the repository's own rules, checked on its text
+mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain

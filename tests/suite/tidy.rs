@@ -2,12 +2,6 @@
 //!
 //! Each rule is a function from files to faults, and has a test that plants a fault and finds it.
 
-#![expect(
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    reason = "a wrong offset fails the test, which is its purpose"
-)]
-
 mod source;
 
 use std::fmt;
