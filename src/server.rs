@@ -22,14 +22,20 @@ use crate::{
     store::{self, Store},
     transport::{
         bind::{self, Sockets},
-        quic, tcp,
+        quic,
+        streams::Chat,
+        tcp,
         tls::Tls,
         websocket,
+        webtransport::Rules,
     },
 };
 
 /// How long clients have to read `going_away` before their connection can be closed.
 const FAREWELL: Duration = Duration::from_millis(300);
+
+/// QUIC handshakes at a time with clients that have not proven their address; beyond it they prove it first.
+const UNPROVEN_HANDSHAKES_MAX: usize = 256;
 
 /// How long turns that were cut have to store their end, and connections to close, before they are dropped.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,8 +49,7 @@ pub struct Server {
     store: Arc<dyn Store>,
     tls: Tls,
     tcp: tcp::Server,
-    quic: quic::Listener,
-    app: axum::Router,
+    quic: quic::Listener<Chat>,
     http_sockets: Sockets,
     quic_sockets: Sockets,
     ops_sockets: Sockets,
@@ -117,20 +122,22 @@ impl Server {
         let app = http::routes(Arc::clone(&parts), websocket.route("/ws"));
         let quic = quic::Listener::new(quic::Parts {
             sockets: std::mem::take(&mut quic_sockets.udp),
-            tls: &tls,
-            cluster_secret: secrets.cluster.expose(),
-            gate,
+            tls: tls.clone(),
+            cluster_secret: secrets.cluster.expose().to_owned(),
+            host: Chat { gate, metrics: Arc::clone(&metrics) },
             app: app.clone(),
-            prefix: &config.path_prefix,
-            origin_allowed,
+            rules: Rules { path: format!("{}/wt", config.path_prefix), origin_allowed },
+            limits: quic::Limits {
+                connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
+                unproven_handshakes: UNPROVEN_HANDSHAKES_MAX,
+            },
             lifecycle: lifecycle.clone(),
             metrics: Arc::clone(&metrics),
-            connections_max: config.limits.connections,
         })?;
         let permits =
             Arc::new(Semaphore::new(usize::try_from(config.limits.connections).unwrap_or(Semaphore::MAX_PERMITS)));
-        let tcp = tcp::Server { router: app.clone(), tls: None, permits, metrics, lifecycle };
-        Ok(Self { config, secrets, parts, store, tls, tcp, quic, app, http_sockets, quic_sockets, ops_sockets, code })
+        let tcp = tcp::Server { router: app, tls: None, permits, metrics, lifecycle };
+        Ok(Self { config, secrets, parts, store, tls, tcp, quic, http_sockets, quic_sockets, ops_sockets, code })
     }
 
     /// The address that opens the chat page; signed in, where the local sign-in exists.

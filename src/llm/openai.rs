@@ -25,7 +25,10 @@ use super::{
     Answer, Chunk, Error, Prompt, Provider, Role,
     sse::{Decoder, Event},
 };
-use crate::chat::{ErrorCode, Usage};
+use crate::{
+    chat::{ErrorCode, Usage},
+    config::secret::Secret,
+};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
