@@ -228,7 +228,7 @@ impl Server {
         let listeners = [(&self.tcp, self.http_sockets), (&secure, self.quic_sockets), (&ops, self.ops_sockets)];
         for (server, sockets) in listeners {
             for socket in sockets.tcp {
-                server.serve(tokio::net::TcpListener::from_std(socket).context("hand a socket to the runtime")?);
+                server.serve(socket).context("hand a socket to the runtime")?;
             }
         }
         let quic = self.quic;

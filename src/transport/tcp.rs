@@ -11,7 +11,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::pin,
     sync::{
@@ -58,55 +58,11 @@ const PONG_DEADLINE: Duration = Duration::from_secs(20);
 /// The first wait after `accept` failed for want of a descriptor or memory; doubles up to a second.
 const BACKOFF: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-const BACKLOG: i32 = 1024;
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const HTTP2_STREAMS_MAX: u32 = 64;
 const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
-
-/// Binds one address. `[::]:PORT` takes IPv4 clients too.
-///
-/// # Errors
-/// When the address is taken or not one of this machine. Must be called inside a tokio runtime.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Binds `[::1]` and `127.0.0.1` on the same port, because Chromium does not fall back from one to the other.
-/// Port 0 picks one that is free on both. A machine without IPv6 gets the IPv4 listener alone.
-///
-/// # Errors
-/// When the port is taken on `127.0.0.1` or on `[::1]`. Must be called inside a tokio runtime.
-pub fn bind_localhost(port: u16) -> io::Result<Vec<TcpListener>> {
-    const ATTEMPTS: usize = 16;
-    let mut result = Err(io::ErrorKind::AddrInUse.into());
-    for _ in 0..ATTEMPTS {
-        let first = bind((Ipv4Addr::LOCALHOST, port).into())?;
-        let chosen = first.local_addr()?.port();
-        match bind((Ipv6Addr::LOCALHOST, chosen).into()) {
-            Ok(second) => return Ok(vec![second, first]),
-            Err(err) if matches!(err.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => {
-                tracing::warn!("no ipv6 loopback, listening on 127.0.0.1 alone");
-                return Ok(vec![first]);
-            }
-            Err(err) => result = Err(err),
-        }
-        if port != 0 {
-            break;
-        }
-    }
-    result
-}
 
 /// What a listener serves, and how. Cheap to clone; several listeners may share one.
 #[derive(Clone, Debug)]
@@ -125,10 +81,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Accepts until the drain begins, then closes the listener. Returns at once.
-    pub fn serve(&self, listener: TcpListener) {
+    /// Accepts until the drain begins, then closes the listener. Returns at once; must be called in a runtime.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the socket, or the socket cannot be made non-blocking.
+    pub fn serve(&self, listener: std::net::TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let server = self.clone();
         self.lifecycle.spawn(async move { server.accept(listener).await });
+        Ok(())
     }
 
     async fn accept(self, listener: TcpListener) {
