@@ -23,7 +23,7 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{lifecycle::Lifecycle, metrics::Metrics};
 
@@ -38,7 +38,7 @@ const RENEW_BEFORE: Duration = Duration::from_secs(24 * 3600);
 const WATCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Certificates.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// PEM chain; absent: a self-signed one in `dir`, on loopback only
