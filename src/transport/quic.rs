@@ -4,6 +4,7 @@
 //! QUIC connection; who may have a WebTransport session is the [`Host`]'s business.
 
 use std::{
+    fmt,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -27,13 +28,13 @@ use super::{
     tls::Tls,
     webtransport::{Host, Rules, Session},
 };
-use crate::{lifecycle::Lifecycle, metrics::Metrics};
+use crate::{connection::Gate, lifecycle::Lifecycle, metrics::Metrics};
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long clients may take to acknowledge that their connections are closed.
-const FAREWELL_DEADLINE: Duration = Duration::from_secs(3);
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A connection without a sign of life is dropped; phones' radios sleep for about half a minute.
 const IDLE_TIMEOUT_MS: u32 = 60_000;
@@ -57,50 +58,52 @@ const SEND_WINDOW: u64 = 256 * 1024;
 /// Browsers want HTTP datagrams to be supported; nobody reads them here.
 const DATAGRAM_BYTES: usize = 16 * 1024;
 
+/// Handshakes at a time with clients whose address is not proven, and at most a quarter of all connections;
+/// beyond it, clients prove it first, at the price of a round trip.
+const UNPROVEN_HANDSHAKES_MAX: usize = 256;
+
 /// Handshakes that wait for the accept loop, and what they may have sent meanwhile.
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES: u64 = 64 * 1024;
 
 /// What a listener is made of.
-pub struct Parts<H> {
+pub struct Parts<'a, H = Arc<Gate>> {
     /// bound, one endpoint for each: `localhost` is `[::1]` and `127.0.0.1`
     pub sockets: Vec<UdpSocket>,
     /// certificates
-    pub tls: Tls,
+    pub tls: &'a Tls,
     /// the same on all nodes and after a restart: reset, connection-id and token keys come from it
-    pub cluster_secret: String,
-    /// serves the WebTransport sessions
-    pub host: H,
+    pub cluster_secret: &'a str,
+    /// takes the WebTransport sessions
+    pub gate: H,
     /// serves all other requests
     pub app: axum::Router,
-    /// who may open a session
-    pub rules: Rules,
-    /// how much is allowed
-    pub limits: Limits,
+    /// sessions are at `{prefix}/wt`
+    pub prefix: &'a str,
+    /// whether pages of this origin may open a session; asked only where an `Origin` is present
+    pub origin_allowed: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     /// when to end
     pub lifecycle: Lifecycle,
     /// what is counted
     pub metrics: Arc<Metrics>,
-}
-
-/// How much a listener takes on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
     /// QUIC connections at a time; beyond it they are refused
-    pub connections: usize,
-    /// handshakes at a time with clients whose address is not proven; beyond it, clients prove it first, at the
-    /// price of a round trip
-    pub unproven_handshakes: usize,
+    pub connections_max: u32,
 }
 
 /// A bound QUIC listener.
-pub struct Listener<H> {
+pub struct Listener<H = Arc<Gate>> {
     endpoints: Vec<Endpoint>,
     shared: Arc<Shared<H>>,
 }
 
+impl<H> fmt::Debug for Listener<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
 struct Shared<H> {
-    host: H,
+    gate: H,
     app: axum::Router,
     rules: Rules,
     permits: Arc<Semaphore>,
@@ -114,8 +117,8 @@ impl<H: Host> Listener<H> {
     ///
     /// # Errors
     /// When a socket cannot be used.
-    pub fn new(parts: Parts<H>) -> anyhow::Result<Self> {
-        let keys = Keys::derive(&parts.cluster_secret);
+    pub fn new(parts: Parts<'_, H>) -> anyhow::Result<Self> {
+        let keys = Keys::derive(parts.cluster_secret);
         let mut server = quinn::ServerConfig::new(parts.tls.quic()?, Arc::new(keys.token));
         server
             .transport_config(Arc::new(transport()))
@@ -126,6 +129,7 @@ impl<H: Host> Listener<H> {
         let mut endpoint = EndpointConfig::new(Arc::new(keys.reset));
         let connection_id = keys.connection_id;
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(connection_id)));
+        let connections_max = usize::try_from(parts.connections_max).unwrap_or(Semaphore::MAX_PERMITS);
         let endpoints = parts.sockets.into_iter().map(|socket| {
             Endpoint::new(endpoint.clone(), Some(server.clone()), socket, Arc::new(TokioRuntime))
                 .context("use a UDP socket for QUIC")
@@ -133,11 +137,11 @@ impl<H: Host> Listener<H> {
         Ok(Self {
             endpoints: endpoints.collect::<Result<_, _>>()?,
             shared: Arc::new(Shared {
-                host: parts.host,
+                gate: parts.gate,
                 app: parts.app,
-                rules: parts.rules,
-                permits: Arc::new(Semaphore::new(parts.limits.connections)),
-                handshakes: Arc::new(Semaphore::new(parts.limits.unproven_handshakes)),
+                rules: Rules { path: format!("{}/wt", parts.prefix), origin_allowed: parts.origin_allowed },
+                permits: Arc::new(Semaphore::new(connections_max)),
+                handshakes: Arc::new(Semaphore::new((connections_max / 4).min(UNPROVEN_HANDSHAKES_MAX))),
                 lifecycle: parts.lifecycle,
                 metrics: parts.metrics,
             }),
@@ -241,7 +245,7 @@ async fn serve<H: Host>(admitted: Admitted, shared: Arc<Shared<H>>) {
     shared.metrics.quic_connections_open.inc();
     let open = Open(shared.metrics.quic_connections_open.clone());
     if let Some((session, connection)) = serve_http(http3, &shared).await {
-        shared.host.serve(session, connection).await;
+        shared.gate.serve(session, connection).await;
     }
     drop((open, permit));
 }
@@ -289,10 +293,7 @@ async fn serve_http<H: Host>(mut http3: Http3, shared: &Shared<H>) -> Option<(Se
                         let session = Box::pin(Session::accept(http3, *connect)).await?;
                         return Some((session, connection));
                     }
-                    Err(status) => {
-                        shared.metrics.refusals_total.with_label_values(&[refusal(status)]).inc();
-                        http3.refuse(*connect, status);
-                    }
+                    Err(status) => http3.refuse(*connect, status),
                 },
                 // Http3 hands out streams of chat connections only.
                 Event::Stream(stream) => stream.reject(),
@@ -305,21 +306,17 @@ async fn serve_http<H: Host>(mut http3: Http3, shared: &Shared<H>) -> Option<(Se
     }
 }
 
+/// Whether a CONNECT is accepted; the gate counts its own refusals.
 fn welcome<H: Host>(connect: &Connect, http3: &Http3, shared: &Shared<H>) -> Result<H::Connection, StatusCode> {
-    let token = shared.rules.check(&connect.request)?;
-    shared.host.open(http3.quic_conn().remote_address().ip(), token)
-}
-
-/// The reason in `refusals_total`, from a closed set.
-fn refusal(status: StatusCode) -> &'static str {
-    match status {
-        StatusCode::NOT_IMPLEMENTED => "connect_protocol",
-        StatusCode::NOT_FOUND => "connect_path",
-        StatusCode::FORBIDDEN => "origin",
-        StatusCode::TOO_MANY_REQUESTS => "connections",
-        StatusCode::SERVICE_UNAVAILABLE => "draining",
-        _ => "connect",
-    }
+    let token = shared.rules.check(&connect.request).inspect_err(|status| {
+        let reason = match *status {
+            StatusCode::FORBIDDEN => "origin",
+            StatusCode::NOT_FOUND => "connect_path",
+            _ => "connect_protocol",
+        };
+        shared.metrics.refusals_total.with_label_values(&[reason]).inc();
+    })?;
+    shared.gate.open(http3.quic_conn().remote_address().ip(), token)
 }
 
 fn transport() -> TransportConfig {

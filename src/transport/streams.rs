@@ -56,20 +56,12 @@ const FAREWELL: Duration = Duration::from_millis(250);
 /// How long requests that are being handled may go on when their client has left.
 const HANDLE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Serves chats over WebTransport.
-#[derive(Clone, Debug)]
-pub struct Chat {
-    /// makes connections
-    pub gate: Arc<Gate>,
-    /// what is counted
-    pub metrics: Arc<Metrics>,
-}
-
-impl Host for Chat {
+/// Chats over WebTransport.
+impl Host for Arc<Gate> {
     type Connection = Connection;
 
     fn open(&self, address: IpAddr, token: Option<String>) -> Result<Connection, StatusCode> {
-        self.gate.open(Transport::WebTransport, address, token).map_err(|code| match code {
+        Gate::open(self, Transport::WebTransport, address, token).map_err(|code| match code {
             CloseCode::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
             CloseCode::Unauthorized | CloseCode::TokenExpired => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -82,7 +74,7 @@ impl Host for Chat {
             session,
             streams: JoinSet::new(),
             connection: connection.clone(),
-            frame_bytes_max: self.gate.frame_bytes_max(),
+            frame_bytes_max: self.frame_bytes_max(),
             metrics: Arc::clone(&self.metrics),
         };
         let code = driver.run().await;
