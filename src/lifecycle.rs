@@ -1,12 +1,13 @@
-//! How the server ends: `drain` finishes what runs, `stop` drops it; every long task is tracked and joined.
+//! How the server ends: `drain` finishes what runs, `close` ends connections, `stop` drops what is left; every
+//! long task is tracked and joined.
 
 use std::{future::Future, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How the server ends.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// how long running turns may go on after the first signal
@@ -20,10 +21,11 @@ impl Default for Config {
     }
 }
 
-/// The two tokens and the tracker that every task of the server hangs on. Cheap to clone.
+/// The tokens and the tracker that every task of the server hangs on. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     drain: CancellationToken,
+    close: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -48,6 +50,11 @@ impl Lifecycle {
         self.drain.is_cancelled()
     }
 
+    /// Resolves when no turn runs any more, and every connection is to end with a close code.
+    pub async fn closing(&self) {
+        self.close.cancelled().await;
+    }
+
     /// Resolves when whatever still runs is to be dropped.
     pub async fn stopping(&self) {
         self.stop.cancelled().await;
@@ -58,9 +65,15 @@ impl Lifecycle {
         self.drain.cancel();
     }
 
+    /// Ends every connection with a close code.
+    pub fn close(&self) {
+        self.drain.cancel();
+        self.close.cancel();
+    }
+
     /// Drops what runs.
     pub fn stop(&self) {
-        self.drain.cancel();
+        self.close();
         self.stop.cancel();
     }
 

@@ -24,6 +24,9 @@ pub enum Error {
     /// the session takes no more messages
     #[error("the session has ended")]
     Ended,
+    /// as many turns of the session are queued as the caller allows
+    #[error("too many messages wait for an answer in this session")]
+    QueueFull,
     /// the queue of the writer is full, or the call's deadline passed; nothing is known to be written
     #[error("the store is overloaded")]
     Overloaded,
@@ -99,8 +102,10 @@ pub struct NewEntry {
 pub struct NewTurn {
     /// its name
     pub id: TurnId,
-    /// the place of its reply, should it start at once
+    /// who runs it, should it start at once
     pub lease: Lease,
+    /// `append` fails with `QueueFull`, and stores nothing, when so many turns of the session are queued already
+    pub queued_max: u32,
 }
 
 /// Who runs a turn, and for how long without a sign of life.
@@ -157,15 +162,16 @@ pub struct EndTurn {
     pub usage: Option<Usage>,
     /// why it failed
     pub failure: Option<ErrorCode>,
-    /// only a turn whose lease has run out, or that another run of this database's only node left behind
-    pub only_lost: bool,
+    /// only a turn that nobody runs: its lease has run out, or, in a database that one process at a time has
+    /// open, its node is another than this one, the caller
+    pub only_lost: Option<NodeId>,
 }
 
 /// What `end_turn` did.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EndedTurn {
-    /// the reply, settled; `None` when the turn ended before it had started
-    pub reply: Option<Entry>,
+    /// the reply, settled. A turn that ends while it is queued gets an empty one, at the end of the log
+    pub reply: Entry,
     /// the session's `rev` after it
     pub rev: u64,
 }
@@ -219,6 +225,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// this node's to write, and then nothing was written. `offset` is the UTF-8 length of what is there.
     async fn extend_turn(&self, turn: TurnId, node: NodeId, piece: TurnText, ttl: Duration) -> Result<bool>;
 
+    /// Reads the running turn of a session.
+    async fn running_turn(&self, session: SessionId) -> Result<Option<Turn>>;
+
     /// Reads a turn.
     async fn turn(&self, id: TurnId) -> Result<Option<Turn>>;
 
@@ -251,7 +260,7 @@ pub struct Lost {
 }
 
 /// Where the store is.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `sqlite:PATH`
@@ -265,6 +274,6 @@ impl Default for Config {
 }
 
 /// The present moment, as rows keep it.
-pub(crate) fn now() -> Timestamp {
+fn now() -> Timestamp {
     Timestamp(i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or_default())
 }
