@@ -23,19 +23,14 @@ use crate::{
     transport::{
         bind::{self, Sockets},
         quic,
-        streams::Chat,
         tcp,
         tls::Tls,
         websocket,
-        webtransport::Rules,
     },
 };
 
 /// How long clients have to read `going_away` before their connection can be closed.
 const FAREWELL: Duration = Duration::from_millis(300);
-
-/// QUIC handshakes at a time with clients that have not proven their address; beyond it they prove it first.
-const UNPROVEN_HANDSHAKES_MAX: usize = 256;
 
 /// How long turns that were cut have to store their end, and connections to close, before they are dropped.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -48,7 +43,7 @@ pub struct Server {
     store: Arc<dyn Store>,
     tls: Tls,
     tcp: tcp::Server,
-    quic: quic::Listener<Chat>,
+    quic: quic::Listener,
     http_sockets: Sockets,
     quic_sockets: Sockets,
     ops_sockets: Sockets,
@@ -65,7 +60,7 @@ impl Server {
         let metrics = Metrics::new();
         let lifecycle = Lifecycle::default();
         let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics)).await?;
-        let limiter = Arc::new(Limiter::new(&config.limits));
+        let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(&metrics)));
         let router = Router::new(router::Parts {
             store: Arc::clone(&store),
             bus: Arc::new(bus::Local::new(Arc::clone(&metrics))),
@@ -121,17 +116,15 @@ impl Server {
         let app = http::routes(Arc::clone(&parts), websocket.route("/ws"));
         let quic = quic::Listener::new(quic::Parts {
             sockets: std::mem::take(&mut quic_sockets.udp),
-            tls: tls.clone(),
-            cluster_secret: secrets.cluster.expose().to_owned(),
-            host: Chat { gate, metrics: Arc::clone(&metrics) },
+            tls: &tls,
+            cluster_secret: secrets.cluster.expose(),
+            gate,
             app: app.clone(),
-            rules: Rules { path: format!("{}/wt", config.path_prefix), origin_allowed },
-            limits: quic::Limits {
-                connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
-                unproven_handshakes: UNPROVEN_HANDSHAKES_MAX,
-            },
+            prefix: &config.path_prefix,
+            origin_allowed,
             lifecycle: lifecycle.clone(),
             metrics: Arc::clone(&metrics),
+            connections_max: config.limits.connections,
         })?;
         let permits =
             Arc::new(Semaphore::new(usize::try_from(config.limits.connections).unwrap_or(Semaphore::MAX_PERMITS)));
