@@ -132,3 +132,35 @@ pub fn log_panics() {
 pub(crate) fn take_panics() -> u64 {
     PANICS.swap(0, Ordering::Relaxed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends a signal to this process.
+    fn raise(signal: &str) {
+        let sent = std::process::Command::new("sh").args(["-c", &format!("kill -{signal} $PPID")]).status();
+        assert!(sent.unwrap().success(), "{signal} was not sent");
+    }
+
+    #[tokio::test]
+    async fn the_first_signal_drains_and_the_second_stops() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn(signals(&lifecycle).unwrap());
+        raise("TERM");
+        lifecycle.draining().await;
+        assert!(!lifecycle.stop.is_cancelled(), "stopped by the first signal");
+        raise("INT");
+        lifecycle.stopping().await;
+        lifecycle.join().await;
+    }
+
+    #[tokio::test]
+    async fn waiting_for_signals_ends_with_the_server() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn(signals(&lifecycle).unwrap());
+        lifecycle.stop();
+        lifecycle.join().await;
+        assert!(lifecycle.drains());
+    }
+}

@@ -1,1 +1,5 @@
+//! Everything that is tested over real sockets and files, as one binary.
 
+mod auth; // which tokens are accepted, and which are not
+mod cli; // the binary: commands, output, exit codes
+mod config; // file, environment and flags together; what refuses the start
