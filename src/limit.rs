@@ -240,8 +240,8 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn limiter(config: Config) -> Limiter {
-        Limiter::new(&config, Metrics::new())
+    fn limiter(config: &Config) -> Limiter {
+        Limiter::new(config, Metrics::new())
     }
 
     fn refusals(limiter: &Limiter, reason: &str) -> u64 {
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_user_is_limited_alone_and_refusals_are_counted() {
-        let limiter = limiter(Config { messages_per_minute: 2, ..Config::default() });
+        let limiter = limiter(&Config { messages_per_minute: 2, ..Config::default() });
         assert_eq!([limiter.message(&user("ada")), limiter.message(&user("ada"))], [Ok(()), Ok(())]);
         let RetryAfter { ms } = limiter.message(&user("ada")).unwrap_err();
         assert!((29_000..=30_000).contains(&ms), "got {ms} ms, expected about 30000");
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_addresses_of_one_network_share_their_limit() {
-        let limiter = limiter(Config { public_per_minute: 1, ..Config::default() });
+        let limiter = limiter(&Config { public_per_minute: 1, ..Config::default() });
         assert_eq!(limiter.public(address("2001:db8:1:2::1")), Ok(()));
         assert_ne!(limiter.public(address("2001:db8:1:2:ffff::9")), Ok(()));
         assert_eq!(limiter.public(address("2001:db8:1:3::1")), Ok(()));
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_in_total_by_address_and_by_user_until_their_permit_drops() {
-        let limiter = limiter(Config {
+        let limiter = limiter(&Config {
             connections: 3,
             connections_per_address: 2,
             connections_per_user: 1,
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn refused_attempts_lock_nobody_out() {
-        let limiter = limiter(Config { connections_per_address: 1, ..Config::default() });
+        let limiter = limiter(&Config { connections_per_address: 1, ..Config::default() });
         let held = limiter.connection(address("192.0.2.1")).unwrap();
         for _ in 0..100 {
             assert_eq!(limiter.connection(address("192.0.2.1")).unwrap_err(), TooMany::Address);
