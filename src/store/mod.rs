@@ -299,9 +299,6 @@ pub fn open(
         _ => return Err(sqlite::OpenError::Url(config.url.clone())),
     };
     let seal = seal::Seal::new(&config.encryption_keys)?;
-    if seal.plain() {
-        tracing::error!("no encryption key is configured: messages are stored as plain text");
-    }
     Ok(Arc::new(sqlite::Sqlite::open(&path, seal, sqlite::Options::default(), metrics)?))
 }
 
