@@ -17,8 +17,6 @@ pub(crate) struct Process {
     child: Child,
     target: Target,
     database: std::path::PathBuf,
-    /// what the first line of its output is
-    pub(crate) line: String,
 }
 
 impl Deref for Process {
@@ -61,7 +59,6 @@ impl Process {
                 url,
             },
             database: dir.join("data/chatbox.db"),
-            line,
         }
     }
 
