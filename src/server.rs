@@ -22,8 +22,7 @@ use crate::{
     store::{self, Store},
     transport::{
         bind::{self, Sockets},
-        quic,
-        tcp,
+        quic, tcp,
         tls::Tls,
         websocket,
     },
