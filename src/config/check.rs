@@ -141,7 +141,12 @@ fn places(config: &Config, fault: Report<'_>) {
     let scheme = |url: &str| url.split_once(':').map_or(url, |(scheme, _)| scheme).to_owned();
     if !config.store.url.starts_with("sqlite:") {
         let scheme = scheme(&config.store.url);
-        fault("store.url", format!("`{scheme}` is not a store of this version (have `sqlite:PATH`, and `sqlite:` for `chatbox.db` in `data_dir`)"));
+        fault(
+            "store.url",
+            format!(
+                "`{scheme}` is not a store of this version (have `sqlite:PATH`, and `sqlite:` for `chatbox.db` in `data_dir`)"
+            ),
+        );
     }
     if config.bus.url != "local" {
         let scheme = scheme(&config.bus.url);
