@@ -146,10 +146,8 @@ impl Gate {
             self.metrics.refusals_total.with_label_values(&["drain"]).inc();
             return Err(CloseCode::GoingAway);
         }
-        let permit = self.limiter.connection(address).map_err(|_full| {
-            self.metrics.refusals_total.with_label_values(&["connections"]).inc();
-            CloseCode::TooManyConnections
-        })?;
+        // The limiter has counted the refusal.
+        let permit = self.limiter.connection(address).map_err(|_too_many| CloseCode::TooManyConnections)?;
         self.metrics.connections_open.with_label_values(&[transport.name()]).inc();
         Ok(Connection(Arc::new(Shared {
             gate: Arc::clone(self),
@@ -327,7 +325,6 @@ impl Connection {
             }
         };
         let Ok(permit) = gate.limiter.user_connection(&principal.user_id) else {
-            gate.metrics.refusals_total.with_label_values(&["connections_per_user"]).inc();
             let refusal = Refusal::new(ErrorCode::ConnectionLimitExceeded);
             return self.close(id, &refusal, CloseCode::TooManyConnections);
         };

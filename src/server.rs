@@ -22,8 +22,7 @@ use crate::{
     store::{self, Store},
     transport::{
         bind::{self, Sockets},
-        quic,
-        tcp,
+        quic, tcp,
         tls::Tls,
         websocket,
     },
@@ -59,7 +58,10 @@ impl Server {
         let secrets = Secrets::provide(&config)?;
         let metrics = Metrics::new();
         let lifecycle = Lifecycle::default();
-        let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics)).await?;
+        let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics))?;
+        if config.store.encryption_keys.is_empty() && !config.loopback() {
+            error!("no encryption key is configured: messages are stored as plain text");
+        }
         let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(&metrics)));
         let router = Router::new(router::Parts {
             store: Arc::clone(&store),

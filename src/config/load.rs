@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -22,13 +23,20 @@ use super::{
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A configuration without faults.
-#[derive(Debug)]
 pub struct Loaded {
     /// what the server is started with
     pub config: Config,
     /// what the operator should know
     pub warnings: Vec<Warning>,
+    /// what file, environment and flags said: secrets in plain text, and so not part of `Debug`
     given: Value,
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { config, warnings, .. } = self;
+        f.debug_struct("Loaded").field("config", config).field("warnings", warnings).finish_non_exhaustive()
+    }
 }
 
 /// Reads the file (or else the one that `CHATBOX_CONFIG` in `env` names, or none), puts `env` over it and

@@ -198,10 +198,10 @@ impl Router {
         if parts.lifecycle.drains() {
             return Err(Refusal::new(ErrorCode::GoingAway));
         }
-        parts
-            .limiter
-            .message(&principal.user_id)
-            .map_err(|wait| Refusal { retry_after: Some(wait.0), ..Refusal::new(ErrorCode::TooManyRequests) })?;
+        parts.limiter.message(&principal.user_id).map_err(|wait| Refusal {
+            retry_after: Some(Duration::from_millis(wait.ms)),
+            ..Refusal::new(ErrorCode::TooManyRequests)
+        })?;
         let session_id = match &send.message.session_id {
             Some(named) => known(named)?,
             None => send.watched.ok_or_else(|| Refusal {

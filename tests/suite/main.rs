@@ -9,8 +9,11 @@
     reason = "the harness fails loudly"
 )]
 
+mod auth; // which tokens are accepted, and which are not
 mod bad_input; // what is refused, how it is told, and that nothing else is harmed
 mod chat; // one message, end to end, over both transports
+mod cli; // the binary: commands, output, exit codes
+mod config; // file, environment and flags together; what refuses the start
 mod drain; // the end of a server, wanted or not
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
