@@ -139,9 +139,9 @@ fn auth(config: &Config, fault: Report<'_>) {
 
 fn places(config: &Config, fault: Report<'_>) {
     let scheme = |url: &str| url.split_once(':').map_or(url, |(scheme, _)| scheme).to_owned();
-    if config.store.url.strip_prefix("sqlite:").is_none_or(|path| path.trim().is_empty()) {
+    if !config.store.url.starts_with("sqlite:") {
         let scheme = scheme(&config.store.url);
-        fault("store.url", format!("`{scheme}` is not a store of this version (have `sqlite:PATH`)"));
+        fault("store.url", format!("`{scheme}` is not a store of this version (have `sqlite:PATH`, and `sqlite:` for `chatbox.db` in `data_dir`)"));
     }
     if config.bus.url != "local" {
         let scheme = scheme(&config.bus.url);
