@@ -29,7 +29,6 @@ export async function startServer(env = {}) {
       CHATBOX_LISTEN__QUIC: 'localhost:0',
       CHATBOX_LISTEN__OPS: 'localhost:0',
       CHATBOX_DATA_DIR: join(directory, 'data'),
-      CHATBOX_STORE__URL: `sqlite:${join(directory, 'data', 'chatbox.db')}`,
       CHATBOX_LIMITS__PUBLIC_PER_MINUTE: '10000',
       ...env,
     },
