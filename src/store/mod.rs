@@ -302,7 +302,7 @@ pub fn open(
     if seal.plain() {
         tracing::error!("no encryption key is configured: messages are stored as plain text");
     }
-    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, sqlite::Options::default(), metrics)?))
+    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, &sqlite::Options::default(), metrics)?))
 }
 
 /// The present moment, as rows keep it.

@@ -3,3 +3,4 @@
 
 mod harness; // servers, clients and providers that tests start
 mod llm; // providers against a scripted server that speaks the vendor's format
+mod store; // every store's contract, and the file's own promises
