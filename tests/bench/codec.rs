@@ -5,7 +5,7 @@ use std::hint::black_box;
 use chatbox::{
     chat::{ErrorCode, RequestId, SessionId, TurnId},
     protocol::{
-        Accepted, AiResponse, Attach, ClientFrame, Encoded, Position, Request, ServerFrame, UserMessage, decode,
+        Accepted, AiResponse, ClientFrame, Encoded, Request, ServerFrame, decode,
         encode_request,
     },
 };
