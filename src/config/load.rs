@@ -117,7 +117,7 @@ impl Merged {
         let config = self.typed();
         let findings = check::check(&config);
         for (key, problem) in findings.faults {
-            self.report(&key, problem);
+            self.report(&key, &problem);
         }
         self.warnings.extend(findings.warnings.into_iter().map(Warning));
         if self.faults.is_empty() {
@@ -138,7 +138,7 @@ impl Merged {
             }
         });
         for (key, problem) in found {
-            self.report(&key, problem);
+            self.report(&key, &problem);
         }
     }
 
@@ -158,8 +158,9 @@ impl Merged {
                 })
                 .collect();
             let problem = self.problem(&path, &err.inner().to_string());
-            self.report(&path.join("."), problem);
-            if !self.tree.remove(&path) {
+            self.report(&path.join("."), &problem);
+            // What lies within JSON goes with the whole of it.
+            if !(1..=path.len()).rev().any(|depth| self.tree.remove(path.get(..depth).unwrap_or_default())) {
                 return Config::default();
             }
         }
@@ -180,11 +181,12 @@ impl Merged {
     }
 
     /// Adds a fault, unless its key has one: what follows from a fault is not another.
-    fn report(&mut self, key: &str, problem: String) {
+    fn report(&mut self, key: &str, problem: &str) {
         if self.faults.iter().any(|fault| fault.key == key) {
             return;
         }
         let key = if key.is_empty() { "(the whole)" } else { key };
+        let problem = without_credentials(problem);
         self.faults.push(Fault { origin: self.origin(key), ..Fault::new(key, problem) });
     }
 
@@ -200,6 +202,16 @@ impl Merged {
             .map(|(_, origin)| origin.clone())
             .or_else(|| self.tree.find(&path).and(self.file.clone()))
     }
+}
+
+/// A problem without the values that may hold a user name and a password: those with an `@`.
+fn without_credentials(problem: &str) -> String {
+    let marks = ['`', '"', ' '];
+    let words = problem.split_inclusive(marks).map(|word| match word.contains('@') {
+        true => format!("{REDACTED}{}", word.chars().last().filter(|last| marks.contains(last)).unwrap_or(' ')),
+        false => word.to_owned(),
+    });
+    words.collect()
 }
 
 fn read_file(path: &Path) -> Result<Value, String> {
@@ -219,30 +231,29 @@ fn read_file(path: &Path) -> Result<Value, String> {
 }
 
 impl Loaded {
-    /// The configuration in effect, defaults included, as JSON: secrets are redacted, and passwords in URLs.
-    #[must_use]
-    pub fn effective(&self) -> serde_json::Value {
-        let mut shown = serde_json::to_value(&self.config).unwrap_or_default();
-        let mut llm = match self.given.find(&["llm".to_owned()]) {
-            Some(given) => shown_tree(given, &mut vec!["llm".to_owned()]),
-            None => serde_json::json!({}),
+    /// The configuration in effect, defaults included and providers in their order: secrets are redacted, and
+    /// passwords in URLs. What is not set is not there.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML, such as a number beyond 64 bits.
+    pub fn effective(&self) -> Result<toml::Table, toml::ser::Error> {
+        let mut shown = toml::Table::try_from(&self.config)?;
+        let mut llm = match self.given.find(&["llm".to_owned()]).map(|given| shown_tree(given, &mut Vec::new())) {
+            Some(toml::Value::Table(llm)) => llm,
+            _ => toml::Table::new(),
         };
-        if let Some(llm) = llm.as_object_mut() {
-            for (key, value) in [("timeout", self.config.llm.timeout), ("idle_timeout", self.config.llm.idle_timeout)] {
-                llm.insert(key.to_owned(), humantime::format_duration(value).to_string().into());
-            }
+        for (key, value) in [("timeout", self.config.llm.timeout), ("idle_timeout", self.config.llm.idle_timeout)] {
+            llm.insert(key.to_owned(), humantime::format_duration(value).to_string().into());
         }
-        if let Some(shown) = shown.as_object_mut() {
-            shown.insert("llm".to_owned(), llm);
-            for value in shown.values_mut() {
-                without_passwords(value);
-            }
+        shown.insert("llm".to_owned(), llm.into());
+        for (_, value) in shown.iter_mut() {
+            without_passwords(value);
         }
-        shown
+        Ok(shown)
     }
 }
 
-fn shown_tree(value: &Value, path: &mut Vec<String>) -> serde_json::Value {
+fn shown_tree(value: &Value, path: &mut Vec<String>) -> toml::Value {
     match value {
         _ if environment::secret(path) => REDACTED.into(),
         Value::Table(table) => {
@@ -252,9 +263,9 @@ fn shown_tree(value: &Value, path: &mut Vec<String>) -> serde_json::Value {
                 path.pop();
                 (key.clone(), shown)
             });
-            serde_json::Value::Object(entries.collect())
+            toml::Value::Table(entries.collect())
         }
-        Value::List(values) => values.iter().map(|value| shown_tree(value, path)).collect(),
+        Value::List(values) => values.iter().map(|value| shown_tree(value, path)).collect::<Vec<_>>().into(),
         // JSON in a variable may hold keys of its own that are secret.
         Value::Untyped(text) if text.trim_start().starts_with(['{', '[']) => {
             match serde_json::from_str::<Value>(text) {
@@ -269,16 +280,16 @@ fn shown_tree(value: &Value, path: &mut Vec<String>) -> serde_json::Value {
     }
 }
 
-fn without_passwords(value: &mut serde_json::Value) {
+fn without_passwords(value: &mut toml::Value) {
     match value {
-        serde_json::Value::String(text) => {
+        toml::Value::String(text) => {
             let Ok(mut url) = url::Url::parse(text) else { return };
             if url.password().is_some() && url.set_password(Some(REDACTED)).is_ok() {
                 *text = url.to_string();
             }
         }
-        serde_json::Value::Array(values) => values.iter_mut().for_each(without_passwords),
-        serde_json::Value::Object(values) => values.values_mut().for_each(without_passwords),
+        toml::Value::Array(values) => values.iter_mut().for_each(without_passwords),
+        toml::Value::Table(values) => values.iter_mut().for_each(|(_, value)| without_passwords(value)),
         _ => {}
     }
 }
