@@ -342,7 +342,7 @@ pub enum Event {
         /// the place of its reply
         seq: u64,
         /// the model that answers
-        model_id: String,
+        model_id: Arc<str>,
     },
     /// text of a running turn
     Piece {
@@ -350,8 +350,6 @@ pub enum Event {
         turn_id: TurnId,
         /// UTF-8 byte offset of `content` in the turn's text
         offset: u64,
-        /// the model that answers
-        model_id: Arc<str>,
         /// the text, cut at character boundaries
         content: Arc<str>,
     },
@@ -398,4 +396,35 @@ pub enum ErrorCode {
     QuotaExceeded,
     FrameTooLarge,
     GoingAway,
+}
+
+impl ErrorCode {
+    /// The code as it stands in frames, problem details and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidToken => "INVALID_TOKEN",
+            Self::ExpiredToken => "EXPIRED_TOKEN",
+            Self::InsufficientPermissions => "INSUFFICIENT_PERMISSIONS",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::InvalidFormat => "INVALID_FORMAT",
+            Self::MissingField => "MISSING_FIELD",
+            Self::InvalidFileType => "INVALID_FILE_TYPE",
+            Self::InvalidFileSize => "INVALID_FILE_SIZE",
+            Self::NotFound => "NOT_FOUND",
+            Self::LlmUnavailable => "LLM_UNAVAILABLE",
+            Self::LlmTimeout => "LLM_TIMEOUT",
+            Self::DatabaseError => "DATABASE_ERROR",
+            Self::StorageError => "STORAGE_ERROR",
+            Self::ServiceError => "SERVICE_ERROR",
+            Self::TooManyRequests => "TOO_MANY_REQUESTS",
+            Self::ConnectionLimitExceeded => "CONNECTION_LIMIT_EXCEEDED",
+            Self::AlreadyAssisted => "ALREADY_ASSISTED",
+            Self::SessionEnded => "SESSION_ENDED",
+            Self::TurnNotFound => "TURN_NOT_FOUND",
+            Self::QuotaExceeded => "QUOTA_EXCEEDED",
+            Self::FrameTooLarge => "FRAME_TOO_LARGE",
+            Self::GoingAway => "GOING_AWAY",
+        }
+    }
 }

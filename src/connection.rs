@@ -3,15 +3,34 @@
 //! A transport reads frames, calls [`Connection::handle`], and writes what the [`Answers`] yield. Nothing in
 //! here knows which transport it is; nothing in a transport knows what a frame means.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+mod answers;
 
-use futures_util::stream::BoxStream;
+pub use answers::Answers;
 
-use crate::protocol::{CloseCode, Encoded};
+use std::{
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-/// The answers of one exchange, or the events of one watch. Pulled: nothing is produced that is not asked for.
-/// Dropping it only stops watching. Never panics.
-pub type Answers = BoxStream<'static, Encoded>;
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::{
+    auth::{Denied, Principal, Role, Verifier, now},
+    chat::{ConnectionId, ErrorCode, RequestId, SessionId, TurnId},
+    lifecycle::Lifecycle,
+    limit::{self, ConnectionPermit, Limiter, UserPermit},
+    metrics::Metrics,
+    protocol::{
+        Accepted, Attach, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits,
+        Model, Named, Rejection, Request, Scope, ServerFrame, UserMessage, decode,
+    },
+    router::{Asked, Refusal, Router, Send, WatchFrom},
+};
 
 /// How long a connection may take to attach.
 pub const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
@@ -60,58 +79,430 @@ pub enum Outcome {
 
 /// Makes connections; shared by all listeners.
 #[derive(Debug)]
-pub struct Gate {}
+pub struct Gate {
+    /// the use cases
+    pub router: Router,
+    /// who is calling
+    pub verifier: Arc<Verifier>,
+    /// how much anyone may use
+    pub limiter: Arc<Limiter>,
+    /// when it ends
+    pub lifecycle: Lifecycle,
+    /// what is counted
+    pub metrics: Arc<Metrics>,
+    /// the numbers that clients are told
+    pub limits: limit::Config,
+}
 
-/// One WebTransport session or WebSocket. Cheap to clone; the last clone's drop ends its watches' suppression.
+/// One WebTransport session or WebSocket. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {}
+struct Shared {
+    gate: Arc<Gate>,
+    id: ConnectionId,
+    transport: Transport,
+    presented: Option<String>,
+    asked: Arc<Asked>,
+    state: Mutex<State>,
+    /// wakes `over` when the identity changed
+    renewed: Notify,
+    _permit: ConnectionPermit,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    caller: Option<Caller>,
+    /// at most as many as `limits.streams`
+    watches: Vec<Watching>,
+    announced: bool,
+}
+
+#[derive(Debug)]
+struct Caller {
+    principal: Arc<Principal>,
+    _permit: UserPermit,
+}
+
+#[derive(Debug)]
+struct Watching {
+    session_id: SessionId,
+    ended: CancellationToken,
+}
 
 impl Gate {
     /// Opens a connection, not yet authenticated. `token` is what the transport carried, if it did.
     ///
     /// # Errors
     /// The close code when the server drains or has too many connections, in total or from this address.
-    pub fn open(&self, transport: Transport, address: IpAddr, token: Option<String>) -> Result<Connection, CloseCode> {
-        drop((transport, address, token));
-        Ok(Connection(Arc::new(Shared {})))
+    pub fn open(
+        self: &Arc<Self>,
+        transport: Transport,
+        address: IpAddr,
+        token: Option<String>,
+    ) -> Result<Connection, CloseCode> {
+        if self.lifecycle.drains() {
+            self.metrics.refusals_total.with_label_values(&["drain"]).inc();
+            return Err(CloseCode::GoingAway);
+        }
+        // The limiter has counted the refusal.
+        let permit = self.limiter.connection(address).map_err(|_too_many| CloseCode::TooManyConnections)?;
+        self.metrics.connections_open.with_label_values(&[transport.name()]).inc();
+        Ok(Connection(Arc::new(Shared {
+            gate: Arc::clone(self),
+            id: ConnectionId::new(),
+            transport,
+            presented: token,
+            asked: Arc::default(),
+            state: Mutex::default(),
+            renewed: Notify::new(),
+            _permit: permit,
+        })))
     }
 
     /// Largest frame that a transport reads, in bytes.
     #[must_use]
-    pub fn frame_bytes_max(&self) -> usize {
-        1024 * 1024
+    pub const fn frame_bytes_max(&self) -> usize {
+        self.limits.frame_bytes
+    }
+
+    fn error(&self, re: Option<RequestId>, refusal: &Refusal, recoverable: bool) -> Encoded {
+        self.metrics.errors_total.with_label_values(&[refusal.code.name()]).inc();
+        let retry_after = refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let error = ErrorBody { code: refusal.code, message: refusal.message.to_string(), recoverable, retry_after };
+        Encoded::new(&ServerFrame::Error { re, turn_id: None, error })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.gate.metrics.connections_open.with_label_values(&[self.transport.name()]).dec();
     }
 }
 
 impl Connection {
-    /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket.
+    /// Its name in logs and status frames.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.0.id
+    }
+
+    /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket. A panic in it is
+    /// contained, counted and answered.
     pub async fn handle(&self, frame: &[u8]) -> Outcome {
-        let _ = (&self.0, frame);
-        std::future::ready(Outcome::Close(None, CloseCode::Done)).await
+        self.handle_request(decode(frame)).await
+    }
+
+    /// The same for a frame that the transport had to look into.
+    pub async fn handle_request(&self, request: Result<Request, Rejection>) -> Outcome {
+        let re = request.as_ref().map_or_else(|rejection| rejection.re, |request| request.id);
+        match AssertUnwindSafe(self.dispatch(request)).catch_unwind().await {
+            Ok(outcome) => outcome,
+            Err(_panic) => {
+                self.0.gate.metrics.panics_total.inc();
+                self.refuse(re, &Refusal::new(ErrorCode::ServiceError))
+            }
+        }
     }
 
     /// Handles a later frame of an attach stream: `auth`, `ping`, `stop`, `typing_indicator`.
     pub async fn handle_inline(&self, frame: &[u8]) -> Outcome {
-        let _ = (&self.0, frame);
-        std::future::ready(Outcome::Close(None, CloseCode::Done)).await
+        match decode(frame) {
+            Ok(Request { id, frame: ClientFrame::UserMessage(_) | ClientFrame::Attach(_) }) => {
+                let message = "this request needs a stream of its own".into();
+                self.refuse(id, &Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) })
+            }
+            request => self.handle_request(request).await,
+        }
     }
 
-    /// The `error` frame for a frame that the transport could not read, and what becomes of its stream.
+    /// The `error` frame for a frame above [`Gate::frame_bytes_max`].
     #[must_use]
     pub fn too_large(&self) -> Encoded {
-        unreachable!("filled in by connection.rs")
+        let message = format!("the frame is larger than {} bytes", self.0.gate.frame_bytes_max()).into();
+        self.0.gate.error(None, &Refusal { message, ..Refusal::new(ErrorCode::FrameTooLarge) }, true)
     }
 
     /// Resolves when the connection has to end: its token expired, or the server's drain is over. Cancel safe.
     pub async fn over(&self) -> CloseCode {
-        std::future::pending().await
+        loop {
+            let renewed = self.0.renewed.notified();
+            let expiry = self.principal().map(|principal| remaining(&principal));
+            tokio::select! {
+                biased;
+                () = self.0.gate.lifecycle.closing() => return CloseCode::GoingAway,
+                () = renewed => {}
+                () = tokio::time::sleep(expiry.unwrap_or(Duration::MAX)), if expiry.is_some() => {
+                    if self.principal().is_some_and(|principal| remaining(&principal).is_zero()) {
+                        return CloseCode::TokenExpired;
+                    }
+                }
+            }
+        }
     }
 
-    /// Counts the end of the connection.
+    /// Counts the end of the connection and ends its watches.
     pub fn closed(&self, code: CloseCode) {
-        let _ = (&self.0, code);
+        let name = self.0.transport.name();
+        self.0.gate.metrics.connections_closed_total.with_label_values(&[name, code.reason()]).inc();
+        for watch in self.state().watches.drain(..) {
+            watch.ended.cancel();
+        }
+        debug!(conn_id = %self.0.id, transport = name, code = code.reason(), "connection closed");
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn principal(&self) -> Option<Arc<Principal>> {
+        self.state().caller.as_ref().map(|caller| Arc::clone(&caller.principal))
+    }
+
+    fn refuse(&self, re: Option<RequestId>, refusal: &Refusal) -> Outcome {
+        Outcome::Answers(answers::once(self.0.gate.error(re, refusal, true)))
+    }
+
+    fn close(&self, re: Option<RequestId>, refusal: &Refusal, code: CloseCode) -> Outcome {
+        Outcome::Close(Some(self.0.gate.error(re, refusal, false)), code)
+    }
+
+    async fn dispatch(&self, request: Result<Request, Rejection>) -> Outcome {
+        let metrics = &self.0.gate.metrics;
+        let Request { id, frame } = match request {
+            Ok(request) => request,
+            Err(Rejection { re, code, message }) => {
+                metrics.frames_received_total.with_label_values(&["invalid"]).inc();
+                let refusal = Refusal { message: message.into(), ..Refusal::new(code) };
+                return match self.principal() {
+                    Some(_) => self.refuse(re, &refusal),
+                    None => self.close(re, &refusal, CloseCode::ProtocolError),
+                };
+            }
+        };
+        metrics.frames_received_total.with_label_values(&[frame.name()]).inc();
+        let Some(principal) = self.principal() else {
+            return match frame {
+                ClientFrame::Attach(attach) => self.authenticate(id, *attach).await,
+                _ => self.close(id, &Refusal::new(ErrorCode::Unauthorized), CloseCode::Unauthorized),
+            };
+        };
+        let outcome = match frame {
+            ClientFrame::Attach(attach) => self.attach(&principal, id, *attach).await,
+            ClientFrame::UserMessage(message) => self.user_message(&principal, id, *message).await,
+            ClientFrame::Auth { token } => return self.renew(&principal, id, &token),
+            ClientFrame::Stop { turn_id } => self.stop(&principal, id, turn_id).await,
+            ClientFrame::Detach { session_id, scope } => self.detach(id, session_id, scope),
+            ClientFrame::Ping => Ok(self.answer(&ServerFrame::Pong { re: id })),
+            ClientFrame::Unsupported { name } => Err(Refusal {
+                message: format!("type `{name}` is not served by this version").into(),
+                ..Refusal::new(ErrorCode::InvalidFormat)
+            }),
+        };
+        outcome.unwrap_or_else(|refusal| self.refuse(id, &refusal))
+    }
+
+    fn answer(&self, frame: &ServerFrame) -> Outcome {
+        Outcome::Answers(answers::once(Encoded::new(frame)))
+    }
+
+    async fn authenticate(&self, id: Option<RequestId>, mut attach: Attach) -> Outcome {
+        let gate = &self.0.gate;
+        let token = attach.token.take();
+        let Some(token) = token.as_deref().or(self.0.presented.as_deref()) else {
+            let message = "field `token` is missing".into();
+            let refusal = Refusal { message, ..Refusal::new(ErrorCode::MissingField) };
+            return self.close(id, &refusal, CloseCode::Unauthorized);
+        };
+        let principal = match gate.verifier.verify(token) {
+            Ok(principal) => Arc::new(principal),
+            Err(Denied::Expired) => {
+                return self.close(id, &Refusal::new(ErrorCode::ExpiredToken), CloseCode::TokenExpired);
+            }
+            Err(Denied::Invalid) => {
+                return self.close(id, &Refusal::new(ErrorCode::InvalidToken), CloseCode::Unauthorized);
+            }
+        };
+        let Ok(permit) = gate.limiter.user_connection(&principal.user_id) else {
+            let refusal = Refusal::new(ErrorCode::ConnectionLimitExceeded);
+            return self.close(id, &refusal, CloseCode::TooManyConnections);
+        };
+        self.state().caller = Some(Caller { principal: Arc::clone(&principal), _permit: permit });
+        self.0.renewed.notify_one();
+        match self.attach(&principal, id, attach).await {
+            Ok(outcome) => outcome,
+            Err(refusal) => self.close(id, &refusal, close_code(refusal.code)),
+        }
+    }
+
+    async fn attach(
+        &self,
+        principal: &Arc<Principal>,
+        id: Option<RequestId>,
+        attach: Attach,
+    ) -> Result<Outcome, Refusal> {
+        if attach.scope != Scope::Session {
+            let message = "only scope `session` is served by this version".into();
+            return Err(Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) });
+        }
+        let router = &self.0.gate.router;
+        let session = router.resolve(principal, id, &attach).await?;
+        let ended = self.begin_watch(session.id, self.streams(principal))?;
+        let from = WatchFrom {
+            origin: self.0.id,
+            asked: Arc::clone(&self.0.asked),
+            after_seq: attach.after_seq,
+            position: attach.position,
+        };
+        let start = match router.watch(session, from).await {
+            Ok(start) => start,
+            Err(refusal) => {
+                ended.cancel();
+                return Err(refusal);
+            }
+        };
+        let mut status = self.status(principal, id);
+        status.session_id = Some(start.session.id);
+        status.model_id =
+            Some(start.session.model_id.clone().unwrap_or_else(|| router.models().default_id().to_string()));
+        status.last_seq = Some(start.session.last_seq);
+        status.recovered = Some(start.recovered);
+        status.assisted_by = start.session.assist.clone();
+        let first = Encoded::new(&ServerFrame::ConnectionStatus(Box::new(status)));
+        let answers = answers::watch(self.clone(), Arc::clone(principal), first, start.watch, ended);
+        Ok(Outcome::Watch { streams: self.streams(principal), answers })
+    }
+
+    /// Makes room for a watch: the newer of one session replaces the older; one exchange must still fit beside.
+    fn begin_watch(&self, session_id: SessionId, streams: u32) -> Result<CancellationToken, Refusal> {
+        let ended = CancellationToken::new();
+        let mut state = self.state();
+        state.watches.retain(|watch| !watch.ended.is_cancelled());
+        if let Some(older) = state.watches.iter_mut().find(|watch| watch.session_id == session_id) {
+            std::mem::replace(&mut older.ended, ended.clone()).cancel();
+            return Ok(ended);
+        }
+        if state.watches.len() + 1 >= usize::try_from(streams).unwrap_or(usize::MAX) {
+            let message = format!("{} watches are open, and at most {streams} streams are", state.watches.len()).into();
+            return Err(Refusal { message, ..Refusal::new(ErrorCode::TooManyRequests) });
+        }
+        state.watches.push(Watching { session_id, ended: ended.clone() });
+        Ok(ended)
+    }
+
+    async fn user_message(
+        &self,
+        principal: &Arc<Principal>,
+        id: Option<RequestId>,
+        message: UserMessage,
+    ) -> Result<Outcome, Refusal> {
+        let router = &self.0.gate.router;
+        let watched = self.state().watches.last().map(|watch| watch.session_id);
+        let turn_id = TurnId::new();
+        let session_id = message.session_id.as_ref().map_or(watched, |named| named.as_ref().ok().copied());
+        let follow = match session_id {
+            Some(session_id) => Some(router.follow(session_id, turn_id).await),
+            None => None,
+        };
+        self.0.asked.add(turn_id);
+        let send = Send { client_id: id, origin: self.0.id, watched, turn_id, message };
+        let appended = router.send(principal, send).await.inspect_err(|_refusal| self.0.asked.remove(turn_id))?;
+        let accepted = Encoded::new(&ServerFrame::Accepted(Accepted {
+            re: id,
+            session_id: appended.entry.session_id,
+            seq: Some(appended.entry.seq),
+            turn_id: appended.entry.turn_id,
+            duplicate: appended.duplicate,
+        }));
+        if appended.duplicate {
+            self.0.asked.remove(turn_id);
+            return Ok(Outcome::Answers(answers::once(accepted)));
+        }
+        Ok(Outcome::Answers(answers::exchange(self.clone(), Arc::clone(principal), id, accepted, follow)))
+    }
+
+    fn renew(&self, principal: &Principal, id: Option<RequestId>, token: &str) -> Outcome {
+        let code = match self.0.gate.verifier.verify(token) {
+            Ok(renewed) if renewed.user_id == principal.user_id => {
+                let renewed = Arc::new(renewed);
+                if let Some(caller) = &mut self.state().caller {
+                    caller.principal = Arc::clone(&renewed);
+                }
+                self.0.renewed.notify_one();
+                return self.answer(&ServerFrame::ConnectionStatus(Box::new(self.status(&renewed, id))));
+            }
+            Ok(_other) => ErrorCode::InsufficientPermissions,
+            Err(Denied::Expired) => ErrorCode::ExpiredToken,
+            Err(Denied::Invalid) => ErrorCode::InvalidToken,
+        };
+        self.refuse(id, &Refusal::new(code))
+    }
+
+    async fn stop(&self, principal: &Principal, id: Option<RequestId>, turn_id: TurnId) -> Result<Outcome, Refusal> {
+        let session_id = self.0.gate.router.stop(principal, turn_id).await?;
+        let accepted = Accepted { re: id, session_id, seq: None, turn_id: Some(turn_id), duplicate: false };
+        Ok(self.answer(&ServerFrame::Accepted(accepted)))
+    }
+
+    fn detach(&self, id: Option<RequestId>, session_id: Option<Named>, scope: Scope) -> Result<Outcome, Refusal> {
+        let mut state = self.state();
+        let at = state.watches.iter().position(|watch| {
+            scope == Scope::Session && session_id.as_ref().is_none_or(|named| *named == Ok(watch.session_id))
+        });
+        let watch = state.watches.swap_remove(at.ok_or_else(|| Refusal::new(ErrorCode::NotFound))?);
+        drop(state);
+        watch.ended.cancel();
+        let session_id = watch.session_id;
+        Ok(self.answer(&ServerFrame::Accepted(Accepted {
+            re: id,
+            session_id,
+            seq: None,
+            turn_id: None,
+            duplicate: false,
+        })))
+    }
+
+    fn streams(&self, principal: &Principal) -> u32 {
+        let limits = &self.0.gate.limits;
+        match principal.role {
+            Role::User => limits.streams,
+            Role::Staff => limits.staff_streams,
+        }
+    }
+
+    fn status(&self, principal: &Principal, re: Option<RequestId>) -> ConnectionStatus {
+        let models = self.0.gate.router.models().iter();
+        ConnectionStatus {
+            re,
+            session_id: None,
+            user_id: principal.user_id.clone(),
+            connection_id: self.0.id,
+            models: models.map(|model| Model { id: model.id.to_string(), name: model.label.to_string() }).collect(),
+            model_id: None,
+            last_seq: None,
+            recovered: None,
+            assisted_by: None,
+            limits: Limits {
+                streams: self.streams(principal),
+                frame_bytes: self.0.gate.frame_bytes_max(),
+                content_chars: CONTENT_CHARS_MAX,
+            },
+            transport: self.0.transport.name().into(),
+            status: "connected".into(),
+        }
+    }
+}
+
+fn remaining(principal: &Principal) -> Duration {
+    let left = principal.expires_at.0 - now().0;
+    Duration::from_millis(u64::try_from(left).unwrap_or_default())
+}
+
+const fn close_code(code: ErrorCode) -> CloseCode {
+    match code {
+        ErrorCode::DatabaseError | ErrorCode::ServiceError => CloseCode::InternalError,
+        ErrorCode::GoingAway => CloseCode::GoingAway,
+        _ => CloseCode::ProtocolError,
     }
 }

@@ -240,7 +240,7 @@ fn display_name(name: Option<&str>, user_id: &UserId) -> String {
 }
 
 /// The present moment by this machine's clock, which is the one that tokens are checked with.
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp(i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX))
 }
 

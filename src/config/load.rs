@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -23,20 +22,12 @@ use super::{
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A configuration without faults.
+#[derive(Debug)]
 pub struct Loaded {
     /// what the server is started with
     pub config: Config,
     /// what the operator should know
     pub warnings: Vec<Warning>,
-    /// what file, environment and flags said: secrets in plain text, and so not part of `Debug`
-    given: Value,
-}
-
-impl fmt::Debug for Loaded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, warnings, .. } = self;
-        f.debug_struct("Loaded").field("config", config).field("warnings", warnings).finish_non_exhaustive()
-    }
 }
 
 /// Reads the file (or else the one that `CHATBOX_CONFIG` in `env` names, or none), puts `env` over it and
@@ -113,18 +104,13 @@ impl Merged {
 
     fn finish(mut self) -> Result<Loaded, Faults> {
         self.placeholders();
-        let given = self.tree.clone();
         let config = self.typed();
         let findings = check::check(&config);
         for (key, problem) in findings.faults {
             self.report(&key, &problem);
         }
         self.warnings.extend(findings.warnings.into_iter().map(Warning));
-        if self.faults.is_empty() {
-            Ok(Loaded { config, warnings: self.warnings, given })
-        } else {
-            Err(Faults(self.faults))
-        }
+        if self.faults.is_empty() { Ok(Loaded { config, warnings: self.warnings }) } else { Err(Faults(self.faults)) }
     }
 
     /// A deployment template that was not filled in must not start, whichever setting it left.
@@ -180,9 +166,10 @@ impl Merged {
         }
     }
 
-    /// Adds a fault, unless its key has one: what follows from a fault is not another.
+    /// Adds a fault, unless its key has one, or something inside it: what follows from a fault is not another.
     fn report(&mut self, key: &str, problem: &str) {
-        if self.faults.iter().any(|fault| fault.key == key) {
+        let inside = |fault: &Fault| fault.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        if self.faults.iter().any(|fault| fault.key == key || inside(fault)) {
             return;
         }
         let key = if key.is_empty() { "(the whole)" } else { key };
@@ -238,45 +225,8 @@ impl Loaded {
     /// When a value has no form in TOML, such as a number beyond 64 bits.
     pub fn effective(&self) -> Result<toml::Table, toml::ser::Error> {
         let mut shown = toml::Table::try_from(&self.config)?;
-        let mut llm = match self.given.find(&["llm".to_owned()]).map(|given| shown_tree(given, &mut Vec::new())) {
-            Some(toml::Value::Table(llm)) => llm,
-            _ => toml::Table::new(),
-        };
-        for (key, value) in [("timeout", self.config.llm.timeout), ("idle_timeout", self.config.llm.idle_timeout)] {
-            llm.insert(key.to_owned(), humantime::format_duration(value).to_string().into());
-        }
-        shown.insert("llm".to_owned(), llm.into());
-        for (_, value) in shown.iter_mut() {
-            without_passwords(value);
-        }
+        shown.iter_mut().for_each(|(_, value)| without_passwords(value));
         Ok(shown)
-    }
-}
-
-fn shown_tree(value: &Value, path: &mut Vec<String>) -> toml::Value {
-    match value {
-        _ if environment::secret(path) => REDACTED.into(),
-        Value::Table(table) => {
-            let entries = table.iter().map(|(key, value)| {
-                path.push(key.clone());
-                let shown = shown_tree(value, path);
-                path.pop();
-                (key.clone(), shown)
-            });
-            toml::Value::Table(entries.collect())
-        }
-        Value::List(values) => values.iter().map(|value| shown_tree(value, path)).collect::<Vec<_>>().into(),
-        // JSON in a variable may hold keys of its own that are secret.
-        Value::Untyped(text) if text.trim_start().starts_with(['{', '[']) => {
-            match serde_json::from_str::<Value>(text) {
-                Ok(value) => shown_tree(&value, path),
-                Err(_) => REDACTED.into(),
-            }
-        }
-        Value::Text(text) | Value::Untyped(text) => text.clone().into(),
-        Value::Integer(value) => (*value).into(),
-        Value::Float(value) => (*value).into(),
-        Value::Bool(value) => (*value).into(),
     }
 }
 

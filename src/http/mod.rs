@@ -1,1 +1,93 @@
-//! HTTP: pages, API, health.
+//! HTTP: pages, discovery, local sign-in, health and metrics, the same over HTTP/1.1, HTTP/2 and HTTP/3.
+
+mod dev;
+mod discovery;
+mod layers;
+mod ops;
+pub mod problem;
+mod ui;
+
+use std::sync::Arc;
+
+use axum::{
+    Router, middleware,
+    response::Redirect,
+    routing::{get, post},
+};
+use url::Url;
+
+use crate::{
+    auth::{dev::DevSessions, origins::Origins},
+    limit::Limiter,
+    metrics::Metrics,
+    protocol::Limits,
+    router,
+};
+
+/// What the routes need.
+#[derive(Debug)]
+pub struct Parts {
+    /// what every path starts with
+    pub prefix: String,
+    /// how clients reach this deployment
+    pub addresses: Addresses,
+    /// where pages may come from, and be framed by
+    pub origins: Arc<Origins>,
+    /// the local sign-in, where there is one
+    pub dev: Option<DevSessions>,
+    /// the use cases
+    pub router: router::Router,
+    /// how much anyone may use
+    pub limiter: Arc<Limiter>,
+    /// what a connection may do at a time
+    pub limits: Limits,
+    /// what is counted
+    pub metrics: Arc<Metrics>,
+    /// whether the server has begun to drain
+    pub lifecycle: crate::lifecycle::Lifecycle,
+}
+
+/// How clients reach this deployment, whatever stands in front of it.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// scheme, host and port of `listen.http`
+    pub http: Url,
+    /// scheme, host and port of `listen.quic`
+    pub quic: Url,
+    /// SHA-256 of the certificate in hex, when it is self-signed
+    pub certificate_sha256: Option<String>,
+}
+
+/// The public routes, all under the prefix; `websocket` is the transport's own route for `/ws`.
+pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
+    let prefix = parts.prefix.clone();
+    let home = format!("{prefix}/");
+    let mut limited = Router::new().route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
+    if parts.dev.is_some() {
+        limited = limited.route("/dev/session", post(dev::session));
+    }
+    let limited = limited.route_layer(middleware::from_fn_with_state(Arc::clone(&parts), layers::limit_public));
+    // Pages and discovery are bytes in memory; the WebSocket has limits of its own.
+    let inner = Router::new()
+        .merge(limited)
+        .merge(ui::routes())
+        .route("/.well-known/chatbox", get(discovery::discover))
+        .with_state(Arc::clone(&parts))
+        .merge(websocket)
+        .fallback(problem::no_route);
+    Router::new()
+        .route("/", get(move || async move { Redirect::temporary(&home) }))
+        .nest(&prefix, inner)
+        .fallback(problem::no_route)
+        .layer(middleware::from_fn_with_state(parts, layers::finish))
+}
+
+/// The routes of `listen.ops`: health and metrics, without prefix, and nothing else.
+pub fn ops_routes(parts: Arc<Parts>) -> Router {
+    Router::new()
+        .route("/healthz", get(ops::healthz))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics))
+        .fallback(problem::no_route)
+        .with_state(parts)
+}

@@ -1,15 +1,17 @@
 //! Language models: [`Provider`] streams an answer to a [`Prompt`]. It knows no session, no store and no frame.
 
+pub mod config;
 pub mod demo;
 pub mod openai;
 mod sse;
+
+pub use config::{Config, Kind, Problem, ProviderConfig};
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use indexmap::IndexMap;
-use serde::Deserialize;
 
 use crate::chat::{ErrorCode, Usage, UserId};
 
@@ -78,40 +80,106 @@ pub trait Provider: Send + Sync + std::fmt::Debug + 'static {
     async fn stream(&self, prompt: Prompt) -> Result<Answer, Error>;
 }
 
-/// The configured models.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// name of the provider that answers when a session has chosen none; absent: the first
-    pub default: Option<String>,
-    /// what every model is told before the conversation
-    pub system_prompt: Option<String>,
-    /// deadline of a whole answer
-    #[serde(with = "crate::config::duration")]
+/// Tokens that prompt and answer may have together when a provider's configuration does not say.
+pub const CONTEXT_TOKENS: u32 = 16_384;
+
+/// One model that sessions can choose.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// the provider's name in the configuration: `model_id` in frames
+    pub id: Arc<str>,
+    /// what people read
+    pub label: Arc<str>,
+    /// tokens that prompt and answer may have together
+    pub context_tokens: u32,
+    /// tokens that an answer may have, where the configuration limits them
+    pub max_tokens: Option<u32>,
+    /// deadline of a whole answer; the provider keeps it
     pub timeout: Duration,
-    /// how long a provider may be silent
-    #[serde(with = "crate::config::duration")]
-    pub idle_timeout: Duration,
-    /// by name, in the order of the file; empty: one `demo` provider
-    pub providers: IndexMap<String, ProviderConfig>,
+    /// what answers
+    pub provider: Arc<dyn Provider>,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            default: None,
-            system_prompt: None,
-            timeout: Duration::from_secs(120),
-            idle_timeout: Duration::from_secs(30),
-            providers: IndexMap::new(),
+/// The models of this deployment, in configured order; there is always one. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Models {
+    models: Arc<IndexMap<Arc<str>, Model>>,
+    default: Arc<str>,
+    system_prompt: Option<Arc<str>>,
+}
+
+impl Models {
+    /// Makes the configured models. Opens no connection and reads no file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the configuration, not only the first.
+    pub fn new(config: &Config) -> Result<Self, Vec<Problem>> {
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(problems);
         }
+        let models: IndexMap<_, _> = config
+            .named()
+            .filter_map(|(name, provider)| model(config, name, provider))
+            .map(|model| (Arc::clone(&model.id), model))
+            .collect();
+        let default = config.default.as_deref().or_else(|| models.keys().next().map(|id| &**id));
+        let Some(default) = default.map(Arc::from) else { return Err(problems) };
+        Ok(Self { models: Arc::new(models), default, system_prompt: config.system_prompt.as_deref().map(Into::into) })
+    }
+
+    /// Every model, in configured order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Model> {
+        self.models.values()
+    }
+
+    /// The model of that id; `None` when it is not configured.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Model> {
+        self.models.get(id)
+    }
+
+    /// Id of the model that answers when a session has chosen none, or one that is no longer configured.
+    #[must_use]
+    pub fn default_id(&self) -> &Arc<str> {
+        &self.default
+    }
+
+    /// What every model is told before the conversation.
+    #[must_use]
+    pub fn system_prompt(&self) -> Option<&str> {
+        self.system_prompt.as_deref()
     }
 }
 
-/// One configured provider.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProviderConfig {
-    /// `openai` or `demo`
-    pub r#type: String,
+/// `None` only for what [`Config::problems`] reports.
+fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model> {
+    let id: Arc<str> = name.into();
+    let timeout = provider.timeout.unwrap_or(config.timeout);
+    let idle_timeout = provider.idle_timeout.unwrap_or(config.idle_timeout);
+    Some(Model {
+        label: provider.label.as_deref().unwrap_or(name).into(),
+        context_tokens: provider.context_tokens.unwrap_or(CONTEXT_TOKENS),
+        max_tokens: provider.max_tokens,
+        timeout,
+        provider: match provider.r#type {
+            Kind::Demo => Arc::new(demo::Demo::new(provider.pace.unwrap_or(demo::PACE))),
+            Kind::Openai => Arc::new(openai::OpenAi::new(openai::Settings {
+                provider: Arc::clone(&id),
+                endpoint: provider.endpoint?,
+                api_key: provider.api_key,
+                model: provider.model?,
+                max_tokens: provider.max_tokens,
+                timeout,
+                idle_timeout,
+            })),
+        },
+        id,
+    })
+}
+
+/// Tokens of a text, guessed: four bytes each, as most tokenizers come to for English.
+#[must_use]
+pub fn estimate_tokens(text: &str) -> u64 {
+    u64::try_from(text.len().div_ceil(4)).unwrap_or(u64::MAX)
 }

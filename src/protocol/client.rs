@@ -56,6 +56,22 @@ pub enum ClientFrame {
     },
 }
 
+impl ClientFrame {
+    /// Its `type`, from a closed set: types that are not served count as one.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Attach(_) => "attach",
+            Self::Detach { .. } => "detach",
+            Self::Auth { .. } => "auth",
+            Self::UserMessage(_) => "user_message",
+            Self::Stop { .. } => "stop",
+            Self::Ping => "ping",
+            Self::Unsupported { .. } => "unsupported",
+        }
+    }
+}
+
 /// A session as a client names it: an id of ours, or some other text that can only be unknown.
 pub type Named = Result<SessionId, String>;
 

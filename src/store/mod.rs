@@ -6,7 +6,11 @@
 pub mod seal;
 pub mod sqlite;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -14,6 +18,7 @@ use crate::chat::{
     Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, RequestId, Sender, Session, SessionId, Timestamp, Turn,
     TurnId, TurnState, Usage, UserId,
 };
+use crate::metrics::Metrics;
 
 /// Why the store did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,9 @@ pub enum Error {
     /// the session takes no more messages
     #[error("the session has ended")]
     Ended,
+    /// as many turns of the session are queued as the caller allows
+    #[error("too many messages wait for an answer in this session")]
+    QueueFull,
     /// the queue of the writer is full, or the call's deadline passed; nothing is known to be written
     #[error("the store is overloaded")]
     Overloaded,
@@ -99,8 +107,10 @@ pub struct NewEntry {
 pub struct NewTurn {
     /// its name
     pub id: TurnId,
-    /// the place of its reply, should it start at once
+    /// who runs it, should it start at once
     pub lease: Lease,
+    /// `append` fails with `QueueFull`, and stores nothing, when so many turns of the session are queued already
+    pub queued_max: u32,
 }
 
 /// Who runs a turn, and for how long without a sign of life.
@@ -157,15 +167,16 @@ pub struct EndTurn {
     pub usage: Option<Usage>,
     /// why it failed
     pub failure: Option<ErrorCode>,
-    /// only a turn whose lease has run out, or that another run of this database's only node left behind
-    pub only_lost: bool,
+    /// only a turn that nobody runs: its lease has run out, or, in a database that one process at a time has
+    /// open, its node is another than this one, the caller
+    pub only_lost: Option<NodeId>,
 }
 
 /// What `end_turn` did.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EndedTurn {
-    /// the reply, settled; `None` when the turn ended before it had started
-    pub reply: Option<Entry>,
+    /// the reply, settled. A turn that ends while it is queued gets an empty one, at the end of the log
+    pub reply: Entry,
     /// the session's `rev` after it
     pub rev: u64,
 }
@@ -219,6 +230,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// this node's to write, and then nothing was written. `offset` is the UTF-8 length of what is there.
     async fn extend_turn(&self, turn: TurnId, node: NodeId, piece: TurnText, ttl: Duration) -> Result<bool>;
 
+    /// Reads the running turn of a session.
+    async fn running_turn(&self, session: SessionId) -> Result<Option<Turn>>;
+
     /// Reads a turn.
     async fn turn(&self, id: TurnId) -> Result<Option<Turn>>;
 
@@ -239,6 +253,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Answers whether the store can be read and written.
     async fn ready(&self) -> Result<()>;
+
+    /// Takes no more writes, and returns when those that were asked for are durable and the database is closed.
+    async fn close(&self);
 }
 
 /// What a node that went away left behind.
@@ -254,17 +271,38 @@ pub struct Lost {
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `sqlite:PATH`
+    /// `sqlite:PATH`, relative to the working directory; `sqlite:` alone is `chatbox.db` in the data directory
     pub url: String,
+    /// the keys that people's words are sealed with: the first one closes, all of them open. Empty: plain text
+    pub encryption_keys: Vec<seal::Key>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { url: "sqlite:data/chatbox.db".to_owned() }
+        Self { url: "sqlite:".to_owned(), encryption_keys: Vec::new() }
     }
 }
 
+/// Opens the configured store. `data_dir` is where it lies unless its URL says otherwise.
+///
+/// # Errors
+/// The URL or a key is wrong, or the database does not open: another process has it, it is from a newer version,
+/// or the file system refuses.
+pub fn open(
+    config: &Config,
+    data_dir: &Path,
+    metrics: Arc<Metrics>,
+) -> std::result::Result<Arc<dyn Store>, sqlite::OpenError> {
+    let path = match config.url.strip_prefix("sqlite:") {
+        Some("") => data_dir.join("chatbox.db"),
+        Some(path) if !path.starts_with(':') && !path.ends_with('/') => PathBuf::from(path),
+        _ => return Err(sqlite::OpenError::Url(config.url.clone())),
+    };
+    let seal = seal::Seal::new(&config.encryption_keys)?;
+    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, sqlite::Options::default(), metrics)?))
+}
+
 /// The present moment, as rows keep it.
-pub(crate) fn now() -> Timestamp {
+fn now() -> Timestamp {
     Timestamp(i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or_default())
 }

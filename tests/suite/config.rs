@@ -109,7 +109,7 @@ fn five_faults_are_five_reports() {
         "invalid type: string \"many\", expected a whole number",
         "`localhost:70000` is not an address (have `localhost:PORT`, `IP:PORT`, `[IP]:PORT`)",
         "`chatbox/` is not a path prefix such as `/chatbox`",
-        "`mongodb` is not a store of this version (have `sqlite:PATH`)",
+        "`mongodb` is not a store of this version (have `sqlite:PATH`, or `sqlite:` for",
     ] {
         assert!(text.contains(part), "`{part}` is not in:\n{text}");
     }
@@ -249,7 +249,10 @@ fn values_out_of_range_name_their_key() {
         ("auth.allowed_origins", "example.com"),
         ("auth.allow_query_token", "maybe"),
         ("data_dir", ""),
-        ("store.url", "sqlite:"),
+        ("store.url", "sqlite"),
+        ("store.encryption_keys", r#"[{"id": 0, "key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]"#),
+        ("store.encryption_keys", r#"[{"id": 1, "key": "c2hvcnQ="}]"#),
+        ("llm.providers.x", r#"{"type": "openai"}"#),
         ("tls.cert_file", "/does/not/exist"),
     ] {
         let (keys, text) = refused(from("", &[], &[(key, value)]));

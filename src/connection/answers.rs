@@ -1,0 +1,175 @@
+//! What a connection yields: the answers of an exchange, the events of a watch, as encoded frames.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use async_stream::stream;
+use futures_util::{Stream, StreamExt, stream::BoxStream};
+use tokio_util::sync::CancellationToken;
+
+use super::Connection;
+use crate::{
+    auth::Principal,
+    chat::{Entry, ErrorCode, RequestId, Sender, SessionId, TurnState},
+    markdown,
+    protocol::{AiResponse, Encoded, ErrorBody, Presented, ServerFrame, sentence},
+    router::{Follow, Refusal, Shown, Watch},
+};
+
+/// The answers of one exchange, or the events of one watch. Pulled: nothing is produced that is not asked for.
+/// Dropping it only stops watching. A panic in it is contained and counted, and ends it with an `error` frame.
+pub type Answers = BoxStream<'static, Encoded>;
+
+/// Clients of a server that drains come back within this time, each at a moment of its own.
+const RETURN_SPREAD: Duration = Duration::from_secs(5);
+
+/// One answer and no more.
+pub(super) fn once(frame: Encoded) -> Answers {
+    futures_util::stream::iter([frame]).boxed()
+}
+
+/// `accepted`, then the turn from its queue to its end.
+pub(super) fn exchange(
+    connection: Connection,
+    principal: Arc<Principal>,
+    re: Option<RequestId>,
+    accepted: Encoded,
+    follow: Option<Follow>,
+) -> Answers {
+    contained(
+        connection.clone(),
+        re,
+        stream! {
+            yield accepted;
+            if let Some(mut follow) = follow {
+                let session_id = follow.session_id();
+                while let Some(shown) = follow.next().await {
+                    for frame in connection.frames(&shown, session_id, re, &principal) {
+                        yield frame;
+                    }
+                }
+            }
+        },
+    )
+}
+
+/// The status, what the client misses, then what happens, until the watch ends.
+pub(super) fn watch(
+    connection: Connection,
+    principal: Arc<Principal>,
+    status: Encoded,
+    mut watch: Watch,
+    ended: CancellationToken,
+) -> Answers {
+    contained(
+        connection.clone(),
+        None,
+        stream! {
+            let ends = EndsWatch(ended.clone());
+            yield status;
+            let session_id = watch.session_id();
+            loop {
+                tokio::select! {
+                    biased;
+                    () = ended.cancelled() => break,
+                    () = connection.drain_unannounced() => {
+                        if let Some(frame) = connection.announce_drain() {
+                            yield frame;
+                        }
+                    }
+                    shown = watch.next() => for frame in connection.frames(&shown, session_id, None, &principal) {
+                        yield frame;
+                    }
+                }
+            }
+            drop(ends);
+        },
+    )
+}
+
+/// A watch whose stream is dropped counts as ended, so that it makes room for another.
+struct EndsWatch(CancellationToken);
+
+impl Drop for EndsWatch {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+fn contained(
+    connection: Connection,
+    re: Option<RequestId>,
+    frames: impl Stream<Item = Encoded> + Send + 'static,
+) -> Answers {
+    AssertUnwindSafe(frames)
+        .catch_unwind()
+        .map(move |frame| {
+            frame.unwrap_or_else(|_panic| {
+                connection.0.gate.metrics.panics_total.inc();
+                connection.0.gate.error(re, &Refusal::new(ErrorCode::ServiceError), true)
+            })
+        })
+        .boxed()
+}
+
+impl Connection {
+    /// Resolves once, when the server begins to drain and nobody on this connection has said so.
+    async fn drain_unannounced(&self) {
+        self.0.gate.lifecycle.draining().await;
+        if self.state().announced {
+            std::future::pending().await
+        }
+    }
+
+    /// `going_away` with a delay of this connection's own, the first time it is asked for.
+    fn announce_drain(&self) -> Option<Encoded> {
+        if std::mem::replace(&mut self.state().announced, true) {
+            return None;
+        }
+        let spread = u64::try_from(RETURN_SPREAD.as_millis()).unwrap_or_default();
+        // The id is random in its last bits.
+        let retry_after = self.0.id.0.as_u64_pair().1 % spread;
+        Some(Encoded::new(&ServerFrame::GoingAway { retry_after }))
+    }
+
+    fn frames(
+        &self,
+        shown: &Shown,
+        session_id: SessionId,
+        re: Option<RequestId>,
+        principal: &Principal,
+    ) -> impl Iterator<Item = Encoded> + use<> {
+        let reader = &principal.user_id;
+        let mut before = None;
+        let frame = match shown {
+            Shown::Loading { turn_id, seq } => ServerFrame::Loading { re, session_id, turn_id: *turn_id, seq: *seq },
+            Shown::Piece { turn_id, model_id, offset, content } => {
+                let mut piece = AiResponse::piece(session_id, *turn_id, *offset, content.to_string());
+                (piece.re, piece.model_id) = (re, model_id.as_deref().map(str::to_owned));
+                ServerFrame::AiResponse(Box::new(piece))
+            }
+            Shown::Entry(entry) => {
+                let html = html(entry);
+                Presented { entry, re, reader, html }.whole()
+            }
+            Shown::End { entry, failure } => {
+                if let (Some(re), Some(TurnState::Failed)) = (re, entry.state) {
+                    let code = failure.unwrap_or(ErrorCode::ServiceError);
+                    self.0.gate.metrics.errors_total.with_label_values(&[code.name()]).inc();
+                    let message = sentence(code).to_owned();
+                    let error = ErrorBody { code, message, recoverable: true, retry_after: None };
+                    before = Some(ServerFrame::Error { re: Some(re), turn_id: entry.turn_id, error });
+                }
+                Presented { entry, re, reader, html: html(entry) }.end()
+            }
+        };
+        before.into_iter().chain([frame]).map(|frame| Encoded::new(&frame))
+    }
+}
+
+/// Longest reply that is rendered, in bytes: its HTML must fit a frame beside it.
+const HTML_SOURCE_BYTES_MAX: usize = 128 * 1024;
+
+fn html(entry: &Entry) -> Option<String> {
+    let rendered = entry.sender == Sender::Ai && (1..=HTML_SOURCE_BYTES_MAX).contains(&entry.content.len());
+    rendered.then(|| markdown::render(&entry.content))
+}

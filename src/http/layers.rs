@@ -1,0 +1,69 @@
+//! What every answer has: security headers, `Alt-Svc`, a count and a duration; and the limit of public routes.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{ConnectInfo, MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::{Parts, problem::Problem};
+use crate::chat::ErrorCode;
+
+/// Refuses an address that asks for more than its share.
+pub(super) async fn limit_public(State(parts): State<Arc<Parts>>, request: Request, next: Next) -> Response {
+    if let Some(ConnectInfo(address)) = request.extensions().get::<ConnectInfo<SocketAddr>>()
+        && let Err(wait) = parts.limiter.public(address.ip())
+    {
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests);
+        return problem.retry_after(Duration::from_millis(wait.ms)).into_response();
+    }
+    next.run(request).await
+}
+
+/// Adds what every answer has, and counts it.
+pub(super) async fn finish(State(parts): State<Arc<Parts>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let over_tcp = request.version() != Version::HTTP_3;
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = method_label(request.method());
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in SECURITY {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if over_tcp && let Some(port) = parts.addresses.quic.port_or_known_default() {
+        let value = format!("h3=\":{port}\"; ma=3600");
+        headers.extend(HeaderValue::try_from(value).ok().map(|value| (header::ALT_SVC, value)));
+    }
+    let status = response.status().as_u16().to_string();
+    parts.metrics.http_requests_total.with_label_values(&[&route, method, &status]).inc();
+    parts.metrics.http_request_duration_seconds.with_label_values(&[&route]).observe(began.elapsed().as_secs_f64());
+    response
+}
+
+const SECURITY: [(HeaderName, &str); 4] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+];
+
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}

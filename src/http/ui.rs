@@ -1,0 +1,102 @@
+//! The pages and the JavaScript client, as they are embedded in the binary.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use super::Parts;
+
+struct Asset {
+    path: &'static str,
+    content_type: &'static str,
+    body: &'static str,
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+
+macro_rules! asset {
+    ($path:literal, $file:literal, $content_type:expr) => {
+        Asset { path: $path, content_type: $content_type, body: include_str!(concat!("../ui/", $file)) }
+    };
+}
+
+static ASSETS: &[Asset] = &[
+    asset!("/", "chat.html", HTML),
+    asset!("/chat-composer.js", "chat-composer.js", SCRIPT),
+    asset!("/chat-log.css", "chat-log.css", STYLE),
+    asset!("/chat-log.js", "chat-log.js", SCRIPT),
+    asset!("/chat-rich.js", "chat-rich.js", SCRIPT),
+    asset!("/chat-signin.js", "chat-signin.js", SCRIPT),
+    asset!("/chat.css", "chat.css", STYLE),
+    asset!("/chat.html", "chat.html", HTML),
+    asset!("/chat.js", "chat.js", SCRIPT),
+    asset!("/icon.svg", "icon.svg", "image/svg+xml"),
+    asset!("/sdk-connection.js", "sdk-connection.js", SCRIPT),
+    asset!("/sdk-dial.js", "sdk-dial.js", SCRIPT),
+    asset!("/sdk-log.js", "sdk-log.js", SCRIPT),
+    asset!("/sdk-outbox.js", "sdk-outbox.js", SCRIPT),
+    asset!("/sdk-watchdog.js", "sdk-watchdog.js", SCRIPT),
+    asset!("/sdk-websocket.js", "sdk-websocket.js", SCRIPT),
+    asset!("/sdk-webtransport.js", "sdk-webtransport.js", SCRIPT),
+    asset!("/sdk-wire.js", "sdk-wire.js", SCRIPT),
+    asset!("/sdk.d.ts", "sdk.d.ts", "text/plain; charset=utf-8"),
+    asset!("/sdk.js", "sdk.js", SCRIPT),
+];
+
+/// One tag for all: they change together, with the binary.
+static TAG: LazyLock<String> = LazyLock::new(|| {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    ASSETS.iter().for_each(|asset| digest.update(asset.body.as_bytes()));
+    let digest = hex::encode(digest.finish());
+    format!("\"{}\"", digest.get(..16).unwrap_or(&digest))
+});
+
+/// A route for each file.
+pub(super) fn routes() -> Router<Arc<Parts>> {
+    ASSETS.iter().fold(Router::new(), |router, asset| {
+        router.route(
+            asset.path,
+            get(move |state: State<Arc<Parts>>, headers: HeaderMap| async move { serve(asset, &state, &headers) }),
+        )
+    })
+}
+
+fn serve(asset: &Asset, parts: &Parts, request: &HeaderMap) -> Response {
+    let mut response = if request.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == TAG.as_bytes()) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        ([(header::CONTENT_TYPE, asset.content_type)], asset.body).into_response()
+    };
+    let headers = response.headers_mut();
+    // A new version of the server must not meet an old script.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.extend(HeaderValue::try_from(TAG.as_str()).ok().map(|tag| (header::ETAG, tag)));
+    if asset.content_type == HTML {
+        let policy = HeaderValue::try_from(policy(parts)).ok();
+        headers.extend(policy.map(|policy| (header::CONTENT_SECURITY_POLICY, policy)));
+    }
+    response
+}
+
+/// Nothing inline, nothing from elsewhere, connections only to the advertised addresses.
+fn policy(parts: &Parts) -> String {
+    let http = parts.addresses.http.origin().ascii_serialization();
+    let websocket = http.replacen("http", "ws", 1);
+    let quic = parts.addresses.quic.origin().ascii_serialization();
+    let secure_websocket = quic.replacen("http", "ws", 1);
+    let ancestors: Vec<&str> = parts.origins.iter().collect();
+    format!(
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; \
+         manifest-src 'self'; connect-src 'self' {http} {websocket} {quic} {secure_websocket}; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'self' {}",
+        ancestors.join(" ")
+    )
+}

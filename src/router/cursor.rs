@@ -1,0 +1,123 @@
+//! How far a watcher is in a turn's text. Pieces that it gets neither overlap nor leave a hole.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{Router, boundary};
+use crate::chat::{Entry, ErrorCode, Sender, TurnId};
+
+/// Largest piece of text that one frame carries, in bytes, so that its frame stays far below the limit.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
+
+/// Shows a settled entry in one frame, or, if its text is too long for that, as a reply that is told again.
+pub(super) fn whole(entry: Arc<Entry>, out: &mut VecDeque<Shown>) {
+    match entry.turn_id.filter(|_| entry.sender == Sender::Ai && entry.content.len() > PIECE_BYTES_MAX) {
+        Some(turn_id) => Cursor::start(turn_id).finish(&entry, None, out),
+        None => out.push_back(Shown::Entry(entry)),
+    }
+}
+
+/// What a watcher is to be shown, in order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Shown {
+    /// a settled entry that the watcher does not hold
+    Entry(Arc<Entry>),
+    /// a turn has started, or its provider is still silent
+    Loading {
+        /// the turn
+        turn_id: TurnId,
+        /// the place of its reply
+        seq: u64,
+    },
+    /// the next piece of a turn's text
+    Piece {
+        /// the turn
+        turn_id: TurnId,
+        /// the model that writes
+        model_id: Option<Arc<str>>,
+        /// UTF-8 byte offset of `content`
+        offset: u64,
+        /// the text
+        content: Arc<str>,
+    },
+    /// a turn ended, and the watcher was shown all of its text
+    End {
+        /// the reply, settled
+        entry: Arc<Entry>,
+        /// why it failed
+        failure: Option<ErrorCode>,
+    },
+}
+
+/// The next byte of a turn's text that a watcher has not seen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Cursor {
+    pub(super) turn_id: TurnId,
+    pub(super) model_id: Option<Arc<str>>,
+    pub(super) offset: u64,
+}
+
+/// Whether a piece fitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fit {
+    /// it was shown, or had been shown before
+    Seamless,
+    /// something before it is missing
+    Hole,
+}
+
+impl Cursor {
+    pub(super) const fn start(turn_id: TurnId) -> Self {
+        Self { turn_id, model_id: None, offset: 0 }
+    }
+
+    /// Shows what of a piece is new.
+    pub(super) fn piece(&mut self, offset: u64, content: &Arc<str>, out: &mut VecDeque<Shown>) -> Fit {
+        if offset > self.offset {
+            return Fit::Hole;
+        }
+        if offset == self.offset {
+            self.show(Arc::clone(content), out);
+        } else if let Some(rest) = tail(content, self.offset - offset) {
+            self.text(rest, out);
+        }
+        Fit::Seamless
+    }
+
+    /// Shows text that begins at the cursor.
+    pub(super) fn text(&mut self, mut text: &str, out: &mut VecDeque<Shown>) {
+        while !text.is_empty() {
+            let (piece, rest) = text.split_at(boundary(text, PIECE_BYTES_MAX));
+            self.show(piece.into(), out);
+            text = rest;
+        }
+    }
+
+    fn show(&mut self, content: Arc<str>, out: &mut VecDeque<Shown>) {
+        let offset = self.offset;
+        self.offset += u64::try_from(content.len()).unwrap_or_default();
+        let model_id = self.model_id.clone();
+        out.push_back(Shown::Piece { turn_id: self.turn_id, model_id, offset, content });
+    }
+
+    /// Shows what is missing of a reply that has settled, and its end.
+    pub(super) fn finish(mut self, entry: &Arc<Entry>, failure: Option<ErrorCode>, out: &mut VecDeque<Shown>) {
+        if let Some(rest) = tail(&entry.content, self.offset) {
+            self.text(rest, out);
+        }
+        out.push_back(Shown::End { entry: Arc::clone(entry), failure });
+    }
+
+    /// Shows what the turn has come to while the watcher was not told: from this node's memory, else from its log.
+    pub(super) async fn catch_up(&mut self, router: &Router, out: &mut VecDeque<Shown>) -> crate::store::Result<()> {
+        let text = match router.0.live.get(self.turn_id) {
+            Some(live) => live.from(self.offset),
+            None => router.0.parts.store.turn_text(self.turn_id, self.offset).await?.text,
+        };
+        self.text(&text, out);
+        Ok(())
+    }
+}
+
+fn tail(text: &str, from: u64) -> Option<&str> {
+    text.get(usize::try_from(from).ok()?..).filter(|rest| !rest.is_empty())
+}

@@ -1,0 +1,107 @@
+//! Following one turn, for the exchange that asked for it: from its queue to its end.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{
+    Router,
+    cursor::{Cursor, Fit, Shown},
+};
+use crate::{
+    bus::{Delivery, Subscription},
+    chat::{Event, SessionId, TurnId, TurnState},
+    store::{self, Range},
+};
+
+/// A watcher of one turn. It ends after the turn's end was shown.
+#[derive(Debug)]
+pub struct Follow {
+    router: Router,
+    subscription: Subscription,
+    session_id: SessionId,
+    cursor: Cursor,
+    loading_shown: bool,
+    ended: bool,
+    ready: VecDeque<Shown>,
+}
+
+impl Router {
+    /// Listens to a turn that is about to be made. Nothing of it is missed, however early it starts.
+    pub async fn follow(&self, session_id: SessionId, turn_id: TurnId) -> Follow {
+        Follow {
+            router: self.clone(),
+            subscription: self.0.parts.bus.subscribe(session_id).await,
+            session_id,
+            cursor: Cursor::start(turn_id),
+            loading_shown: false,
+            ended: false,
+            ready: VecDeque::new(),
+        }
+    }
+}
+
+impl Follow {
+    /// The session that the turn belongs to.
+    #[must_use]
+    pub const fn session_id(&self) -> SessionId {
+        self.session_id
+    }
+
+    /// Waits for what is to be shown next; `None` after the end. Cancel safe.
+    pub async fn next(&mut self) -> Option<Shown> {
+        loop {
+            if let Some(shown) = self.ready.pop_front() {
+                return Some(shown);
+            }
+            if self.ended {
+                return None;
+            }
+            let seamless = match self.subscription.next().await {
+                Delivery::Event(event) => self.apply(&event) == Fit::Seamless,
+                Delivery::Lagged => false,
+            };
+            if !seamless && let Err(err) = self.resync().await {
+                // The sender's own exchange ends early; `attach` with its turn shows the rest.
+                tracing::warn!(error = &err as &dyn std::error::Error, "turn cannot be followed");
+                self.ended = true;
+            }
+        }
+    }
+
+    fn apply(&mut self, event: &Event) -> Fit {
+        match event {
+            Event::Loading { turn_id, seq, model_id, .. } if *turn_id == self.cursor.turn_id => {
+                self.loading_shown = true;
+                self.cursor.model_id = Some(Arc::clone(model_id));
+                self.ready.push_back(Shown::Loading { turn_id: *turn_id, seq: *seq });
+            }
+            Event::Piece { turn_id, offset, content, .. } if *turn_id == self.cursor.turn_id => {
+                return self.cursor.piece(*offset, content, &mut self.ready);
+            }
+            Event::Ended { entry, failure, .. } if entry.turn_id == Some(self.cursor.turn_id) => {
+                self.cursor.clone().finish(entry, *failure, &mut self.ready);
+                self.ended = true;
+            }
+            _ => {}
+        }
+        Fit::Seamless
+    }
+
+    async fn resync(&mut self) -> store::Result<()> {
+        let store = &self.router.0.parts.store;
+        let turn = store.turn(self.cursor.turn_id).await?.ok_or(store::Error::NotFound)?;
+        let Some(seq) = turn.reply_seq else { return Ok(()) };
+        self.cursor.model_id = turn.model_id.map(Into::into);
+        if turn.state == TurnState::Running {
+            if !std::mem::replace(&mut self.loading_shown, true) {
+                self.ready.push_back(Shown::Loading { turn_id: turn.id, seq });
+            }
+            return self.cursor.catch_up(&self.router, &mut self.ready).await;
+        }
+        let entries = store.entries(self.session_id, Range::After(seq - 1, 1)).await?;
+        if let Some(entry) = entries.into_iter().next() {
+            self.cursor.clone().finish(&Arc::new(entry), None, &mut self.ready);
+            self.ended = true;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! The turns that run on this node: one shared text each, and the way to stop them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::boundary;
+use crate::chat::TurnId;
+
+/// A running turn's text so far. Watchers read it from their own offset; nobody keeps a copy for them.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    text: Mutex<String>,
+    stopped: CancellationToken,
+}
+
+impl Live {
+    /// Adds a piece and returns its offset.
+    pub(super) fn push(&self, piece: &str) -> u64 {
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = text.len();
+        text.push_str(piece);
+        offset.try_into().unwrap_or(u64::MAX)
+    }
+
+    /// The text from an offset on; empty when the offset lies beyond it.
+    pub(super) fn from(&self, offset: u64) -> String {
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = boundary(&text, usize::try_from(offset).unwrap_or(usize::MAX));
+        text.get(at..).unwrap_or_default().to_owned()
+    }
+
+    /// Asks the task that runs the turn to end it.
+    pub(super) fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    /// Resolves when somebody asked for the end.
+    pub(super) async fn stopped(&self) {
+        self.stopped.cancelled().await;
+    }
+}
+
+/// The running turns of this node; one for each runner, removed when it ends.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<HashMap<TurnId, Arc<Live>>>);
+
+impl Turns {
+    pub(super) fn get(&self, id: TurnId) -> Option<Arc<Live>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    pub(super) fn begin(&self, id: TurnId) -> Arc<Live> {
+        let live = Arc::new(Live::default());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&live));
+        live
+    }
+
+    pub(super) fn end(&self, id: TurnId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}

@@ -1,0 +1,69 @@
+//! Finding what a node that went away left behind: its running turns end as `interrupted`, queued ones start.
+
+use tracing::{error, info, warn};
+
+use super::Router;
+use crate::{
+    chat::{Turn, TurnId, TurnState},
+    store::{EndTurn, Result},
+};
+
+/// Turns and sessions that one look takes on; the next one finds the rest.
+const SWEEP_MAX: u32 = 100;
+
+impl Router {
+    /// Looks for abandoned turns once, as a node does before its first request.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn recover(&self) -> Result<()> {
+        let lost = self.0.parts.store.lost(self.0.node, SWEEP_MAX).await?;
+        for turn in &lost.turns {
+            self.interrupt(turn).await?;
+        }
+        for session_id in lost.sessions {
+            if let Some(started) = self.next_queued(session_id).await {
+                self.spawn_runner(started);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks once in every lease time until the server drains.
+    pub async fn sweep(&self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.0.parts.lifecycle.draining() => return,
+                () = tokio::time::sleep(self.0.parts.config.turn_lease) => {}
+            }
+            if let Err(err) = self.recover().await {
+                error!(error = &err as &dyn std::error::Error, "abandoned turns are not found");
+            }
+        }
+    }
+
+    /// Ends a turn whose node is gone with what its log holds; one that had shown nothing is asked again.
+    async fn interrupt(&self, turn: &Turn) -> Result<()> {
+        let nothing_shown = self.0.parts.store.turn_text(turn.id, 0).await?.text.is_empty();
+        let end = EndTurn {
+            turn_id: turn.id,
+            state: TurnState::Interrupted,
+            text: None,
+            usage: None,
+            failure: None,
+            only_lost: Some(self.0.node),
+        };
+        if !self.end(end).await? {
+            return Ok(());
+        }
+        info!(turn_id = %turn.id, session_id = %turn.session_id, "abandoned turn ended");
+        if nothing_shown && !self.0.parts.store.requeue(turn.id, TurnId::new()).await? {
+            warn!(turn_id = %turn.id, "abandoned turn is not asked again");
+        }
+        if let Some(started) = self.next_queued(turn.session_id).await {
+            self.spawn_runner(started);
+        }
+        Ok(())
+    }
+}

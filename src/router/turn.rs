@@ -1,0 +1,383 @@
+//! Running one reply: history to the model, pieces to the watchers, text to the log, and exactly one end.
+
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument, error, info, info_span, warn};
+
+use super::{Refusal, Router, live::Live};
+use crate::{
+    chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, TurnId, TurnState, Usage},
+    llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
+    store::{EndTurn, Range, StartedTurn, TurnText},
+};
+
+/// Shown text that a crash may lose: this much, or this old, whichever comes first.
+const UNSAVED_BYTES_MAX: usize = 4096;
+const UNSAVED_AGE_MAX: Duration = Duration::from_millis(250);
+
+/// How often a silent provider's turn says that it is still there.
+const LOADING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Entries that are read to build a prompt.
+const HISTORY_ENTRIES_MAX: u32 = 400;
+
+/// How often the end of a turn is tried to be stored; in between a pause that doubles.
+const END_ATTEMPTS: u32 = 6;
+const END_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a turn came to its end.
+struct Ending {
+    state: TurnState,
+    usage: Option<Usage>,
+    failure: Option<ErrorCode>,
+}
+
+impl Ending {
+    const fn of(state: TurnState) -> Self {
+        Self { state, usage: None, failure: None }
+    }
+
+    const fn failed(code: ErrorCode) -> Self {
+        Self { state: TurnState::Failed, usage: None, failure: Some(code) }
+    }
+}
+
+impl Router {
+    /// Runs a turn that has started, then the queued ones of its session, in order, in a task of its own.
+    pub(super) fn spawn_runner(&self, started: StartedTurn) {
+        let router = self.clone();
+        let session_id = started.turn.session_id;
+        drop(self.0.runners.spawn(async move {
+            let mut next = Some(started);
+            while let Some(started) = next {
+                let span = info_span!("turn", turn_id = %started.turn.id, %session_id, user_id = %started.user_id);
+                router.run(started).instrument(span).await;
+                next = router.next_queued(session_id).await;
+            }
+        }));
+    }
+
+    /// Starts the oldest queued turn of a session, unless another one runs or the server drains.
+    pub(super) async fn next_queued(&self, session_id: SessionId) -> Option<StartedTurn> {
+        if self.0.parts.lifecycle.drains() {
+            return None;
+        }
+        match self.0.parts.store.start_turn(session_id, self.lease()).await {
+            Ok(started) => started,
+            Err(err) => {
+                // The sweep finds it again.
+                error!(error = &err as &dyn std::error::Error, %session_id, "queued turn does not start");
+                None
+            }
+        }
+    }
+
+    async fn run(&self, started: StartedTurn) {
+        let metrics = &self.0.parts.metrics;
+        let live = self.0.live.begin(started.turn.id);
+        let began = Instant::now();
+        metrics.turns_running.inc();
+        self.announce(&started).await;
+        let run = Run { router: self, started: &started, live: &live, began };
+        let ending = match AssertUnwindSafe(run.until_end()).catch_unwind().await {
+            Ok(ending) => ending,
+            Err(_panic) => {
+                // The panic hook has logged its cause.
+                metrics.panics_total.inc();
+                Some(Ending::failed(ErrorCode::ServiceError))
+            }
+        };
+        if let Some(ending) = ending {
+            self.finish(&started, ending, Some(live.from(0))).await;
+        }
+        self.0.live.end(started.turn.id);
+        metrics.turns_running.dec();
+        metrics.turn_duration_seconds.with_label_values(&[&started.model_id]).observe(began.elapsed().as_secs_f64());
+    }
+
+    async fn announce(&self, started: &StartedTurn) {
+        let event = Event::Loading {
+            rev: started.rev,
+            turn_id: started.turn.id,
+            seq: started.reply_seq,
+            model_id: started.model_id.as_str().into(),
+        };
+        self.0.parts.bus.publish(started.turn.session_id, Arc::new(event)).await;
+    }
+
+    /// Fixes the end of a turn in the store and tells the watchers. Tries for some seconds while the store fails;
+    /// after that the lease runs out and a sweep ends the turn with what its log holds.
+    async fn finish(&self, started: &StartedTurn, ending: Ending, text: Option<String>) {
+        let end = EndTurn {
+            turn_id: started.turn.id,
+            state: ending.state,
+            text,
+            usage: ending.usage,
+            failure: ending.failure,
+            only_lost: None,
+        };
+        let mut pause = END_PAUSE;
+        for _attempt in 0..END_ATTEMPTS {
+            match self.end(end.clone()).await {
+                Ok(_) => return,
+                Err(err) => warn!(error = &err as &dyn std::error::Error, "end of turn is not stored yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        error!("end of turn could not be stored; its lease will run out");
+    }
+
+    /// Ends a turn, whoever asks, and tells the watchers. `false` when it had ended before.
+    pub(super) async fn end(&self, end: EndTurn) -> crate::store::Result<bool> {
+        let failure = end.failure;
+        let Some(ended) = self.0.parts.store.end_turn(end).await? else { return Ok(false) };
+        let reply = Arc::new(ended.reply);
+        let state = reply.state.unwrap_or(TurnState::Complete);
+        let model = reply.model_id.as_deref().unwrap_or_default();
+        let metrics = &self.0.parts.metrics;
+        metrics.turns_ended_total.with_label_values(&[model, state_name(state)]).inc();
+        if let Some(usage) = reply.usage {
+            metrics.tokens_total.with_label_values(&[model, "prompt"]).inc_by(usage.prompt_tokens);
+            metrics.tokens_total.with_label_values(&[model, "completion"]).inc_by(usage.completion_tokens);
+        }
+        info!(state = state_name(state), size_bytes = reply.length, "turn ended");
+        let session_id = reply.session_id;
+        let event = Event::Ended { rev: ended.rev, failure, entry: reply };
+        self.0.parts.bus.publish(session_id, Arc::new(event)).await;
+        Ok(true)
+    }
+
+    /// Ends a turn that no task of this node runs: a queued one, or one whose runner has just gone.
+    pub(super) async fn stop_idle(&self, turn_id: TurnId) -> Result<(), Refusal> {
+        let end =
+            EndTurn { turn_id, state: TurnState::Stopped, text: None, usage: None, failure: None, only_lost: None };
+        match self.end(end).await? {
+            true => Ok(()),
+            false => Err(Refusal::new(ErrorCode::TurnNotFound)),
+        }
+    }
+}
+
+const fn state_name(state: TurnState) -> &'static str {
+    match state {
+        TurnState::Queued => "queued",
+        TurnState::Running => "running",
+        TurnState::Complete => "complete",
+        TurnState::Stopped => "stopped",
+        TurnState::Interrupted => "interrupted",
+        TurnState::Failed => "failed",
+    }
+}
+
+/// One turn while it runs.
+struct Run<'a> {
+    router: &'a Router,
+    started: &'a StartedTurn,
+    live: &'a Live,
+    began: Instant,
+}
+
+impl Run<'_> {
+    /// Runs to the end; `None` when the turn was ended by somebody else, and there is nothing left to fix.
+    async fn until_end(&self) -> Option<Ending> {
+        let parts = &self.router.0.parts;
+        let answer = async {
+            let models = &parts.models;
+            let model = models.get(&self.started.model_id).or_else(|| models.get(models.default_id()));
+            let model = model.ok_or(ErrorCode::LlmUnavailable)?;
+            let prompt = self.prompt(model).await.map_err(|refusal| refusal.code)?;
+            model.provider.stream(prompt).await.map_err(|err| {
+                warn!(error = &err as &dyn std::error::Error, "provider refused");
+                err.code
+            })
+        };
+        let mut answer = std::pin::pin!(answer);
+        let mut still_there = tokio::time::interval_at(self.began + LOADING_INTERVAL, LOADING_INTERVAL);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                () = self.router.0.cut.cancelled() => return Some(Ending::of(TurnState::Interrupted)),
+                () = self.live.stopped() => return Some(Ending::of(TurnState::Stopped)),
+                answer = &mut answer => match answer {
+                    Ok(answer) => break answer,
+                    Err(code) => return Some(Ending::failed(code)),
+                },
+                _ = still_there.tick() => {
+                    self.router.announce(self.started).await;
+                    if !self.renew().await {
+                        return None;
+                    }
+                }
+            }
+        };
+        self.relay(answer).await
+    }
+
+    async fn renew(&self) -> bool {
+        save(self, String::new(), self.live.from(0).len()).await
+    }
+
+    /// Passes pieces on as they come, and writes them to the turn's log in batches beside that.
+    async fn relay(&self, mut answer: Answer) -> Option<Ending> {
+        let parts = &self.router.0.parts;
+        let mut log = Log::new(self.began);
+        let mut usage = None;
+        let mut loading = self.began + LOADING_INTERVAL;
+        let ending = loop {
+            let due = log.due(parts.config.turn_lease / 3);
+            let silent = log.length() == 0;
+            tokio::select! {
+                biased;
+                () = self.router.0.cut.cancelled() => break Ending { usage, ..Ending::of(TurnState::Interrupted) },
+                () = self.live.stopped() => break Ending { usage, ..Ending::of(TurnState::Stopped) },
+                kept = log.saved() => if !kept { return None },
+                chunk = answer.next() => match chunk {
+                    Some(Ok(Chunk::Text(text))) => {
+                        if silent {
+                            parts.metrics.turn_first_chunk_seconds.with_label_values(&[&self.started.model_id])
+                                .observe(self.began.elapsed().as_secs_f64());
+                        }
+                        self.publish(&text).await;
+                        log.push(&text);
+                    }
+                    Some(Ok(Chunk::Usage(reported))) => usage = Some(reported),
+                    Some(Ok(Chunk::Done)) => break Ending { usage, ..Ending::of(TurnState::Complete) },
+                    Some(Err(err)) => {
+                        warn!(error = &err as &dyn std::error::Error, "provider failed");
+                        break Ending { usage, ..Ending::failed(err.code) };
+                    }
+                    None => break Ending { usage, ..Ending::failed(ErrorCode::LlmUnavailable) },
+                },
+                () = sleep_until(due) => log.begin(|text, length| {
+                    Box::pin(save(self, text, length))
+                }),
+                () = sleep_until(loading), if silent => {
+                    loading += LOADING_INTERVAL;
+                    self.router.announce(self.started).await;
+                }
+            }
+        };
+        // Dropped first: the provider's request is cut before the end is stored.
+        drop(answer);
+        Some(ending)
+    }
+
+    async fn publish(&self, text: &str) {
+        let offset = self.live.push(text);
+        let event = Event::Piece { turn_id: self.started.turn.id, offset, content: text.into() };
+        self.router.0.parts.bus.publish(self.started.turn.session_id, Arc::new(event)).await;
+    }
+
+    async fn prompt(&self, model: &Model) -> Result<Prompt, Refusal> {
+        let parts = &self.router.0.parts;
+        let turn = &self.started.turn;
+        let entries = parts.store.entries(turn.session_id, Range::Last(HISTORY_ENTRIES_MAX)).await?;
+        let mut messages = conversation(&entries, turn.message_seq);
+        let answer = model.max_tokens.map_or(model.context_tokens / 4, |tokens| tokens.min(model.context_tokens / 2));
+        fit(&mut messages, u64::from(model.context_tokens - answer));
+        let system = parts.models.system_prompt().map(str::to_owned);
+        Ok(Prompt { system, messages, user_id: self.started.user_id.clone() })
+    }
+}
+
+async fn save(run: &Run<'_>, text: String, length: usize) -> bool {
+    let parts = &run.router.0.parts;
+    let offset = u64::try_from(length - text.len()).unwrap_or(u64::MAX);
+    let piece = TurnText { offset, text };
+    match parts.store.extend_turn(run.started.turn.id, run.router.0.node, piece, parts.config.turn_lease).await {
+        Ok(kept) => kept,
+        Err(err) => {
+            // The whole text is stored at the end; until then a crash loses more than it should.
+            warn!(error = &err as &dyn std::error::Error, "turn's log is not written");
+            true
+        }
+    }
+}
+
+/// What of a turn's text has not been written to its log yet.
+struct Log<'a> {
+    unsaved: String,
+    length: usize,
+    oldest: Instant,
+    writing: Option<BoxFuture<'a, bool>>,
+}
+
+impl<'a> Log<'a> {
+    const fn new(began: Instant) -> Self {
+        Self { unsaved: String::new(), length: 0, oldest: began, writing: None }
+    }
+
+    const fn length(&self) -> usize {
+        self.length
+    }
+
+    fn push(&mut self, text: &str) {
+        if self.unsaved.is_empty() {
+            self.oldest = Instant::now();
+        }
+        self.unsaved.push_str(text);
+        self.length += text.len();
+    }
+
+    /// When the next write is due; with nothing to write, the lease alone asks for one.
+    fn due(&self, renew: Duration) -> Instant {
+        match (&self.writing, self.unsaved.len()) {
+            (Some(_), _) => Instant::now() + UNSAVED_AGE_MAX,
+            (None, 0) => self.oldest + renew,
+            (None, bytes) if bytes >= UNSAVED_BYTES_MAX => self.oldest,
+            (None, _) => self.oldest + UNSAVED_AGE_MAX,
+        }
+    }
+
+    fn begin(&mut self, write: impl FnOnce(String, usize) -> BoxFuture<'a, bool>) {
+        if self.writing.is_none() {
+            self.oldest = Instant::now();
+            self.writing = Some(write(std::mem::take(&mut self.unsaved), self.length));
+        }
+    }
+
+    /// Resolves when a write is done, with whether the turn is still ours; never while none is under way.
+    async fn saved(&mut self) -> bool {
+        match &mut self.writing {
+            Some(write) => {
+                let kept = write.await;
+                self.writing = None;
+                kept
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Puts every message up to `last` before its own newest reply, in the order of the messages.
+fn conversation(entries: &[Entry], last: u64) -> Vec<Message> {
+    let mut replies: HashMap<u64, &Entry> = HashMap::new();
+    for entry in entries.iter().filter(|entry| entry.sender == Sender::Ai && entry.settled()) {
+        if let Some(message) = entry.reply_to.filter(|message| *message < last) {
+            replies.insert(message, entry);
+        }
+    }
+    let said = |entry: &Entry| entry.kind == EntryKind::Text && entry.sender == Sender::User && entry.seq <= last;
+    let mut messages = Vec::new();
+    for entry in entries.iter().filter(|entry| said(entry)) {
+        messages.push(Message { role: Role::User, content: entry.content.clone() });
+        if let Some(reply) = replies.get(&entry.seq).filter(|reply| !reply.content.is_empty()) {
+            messages.push(Message { role: Role::Assistant, content: reply.content.clone() });
+        }
+    }
+    messages
+}
+
+/// Drops the oldest messages until the rest fits a budget of tokens; the last one always stays.
+fn fit(messages: &mut Vec<Message>, tokens_max: u64) {
+    let mut tokens = 0;
+    let kept = messages.iter().rev().take_while(|message| {
+        tokens += estimate_tokens(&message.content);
+        tokens <= tokens_max
+    });
+    let kept = kept.count().max(1);
+    messages.drain(..messages.len().saturating_sub(kept));
+}

@@ -1,0 +1,334 @@
+//! Watching one session: the entries and the text that a client misses, then what happens, in the log's order.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    Refusal, Router,
+    cursor::{Cursor, Fit, Shown, whole},
+};
+use crate::{
+    bus::{Delivery, Subscription},
+    chat::{ConnectionId, Entry, Event, Sender, Session, SessionId, TurnId},
+    protocol::Position,
+    store::{self, Range},
+};
+
+/// Entries that a replay holds at most; a client that is further behind takes the last ones as a snapshot.
+const REPLAY_ENTRIES_MAX: u32 = 1000;
+
+/// Pause before a store that failed is asked again for what a watcher missed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The turns that this connection's own exchanges show, so that its watches do not show them again.
+#[derive(Debug, Default)]
+pub struct Asked(Mutex<VecDeque<TurnId>>);
+
+impl Asked {
+    /// More than a connection can have running; the oldest is forgotten first.
+    const TURNS_MAX: usize = 256;
+
+    /// Notes a turn before anything of it can happen.
+    pub fn add(&self, turn_id: TurnId) {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() == Self::TURNS_MAX {
+            turns.pop_front();
+        }
+        turns.push_back(turn_id);
+    }
+
+    /// Forgets a turn that was not made after all.
+    pub fn remove(&self, turn_id: TurnId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| *other != turn_id);
+    }
+
+    fn has(&self, turn_id: Option<TurnId>) -> bool {
+        turn_id.is_some_and(|turn_id| self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&turn_id))
+    }
+}
+
+/// A watcher of one session.
+#[derive(Debug)]
+pub struct Watch {
+    router: Router,
+    subscription: Subscription,
+    session: Session,
+    origin: ConnectionId,
+    asked: Arc<Asked>,
+    /// Every entry up to here was shown, or the client did not ask for it.
+    upto: u64,
+    running: Option<Running>,
+    ready: VecDeque<Shown>,
+}
+
+/// The reply that is being written, and how much of it was shown.
+#[derive(Clone, Debug)]
+struct Running {
+    cursor: Cursor,
+    seq: u64,
+    muted: bool,
+}
+
+/// A watch that has begun.
+#[derive(Debug)]
+pub struct Start {
+    /// the session as it was when the watch began
+    pub session: Session,
+    /// whether the client's position could be honoured; else what follows is a snapshot
+    pub recovered: bool,
+    /// what follows
+    pub watch: Watch,
+}
+
+/// Whose watch it is, and from where it goes on.
+#[derive(Debug)]
+pub struct From {
+    /// the connection, whose own messages are not shown to it again
+    pub origin: ConnectionId,
+    /// the turns that its own exchanges show
+    pub asked: Arc<Asked>,
+    /// every entry up to here is in its final state at the client
+    pub after_seq: Option<u64>,
+    /// where it left a turn
+    pub position: Option<Position>,
+}
+
+impl Router {
+    /// Starts a watch: subscribes first, reads the store second, and shows nothing twice.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when the session is gone, `DATABASE_ERROR`.
+    pub async fn watch(&self, session: Session, from: From) -> Result<Start, Refusal> {
+        let store = &self.0.parts.store;
+        let subscription = self.0.parts.bus.subscribe(session.id).await;
+        let session = store.session(session.id).await?.ok_or(store::Error::NotFound)?;
+        let mut watch = Watch {
+            router: self.clone(),
+            subscription,
+            origin: from.origin,
+            asked: from.asked,
+            upto: session.last_seq,
+            session: session.clone(),
+            running: None,
+            ready: VecDeque::new(),
+        };
+        let recovered = watch.replay(from.after_seq, from.position).await?;
+        Ok(Start { session, recovered, watch })
+    }
+}
+
+impl Watch {
+    /// The session that is watched.
+    #[must_use]
+    pub const fn session_id(&self) -> SessionId {
+        self.session.id
+    }
+
+    /// Waits for what is to be shown next. Cancel safe.
+    pub async fn next(&mut self) -> Shown {
+        loop {
+            if let Some(shown) = self.ready.pop_front() {
+                return shown;
+            }
+            let fit = match self.subscription.next().await {
+                Delivery::Event(event) => self.apply(&event),
+                Delivery::Lagged => Fit::Hole,
+            };
+            if fit == Fit::Hole {
+                while let Err(err) = self.resync().await {
+                    tracing::warn!(error = &err as &dyn std::error::Error, "missed events are not read yet");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Reads what the client misses. `false`: its position could not be honoured, and what is read is a snapshot.
+    async fn replay(&mut self, after_seq: Option<u64>, position: Option<Position>) -> store::Result<bool> {
+        let store = Arc::clone(&self.router.0.parts.store);
+        let running = store.running_turn(self.session.id).await?;
+        let left = match position {
+            Some(position) => self.left(position).await?,
+            None => Left::Nowhere,
+        };
+        let last_seq = self.session.last_seq;
+        let gap = |after_seq: u64| last_seq.checked_sub(after_seq).and_then(|gap| u32::try_from(gap).ok());
+        let range = match (&left, after_seq.map(gap)) {
+            (Left::Unknown, _) | (_, Some(None)) => Some(Range::Last(REPLAY_ENTRIES_MAX)),
+            (_, Some(Some(gap))) if gap > REPLAY_ENTRIES_MAX => Some(Range::Last(REPLAY_ENTRIES_MAX)),
+            (_, Some(Some(gap))) => after_seq.map(|after_seq| Range::After(after_seq, gap)),
+            (_, None) => None,
+        };
+        if let Some(range) = range {
+            let entries = store.entries(self.session.id, range).await?;
+            self.upto = entries.first().map_or(last_seq, |first| first.seq - 1);
+            for entry in entries {
+                match &left {
+                    Left::Ended(named, _) if named.seq == entry.seq => self.upto = entry.seq,
+                    _ => self.take(Arc::new(entry)),
+                }
+            }
+        }
+        if let Left::Ended(entry, cursor) = &left {
+            cursor.clone().finish(entry, None, &mut self.ready);
+        }
+        // A turn that started later than the session was read is announced by an event that waits already.
+        if let Some((turn, seq)) = running.and_then(|turn| turn.reply_seq.map(|seq| (turn, seq)))
+            && seq <= self.upto
+            && self.running.is_none()
+        {
+            self.begin(turn.id, seq, turn.model_id.map(Into::into));
+        }
+        if let Some(running) = &mut self.running
+            && let Left::Running(turn_id, offset) = left
+            && running.cursor.turn_id == turn_id
+        {
+            running.cursor.offset = offset;
+        }
+        self.catch_up().await?;
+        Ok(!matches!(range, Some(Range::Last(_))))
+    }
+
+    /// Finds out what became of the turn that the client names.
+    async fn left(&self, position: Position) -> store::Result<Left> {
+        let store = &self.router.0.parts.store;
+        let cursor = Cursor { offset: position.offset, ..Cursor::start(position.turn_id) };
+        let turn = store.turn(position.turn_id).await?.filter(|turn| turn.session_id == self.session.id);
+        Ok(match turn {
+            Some(turn) if turn.state.ended() => {
+                let after = turn.reply_seq.unwrap_or_default().saturating_sub(1);
+                let reply = store.entries(self.session.id, Range::After(after, 1)).await?.into_iter().next();
+                match reply.filter(|reply| reply.length.is_some_and(|length| position.offset <= length)) {
+                    Some(reply) => Left::Ended(Arc::new(reply), cursor),
+                    None => Left::Unknown,
+                }
+            }
+            Some(_) => Left::Running(position.turn_id, position.offset),
+            None => Left::Unknown,
+        })
+    }
+
+    fn apply(&mut self, event: &Event) -> Fit {
+        match event {
+            Event::Appended { origin, entry, .. } => {
+                if *origin == Some(self.origin) && entry.seq == self.upto + 1 {
+                    self.upto = entry.seq;
+                    return Fit::Seamless;
+                }
+                self.in_order(entry)
+            }
+            Event::Loading { turn_id, seq, model_id, .. } => self.loading(*turn_id, *seq, model_id),
+            Event::Piece { turn_id, offset, content, .. } => match &mut self.running {
+                Some(running) if running.cursor.turn_id == *turn_id && running.muted => Fit::Seamless,
+                Some(running) if running.cursor.turn_id == *turn_id => {
+                    running.cursor.piece(*offset, content, &mut self.ready)
+                }
+                // Of a turn whose end was read from the store before this event was: old news.
+                _ => Fit::Seamless,
+            },
+            Event::Ended { entry, failure, .. } => {
+                match self.running.take_if(|running| Some(running.cursor.turn_id) == entry.turn_id) {
+                    Some(running) if running.muted => {}
+                    Some(running) => running.cursor.finish(entry, *failure, &mut self.ready),
+                    None => return self.in_order(entry),
+                }
+                Fit::Seamless
+            }
+            Event::Updated { .. } => Fit::Seamless,
+        }
+    }
+
+    fn in_order(&mut self, entry: &Arc<Entry>) -> Fit {
+        if entry.seq > self.upto + 1 {
+            return Fit::Hole;
+        }
+        self.take(Arc::clone(entry));
+        Fit::Seamless
+    }
+
+    fn loading(&mut self, turn_id: TurnId, seq: u64, model_id: &Arc<str>) -> Fit {
+        match &self.running {
+            Some(running) if running.cursor.turn_id == turn_id => {
+                if !running.muted {
+                    self.ready.push_back(Shown::Loading { turn_id, seq });
+                }
+            }
+            None if seq == self.upto + 1 => {
+                self.upto = seq;
+                self.begin(turn_id, seq, Some(Arc::clone(model_id)));
+            }
+            None if seq <= self.upto => {}
+            _ => return Fit::Hole,
+        }
+        Fit::Seamless
+    }
+
+    /// Begins to show a running reply from its first byte.
+    fn begin(&mut self, turn_id: TurnId, seq: u64, model_id: Option<Arc<str>>) {
+        let muted = self.asked.has(Some(turn_id));
+        if !muted {
+            self.ready.push_back(Shown::Loading { turn_id, seq });
+        }
+        self.running = Some(Running { cursor: Cursor { turn_id, model_id, offset: 0 }, seq, muted });
+    }
+
+    /// Shows an entry as the store has it, unless it was shown, or this connection's own exchange shows it.
+    fn take(&mut self, entry: Arc<Entry>) {
+        let known = entry.seq <= self.upto;
+        self.upto = self.upto.max(entry.seq);
+        if self.running.as_ref().is_some_and(|running| running.seq == entry.seq) {
+            if let Some(running) = self.running.take_if(|_| entry.settled())
+                && !running.muted
+            {
+                running.cursor.finish(&entry, None, &mut self.ready);
+            }
+            return;
+        }
+        match (entry.sender, entry.settled(), entry.turn_id) {
+            _ if known => {}
+            (Sender::Ai, false, Some(turn_id)) => {
+                self.begin(turn_id, entry.seq, entry.model_id.as_deref().map(Into::into));
+            }
+            _ if self.asked.has(entry.turn_id) => {}
+            _ => whole(entry, &mut self.ready),
+        }
+    }
+
+    /// Reads everything that may have been missed.
+    async fn resync(&mut self) -> store::Result<()> {
+        loop {
+            let after = self.running.as_ref().map_or(self.upto, |running| running.seq - 1);
+            let range = Range::After(after, REPLAY_ENTRIES_MAX);
+            let entries = self.router.0.parts.store.entries(self.session.id, range).await?;
+            let more = entries.len() >= usize::try_from(REPLAY_ENTRIES_MAX).unwrap_or(usize::MAX);
+            for entry in entries {
+                self.take(Arc::new(entry));
+            }
+            if !more {
+                return self.catch_up().await;
+            }
+        }
+    }
+
+    async fn catch_up(&mut self) -> store::Result<()> {
+        match &mut self.running {
+            Some(running) if !running.muted => running.cursor.catch_up(&self.router, &mut self.ready).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What became of the turn that a client left.
+enum Left {
+    /// it names none
+    Nowhere,
+    /// it is queued or running: go on at this byte
+    Running(TurnId, u64),
+    /// it ended: go on at the cursor, then its end
+    Ended(Arc<Entry>, Cursor),
+    /// nobody knows it here, or its text is shorter than what the client shows
+    Unknown,
+}

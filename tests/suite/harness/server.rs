@@ -1,0 +1,168 @@
+//! The server under test: in this process on free ports, or as the real binary that can be killed.
+
+use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
+
+use chatbox::{
+    auth::{Role, issuer::Issuer},
+    chat::UserId,
+    config::{Address, Config, secret::Secret},
+    llm::{Kind, ProviderConfig},
+    metrics::Metrics,
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use url::Url;
+
+/// Where a server is, and what its tokens are signed with.
+pub(crate) struct Target {
+    pub(crate) url: Url,
+    pub(crate) quic_url: Url,
+    pub(crate) certificate_sha256: String,
+    pub(crate) secret: Secret,
+}
+
+/// A server in this process. It ends when this is dropped.
+pub(crate) struct Server {
+    pub(crate) ops: SocketAddr,
+    pub(crate) metrics: Arc<Metrics>,
+    target: Target,
+    lifecycle: chatbox::lifecycle::Lifecycle,
+    task: Option<JoinHandle<anyhow::Result<()>>>,
+    _dir: Option<TempDir>,
+}
+
+impl Deref for Server {
+    type Target = Target;
+
+    fn deref(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl Server {
+    /// Starts on free ports with a data directory of its own and a demo model without pauses.
+    pub(crate) async fn start() -> Self {
+        Self::with(|_config| {}).await
+    }
+
+    /// Starts with a changed configuration.
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut config = Self::config(dir.path());
+        change(&mut config);
+        let mut server = Self::run(config).await;
+        server._dir = Some(dir);
+        server
+    }
+
+    /// What a test server is configured with, before a test changes it.
+    pub(crate) fn config(dir: &std::path::Path) -> Config {
+        let mut config = Config::default();
+        config.listen.http = Address::Localhost(0);
+        config.listen.quic = Address::Localhost(0);
+        config.listen.ops = Address::Localhost(0);
+        config.data_dir = dir.join("data");
+        config.tls.dir = dir.join("certs");
+        config.store.url = format!("sqlite:{}", dir.join("data/chatbox.db").display());
+        config.limits.messages_per_minute = 10_000;
+        config.limits.connections_per_user = 1_000;
+        config.limits.public_per_minute = 100_000;
+        config.sessions.turn_lease = Duration::from_secs(1);
+        config
+    }
+
+    /// Starts with exactly this configuration.
+    pub(crate) async fn run(config: Config) -> Self {
+        let server = chatbox::server::Server::bind(config).await.expect("bind");
+        let addresses = server.addresses().clone();
+        Self {
+            ops: server.ops_address().expect("ops listener"),
+            metrics: Arc::clone(server.metrics()),
+            target: Target {
+                url: addresses.http,
+                quic_url: addresses.quic,
+                certificate_sha256: addresses.certificate_sha256.expect("self-signed"),
+                secret: server.secrets().jwt.clone(),
+            },
+            lifecycle: server.lifecycle().clone(),
+            task: Some(tokio::spawn(server.run())),
+            _dir: None,
+        }
+    }
+
+    /// Connections that the server holds open.
+    pub(crate) fn open_connections(&self) -> i64 {
+        let open = |via| self.metrics.connections_open.with_label_values(&[via]).get();
+        open("webtransport") + open("websocket")
+    }
+
+    /// Waits until fewer are open.
+    pub(crate) async fn connections_fall_below(&self, open: i64) {
+        let fallen = async {
+            while self.open_connections() >= open {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(super::client::PATIENCE, fallen).await.expect("a connection ends");
+    }
+
+    /// Begins to drain, as the first signal does.
+    pub(crate) fn drain(&self) {
+        self.lifecycle.drain();
+    }
+
+    /// Waits until the server has ended by itself.
+    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
+        self.task.take().expect("runs").await.expect("no panic")
+    }
+}
+
+impl Target {
+    /// A token of an hour.
+    pub(crate) fn token(&self, user: &str) -> String {
+        self.token_for(user, Role::User, Duration::from_secs(3600))
+    }
+
+    pub(crate) fn token_for(&self, user: &str, role: Role, ttl: Duration) -> String {
+        let user = UserId::parse(user).expect("user id");
+        Issuer::new(&chatbox::auth::Config::default(), &self.secret).issue(&user, role, None, ttl).expect("token")
+    }
+
+    /// A token with a valid signature that ended an hour ago.
+    pub(crate) fn expired_token(&self, user: &str) -> String {
+        let ended = i64::try_from(jsonwebtoken::get_current_timestamp()).unwrap() - 3600;
+        let claims = serde_json::json!({"user_id": user, "exp": ended});
+        let key = jsonwebtoken::EncodingKey::from_secret(self.secret.expose().as_bytes());
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("token")
+    }
+
+    pub(crate) fn websocket_url(&self) -> Url {
+        let mut url = self.url.join("/chatbox/ws").unwrap();
+        url.set_scheme("ws").unwrap();
+        url
+    }
+
+    pub(crate) fn webtransport_url(&self) -> Url {
+        self.quic_url.join("/chatbox/wt").unwrap()
+    }
+
+    /// A WebTransport client from the registry, which pins the server's certificate.
+    pub(crate) fn webtransport(&self) -> web_transport_quinn::Client {
+        let hash = hex::decode(&self.certificate_sha256).unwrap();
+        web_transport_quinn::ClientBuilder::new().with_server_certificate_hashes(vec![hash]).expect("client")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.lifecycle.stop();
+    }
+}
+
+/// Has a scripted provider answer, as the only model.
+pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) {
+    let mut model = ProviderConfig::new(Kind::Openai);
+    model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
+    model.model = Some("scripted".to_owned());
+    config.llm.providers.insert("scripted".to_owned(), model);
+}
