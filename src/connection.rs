@@ -26,8 +26,8 @@ use crate::{
     limit::{self, ConnectionPermit, Limiter, UserPermit},
     metrics::Metrics,
     protocol::{
-        Accepted, Attach, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits, Model, Named,
-        Rejection, Request, Scope, ServerFrame, UserMessage, decode,
+        Accepted, Attach, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits,
+        Model, Named, Rejection, Request, Scope, ServerFrame, UserMessage, decode,
     },
     router::{Asked, Refusal, Router, Send, WatchFrom},
 };
@@ -40,9 +40,6 @@ pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a client may leave one frame unread before it counts as gone.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Longest message text, in characters, as clients are told.
-const CONTENT_CHARS_MAX: usize = 10_000;
 
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -149,10 +146,8 @@ impl Gate {
             self.metrics.refusals_total.with_label_values(&["drain"]).inc();
             return Err(CloseCode::GoingAway);
         }
-        let permit = self.limiter.connection(address).map_err(|_full| {
-            self.metrics.refusals_total.with_label_values(&["connections"]).inc();
-            CloseCode::TooManyConnections
-        })?;
+        // The limiter has counted the refusal.
+        let permit = self.limiter.connection(address).map_err(|_too_many| CloseCode::TooManyConnections)?;
         self.metrics.connections_open.with_label_values(&[transport.name()]).inc();
         Ok(Connection(Arc::new(Shared {
             gate: Arc::clone(self),
@@ -196,11 +191,11 @@ impl Connection {
     /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket. A panic in it is
     /// contained, counted and answered.
     pub async fn handle(&self, frame: &[u8]) -> Outcome {
-        self.handle_decoded(decode(frame)).await
+        self.handle_request(decode(frame)).await
     }
 
     /// The same for a frame that the transport had to look into.
-    pub async fn handle_decoded(&self, request: Result<Request, Rejection>) -> Outcome {
+    pub async fn handle_request(&self, request: Result<Request, Rejection>) -> Outcome {
         let re = request.as_ref().map_or_else(|rejection| rejection.re, |request| request.id);
         match AssertUnwindSafe(self.dispatch(request)).catch_unwind().await {
             Ok(outcome) => outcome,
@@ -218,7 +213,7 @@ impl Connection {
                 let message = "this request needs a stream of its own".into();
                 self.refuse(id, &Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) })
             }
-            request => self.handle_decoded(request).await,
+            request => self.handle_request(request).await,
         }
     }
 
@@ -236,7 +231,7 @@ impl Connection {
             let expiry = self.principal().map(|principal| remaining(&principal));
             tokio::select! {
                 biased;
-                () = self.0.gate.lifecycle.stopping() => return CloseCode::GoingAway,
+                () = self.0.gate.lifecycle.closing() => return CloseCode::GoingAway,
                 () = renewed => {}
                 () = tokio::time::sleep(expiry.unwrap_or(Duration::MAX)), if expiry.is_some() => {
                     if self.principal().is_some_and(|principal| remaining(&principal).is_zero()) {
@@ -330,7 +325,6 @@ impl Connection {
             }
         };
         let Ok(permit) = gate.limiter.user_connection(&principal.user_id) else {
-            gate.metrics.refusals_total.with_label_values(&["connections_per_user"]).inc();
             let refusal = Refusal::new(ErrorCode::ConnectionLimitExceeded);
             return self.close(id, &refusal, CloseCode::TooManyConnections);
         };

@@ -7,7 +7,8 @@ mod client;
 mod server;
 
 pub use client::{
-    Attach, ClientFrame, Named, Position, Rejection, Request, Scope, UserMessage, decode, encode_request,
+    Attach, CONTENT_CHARS_MAX, ClientFrame, Named, Position, Rejection, Request, Scope, UserMessage, decode,
+    encode_request,
 };
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,

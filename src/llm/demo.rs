@@ -93,7 +93,7 @@ fn count(text: &str) -> Option<u32> {
 
 struct Topic {
     title: &'static str,
-    /// words that a question about it has; the first topic with the most of them is meant
+    /// words of questions about it; the topic with the most of them is meant, of equal ones the first
     words: &'static [&'static str],
     text: &'static str,
 }
@@ -124,21 +124,8 @@ I have ready answers about this server. Ask me, for example:\n\n\
 - Which **limits** are there?\n\n\
 Or try `count to 200` for a long answer: press stop in the middle, or reload the page and watch it go on.";
 
+/// The most general one is last, so that it loses every tie.
 const TOPICS: &[Topic] = &[
-    Topic {
-        title: "what chatbox is",
-        words: &["chatbox", "what", "who", "about", "features", "product"],
-        text: "## What chatbox is\n\n\
-A real-time chat server for AI-assisted support. A host application embeds it; its users talk to a language model, \
-and **staff** can watch a conversation, take it over and hand it back.\n\n\
-1. **Nothing is lost, doubled or reordered.** An answer that was streaming goes on where it was, byte for byte, and \
-the client can check it by length and SHA-256.\n\
-2. **No stall across messages.** Each exchange has its own QUIC stream.\n\
-3. **Stop means stop.** The request to the provider is cut, and the text so far is kept.\n\
-4. **Takeover means silence.** When staff take over, the model's text ends at one stated byte on every device.\n\n\
-One binary holds the server, the pages and an embedded database. It runs with no configuration, no account and no key, \
-which is why you are reading a demo.",
-    },
     Topic {
         title: "WebTransport and QUIC",
         words: &[
@@ -276,7 +263,7 @@ This demo sends nothing anywhere.",
     },
     Topic {
         title: "limits",
-        words: &["limit", "limits", "maximum", "max", "size", "rate", "quota", "many", "long", "fast"],
+        words: &["limit", "limits", "maximum", "max", "size", "rate", "quota", "many"],
         text: "## Limits\n\n\
 Everything has one, and most can be configured:\n\n\
 | What | Default |\n\
@@ -293,5 +280,19 @@ Everything has one, and most can be configured:\n\n\
 | Active sessions of one user | 1 |\n\n\
 On WebTransport the cap on parallel requests is QUIC stream credit: the surplus waits in the client, and nothing is \
 dropped.",
+    },
+    Topic {
+        title: "what chatbox is",
+        words: &["chatbox", "demo", "features", "product", "yourself", "you", "this"],
+        text: "## What chatbox is\n\n\
+A real-time chat server for AI-assisted support. A host application embeds it; its users talk to a language model, \
+and **staff** can watch a conversation, take it over and hand it back.\n\n\
+1. **Nothing is lost, doubled or reordered.** An answer that was streaming goes on where it was, byte for byte, and \
+the client can check it by length and SHA-256.\n\
+2. **No stall across messages.** Each exchange has its own QUIC stream.\n\
+3. **Stop means stop.** The request to the provider is cut, and the text so far is kept.\n\
+4. **Takeover means silence.** When staff take over, the model's text ends at one stated byte on every device.\n\n\
+One binary holds the server, the pages and an embedded database. It runs with no configuration, no account and no key, \
+which is why you are reading a demo.",
     },
 ];

@@ -22,10 +22,13 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::{
-    Answer, Chunk, Error, Prompt, Provider, Role, Secret,
+    Answer, Chunk, Error, Prompt, Provider, Role,
     sse::{Decoder, Event},
 };
-use crate::chat::{ErrorCode, Usage};
+use crate::{
+    chat::{ErrorCode, Usage},
+    config::secret::Secret,
+};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +115,7 @@ impl OpenAi {
         let client = self.client().map_err(|err| self.caused("the HTTP client cannot be made", err))?;
         let mut request = client.post(self.url.clone()).header(ACCEPT, "text/event-stream").json(&self.body(prompt));
         if let Some(key) = &settings.api_key {
-            request = request.bearer_auth(key.reveal());
+            request = request.bearer_auth(key.expose());
         }
         let first_byte = deadline.min(Instant::now() + settings.idle_timeout);
         match timeout_at(first_byte, request.send()).await {
@@ -148,7 +151,7 @@ impl OpenAi {
     /// Reads a refusal's code for the logs. Its message stays out of them: it may quote the key or the prompt.
     async fn refusal(&self, mut response: reqwest::Response) -> Error {
         let status = response.status();
-        let deadline = Instant::now() + REFUSAL_TIMEOUT;
+        let deadline = Instant::now() + REFUSAL_TIMEOUT.min(self.settings.idle_timeout);
         let mut body = Vec::new();
         while let Ok(Ok(Some(bytes))) = timeout_at(deadline, response.chunk()).await {
             body.extend_from_slice(
@@ -280,6 +283,11 @@ impl Reader {
             if let Some(next) = self.parser.ready.pop_front() {
                 return next;
             }
+            if Instant::now() >= self.deadline {
+                // A timeout alone never fires while there is always something to read.
+                self.parser.fail(Fault::timeout("did not finish its answer in time"));
+                continue;
+            }
             let silence = if self.parser.finished { TAIL_TIMEOUT.min(self.idle_timeout) } else { self.idle_timeout };
             let until = self.deadline.min(Instant::now() + silence);
             match timeout_at(until, self.response.chunk()).await {
@@ -289,11 +297,10 @@ impl Reader {
                     source: Some(err.without_url().into()),
                     ..Fault::unavailable("broke off in the middle of its answer")
                 }),
-                Err(_elapsed) => self.parser.fail(Fault::timeout(if until == self.deadline {
-                    "did not finish its answer in time"
-                } else {
-                    "fell silent in the middle of its answer"
-                })),
+                Err(_elapsed) if until < self.deadline => {
+                    self.parser.fail(Fault::timeout("fell silent in the middle of its answer"));
+                }
+                Err(_elapsed) => {}
             }
         }
     }
@@ -417,4 +424,34 @@ fn kind(error: &Value) -> Option<String> {
 /// Where an event is malformed, without quoting it.
 fn position(err: &serde_json::Error) -> String {
     format!("{:?} error at line {} column {}", err.classify(), err.line(), err.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::UserId;
+
+    #[test]
+    fn the_limit_of_tokens_has_the_name_that_the_vendor_takes() {
+        let prompt = Prompt { system: None, messages: Vec::new(), user_id: UserId::parse("alice").unwrap() };
+        for (endpoint, name, other) in [
+            ("https://api.openai.com/v1", "max_completion_tokens", "max_tokens"),
+            ("https://eu.api.openai.com/v1", "max_completion_tokens", "max_tokens"),
+            ("https://notopenai.com/v1", "max_tokens", "max_completion_tokens"),
+            ("http://localhost:11434/v1", "max_tokens", "max_completion_tokens"),
+        ] {
+            let openai = OpenAi::new(Settings {
+                provider: "fast".into(),
+                endpoint: endpoint.parse().unwrap(),
+                api_key: None,
+                model: "m".to_owned(),
+                max_tokens: Some(7),
+                timeout: Duration::from_secs(1),
+                idle_timeout: Duration::from_secs(1),
+            });
+            let body = serde_json::to_value(openai.body(&prompt)).unwrap();
+            assert_eq!((&body[name], body.get(other)), (&Value::from(7), None), "{endpoint}");
+            assert!(!body.to_string().contains("alice"), "{body}");
+        }
+    }
 }

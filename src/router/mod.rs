@@ -14,8 +14,8 @@ pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use serde::Deserialize;
-use tokio_util::task::TaskTracker;
+use serde::{Deserialize, Serialize};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Principal, Role},
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Sessions of a user, and their turns.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// active sessions of one user at a time
@@ -117,6 +117,7 @@ struct Inner {
     node: NodeId,
     live: live::Turns,
     runners: TaskTracker,
+    cut: CancellationToken,
 }
 
 /// Something to say, and who says it from where.
@@ -138,7 +139,13 @@ impl Router {
     /// Makes the use cases over their parts. [`Self::recover`] is to be called once before the first request.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner { parts, node: NodeId::new(), live: live::Turns::default(), runners: TaskTracker::new() }))
+        Self(Arc::new(Inner {
+            parts,
+            node: NodeId::new(),
+            live: live::Turns::default(),
+            runners: TaskTracker::new(),
+            cut: CancellationToken::new(),
+        }))
     }
 
     /// The configured models.
@@ -191,10 +198,10 @@ impl Router {
         if parts.lifecycle.drains() {
             return Err(Refusal::new(ErrorCode::GoingAway));
         }
-        parts
-            .limiter
-            .message(&principal.user_id)
-            .map_err(|wait| Refusal { retry_after: Some(wait.0), ..Refusal::new(ErrorCode::TooManyRequests) })?;
+        parts.limiter.message(&principal.user_id).map_err(|wait| Refusal {
+            retry_after: Some(Duration::from_millis(wait.ms)),
+            ..Refusal::new(ErrorCode::TooManyRequests)
+        })?;
         let session_id = match &send.message.session_id {
             Some(named) => known(named)?,
             None => send.watched.ok_or_else(|| Refusal {
@@ -261,6 +268,11 @@ impl Router {
             default_model: self.models().default_id().to_string(),
             reply_id: EntryId::new(),
         }
+    }
+
+    /// Ends every turn of this node as `interrupted`; each keeps its text.
+    pub fn interrupt_all(&self) {
+        self.0.cut.cancel();
     }
 
     /// Waits until no turn runs on this node any more.

@@ -6,7 +6,11 @@
 pub mod seal;
 pub mod sqlite;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -14,6 +18,7 @@ use crate::chat::{
     Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, RequestId, Sender, Session, SessionId, Timestamp, Turn,
     TurnId, TurnState, Usage, UserId,
 };
+use crate::metrics::Metrics;
 
 /// Why the store did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -248,6 +253,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Answers whether the store can be read and written.
     async fn ready(&self) -> Result<()>;
+
+    /// Takes no more writes, and returns when those that were asked for are durable and the database is closed.
+    async fn close(&self);
 }
 
 /// What a node that went away left behind.
@@ -260,17 +268,38 @@ pub struct Lost {
 }
 
 /// Where the store is.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `sqlite:PATH`
+    /// `sqlite:PATH`, relative to the working directory; `sqlite:` alone is `chatbox.db` in the data directory
     pub url: String,
+    /// the keys that people's words are sealed with: the first one closes, all of them open. Empty: plain text
+    pub encryption_keys: Vec<seal::Key>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { url: "sqlite:data/chatbox.db".to_owned() }
+        Self { url: "sqlite:".to_owned(), encryption_keys: Vec::new() }
     }
+}
+
+/// Opens the configured store. `data_dir` is where it lies unless its URL says otherwise.
+///
+/// # Errors
+/// The URL or a key is wrong, or the database does not open: another process has it, it is from a newer version,
+/// or the file system refuses.
+pub fn open(
+    config: &Config,
+    data_dir: &Path,
+    metrics: Arc<Metrics>,
+) -> std::result::Result<Arc<dyn Store>, sqlite::OpenError> {
+    let path = match config.url.strip_prefix("sqlite:") {
+        Some("") => data_dir.join("chatbox.db"),
+        Some(path) if !path.starts_with(':') && !path.ends_with('/') => PathBuf::from(path),
+        _ => return Err(sqlite::OpenError::Url(config.url.clone())),
+    };
+    let seal = seal::Seal::new(&config.encryption_keys)?;
+    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, sqlite::Options::default(), metrics)?))
 }
 
 /// The present moment, as rows keep it.

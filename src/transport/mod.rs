@@ -6,6 +6,8 @@ mod http3;
 pub mod lines;
 pub mod quic;
 pub mod streams;
+pub mod tcp;
 pub mod tls;
+pub mod websocket;
 pub mod webtransport;
 pub mod wire;

@@ -53,6 +53,8 @@ enum Ending {
     Cut,
     /// nothing more comes, and the connection stays open
     Stall,
+    /// the last step comes again and again, as fast as it is read
+    Repeat,
 }
 
 impl Script {
@@ -77,6 +79,11 @@ impl Script {
     pub(crate) fn status(status: u16, content_type: &'static str, body: &str) -> Self {
         let steps = vec![body.as_bytes().to_vec()];
         Self { head: Head::Answer(status, content_type), steps, gate: None, ending: Ending::Whole }
+    }
+
+    /// One piece again and again, as fast as it is read, for ever.
+    pub(crate) fn endless(piece: &str) -> Self {
+        Self { ending: Ending::Repeat, ..Self::events([delta(piece)]) }
     }
 
     /// Takes the request and never says a word.
@@ -327,19 +334,24 @@ async fn play(script: &Script, write: &mut (impl AsyncWriteExt + Unpin)) -> bool
         if let Some(gate) = script.gate.as_ref().filter(|_| index > 0 && step != DONE) {
             gate.pass().await;
         }
-        let mut framed = format!("{:x}\r\n", step.len()).into_bytes();
-        framed.extend_from_slice(step);
-        framed.extend_from_slice(b"\r\n");
-        if !step.is_empty() {
-            send(write, &framed).await;
-        }
+        send_chunk(write, step).await;
     }
     match script.ending {
         Ending::Whole => send(write, b"0\r\n\r\n").await,
         Ending::Cut => return false,
         Ending::Stall => std::future::pending().await,
+        Ending::Repeat => loop {
+            send_chunk(write, script.steps.last().expect("a script that repeats has a step")).await;
+        },
     }
     true
+}
+
+async fn send_chunk(write: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) {
+    // A chunk without bytes would end the body (RFC 9112, section 7.1).
+    if !bytes.is_empty() {
+        send(write, &[format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()).await;
+    }
 }
 
 async fn send(write: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) {

@@ -1,0 +1,153 @@
+//! The write that adds an entry, and with it queues or starts its turn.
+
+use rusqlite::{Connection, params};
+
+use super::{
+    super::{Appended, Error, NewEntry, NewTurn, Result, StartedTurn, now, seal::Seal},
+    queries,
+    sessions::Head,
+    turns, values,
+};
+use crate::chat::{Entry, SessionState, Timestamp};
+
+/// An entry whose sealed columns are ready: the sealing is done before it is queued, off the writer's thread.
+pub(super) struct Append {
+    entry: NewEntry,
+    content: Option<Vec<u8>>,
+    files: Option<Vec<u8>>,
+    metadata: Option<Vec<u8>>,
+    name: Option<Vec<u8>>,
+}
+
+impl Append {
+    /// Seals what is to be sealed.
+    pub(super) fn prepare(entry: NewEntry, seal: &Seal) -> Result<Self> {
+        let place = |field| values::entry_place(&entry.id, field);
+        let content = values::close_text(seal, place("content"), &entry.content)?;
+        let files = match entry.files.as_slice() {
+            [] => None,
+            files => values::close_json(seal, place("files"), &files)?,
+        };
+        let metadata = match &entry.metadata {
+            metadata if metadata.is_empty() => None,
+            metadata => values::close_json(seal, place("metadata"), metadata)?,
+        };
+        let name = match &entry.session_name {
+            Some(name) => values::close_text(seal, values::session_place(&entry.session_id, "name"), name)?,
+            None => None,
+        };
+        Ok(Self { entry, content, files, metadata, name })
+    }
+
+    /// Stores it, unless it is there.
+    pub(super) fn run(self, connection: &Connection, seal: &Seal) -> Result<Appended> {
+        if let Some(first) = self.first(connection, seal)? {
+            let rev =
+                connection.prepare_cached(queries::SESSION_REV)?.query_row([first.session_id], |row| row.get(0))?;
+            return Ok(Appended { entry: first, rev, duplicate: true, started: None });
+        }
+        let session_id = self.entry.session_id;
+        let head = Head::read(connection, session_id)?.filter(|head| head.user_id == self.entry.owner);
+        let mut head = head.ok_or(Error::NotFound)?;
+        if head.state == SessionState::Ended {
+            return Err(Error::Ended);
+        }
+        let now = now();
+        let before = head.last_seq;
+        head.last_seq += 1;
+        head.rev += 1;
+        let (seq, rev) = (head.last_seq, head.rev);
+        self.insert(connection, seq, now)?;
+        let started = match &self.entry.turn {
+            Some(turn) => self.queue(connection, turn, &mut head, now)?,
+            None => None,
+        };
+        turns::grown(connection, session_id, &head, before, self.name.as_deref())?;
+        Ok(Appended { entry: self.stored(seq, now), rev, duplicate: false, started })
+    }
+
+    /// The entry that an earlier call with the same request, or the same row, has made.
+    fn first(&self, connection: &Connection, seal: &Seal) -> Result<Option<Entry>> {
+        if let Some(client_id) = &self.entry.client_id {
+            let mut statement = connection.prepare_cached(queries::ENTRY_OF_CLIENT)?;
+            let mut rows = statement.query(params![self.entry.user_id, client_id.as_bytes()])?;
+            if let Some(row) = rows.next()? {
+                return values::entry(row, seal).map(Some);
+            }
+        }
+        let mut statement = connection.prepare_cached(queries::ENTRY_OF_ID)?;
+        let mut rows = statement.query([self.entry.id])?;
+        rows.next()?.map(|row| values::entry(row, seal)).transpose()
+    }
+
+    fn insert(&self, connection: &Connection, seq: u64, now: Timestamp) -> Result<()> {
+        let entry = &self.entry;
+        connection.prepare_cached(queries::ENTRY_INSERT)?.execute(params![
+            entry.session_id,
+            seq,
+            entry.id,
+            entry.user_id,
+            entry.client_id.as_ref().map(uuid::Uuid::as_bytes),
+            entry.turn.as_ref().map(|turn| turn.id),
+            entry.sender,
+            entry.kind,
+            self.content,
+            self.files,
+            self.metadata,
+            now,
+        ])?;
+        Ok(())
+    }
+
+    fn queue(
+        &self,
+        connection: &Connection,
+        turn: &NewTurn,
+        head: &mut Head,
+        now: Timestamp,
+    ) -> Result<Option<StartedTurn>> {
+        let session_id = self.entry.session_id;
+        let message_seq = head.last_seq;
+        let (open, queued): (u32, u32) = connection
+            .prepare_cached(queries::TURNS_OPEN)?
+            .query_row([session_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if open > 0 && queued >= turn.queued_max {
+            return Err(Error::QueueFull);
+        }
+        connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
+            turn.id,
+            session_id,
+            message_seq,
+            message_seq,
+            now
+        ])?;
+        if open > 0 {
+            return Ok(None);
+        }
+        let queued = turns::Queued { id: turn.id, session_id, message_seq, user_id: self.entry.user_id.clone() };
+        turns::begin(connection, queued, head, &turn.lease, now).map(Some)
+    }
+
+    fn stored(self, seq: u64, created_at: Timestamp) -> Entry {
+        Entry {
+            session_id: self.entry.session_id,
+            seq,
+            id: self.entry.id,
+            user_id: self.entry.user_id,
+            client_id: self.entry.client_id,
+            turn_id: self.entry.turn.map(|turn| turn.id),
+            reply_to: None,
+            sender: self.entry.sender,
+            kind: self.entry.kind,
+            content: self.entry.content,
+            files: self.entry.files,
+            metadata: self.entry.metadata,
+            state: None,
+            length: None,
+            sha256: None,
+            usage: None,
+            model_id: None,
+            created_at,
+        }
+    }
+}

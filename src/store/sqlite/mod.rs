@@ -1,0 +1,258 @@
+//! The embedded database: one file, one process, one writer thread, a few readers.
+//!
+//! Write-ahead logging with `synchronous=FULL`: what a call returned survives a power cut. Nothing outside this
+//! directory names a type of the driver.
+
+mod append;
+mod queries;
+mod readers;
+mod reads;
+mod schema;
+mod sessions;
+mod turns;
+mod values;
+mod writer;
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+use tokio::time::Instant;
+
+use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
+use super::{
+    Appended, EndTurn, EndedTurn, Error, Lease, Lost, NewEntry, OpenSession, Range, Result, StartedTurn, Store,
+    TurnText, now,
+    seal::{KeyError, Seal},
+};
+use crate::{
+    chat::{Entry, NodeId, Session, SessionId, Turn, TurnId},
+    metrics::Metrics,
+};
+
+/// Why a database does not open. Each text says what to do about it, or what was found.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// not a store that there is
+    #[error("store url `{0}` is not `sqlite:PATH`")]
+    Url(String),
+    /// the keys cannot be used
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// the lock file is held
+    #[error("database `{}` is open in another process", .0.display())]
+    Locked(PathBuf),
+    /// written by a later version of chatbox
+    #[error("the database has version {found}, this chatbox knows versions up to {known}")]
+    Newer {
+        /// version of the file
+        found: usize,
+        /// newest version that can be opened
+        known: usize,
+    },
+    /// a database, but not ours
+    #[error("the file is the database of another program")]
+    Foreign,
+    /// the file system refuses
+    #[error("the database's files cannot be used")]
+    Io(#[source] io::Error),
+    /// the database fails
+    #[error("the database cannot be used")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(err: rusqlite::Error) -> Self {
+        Self::Database(Box::new(err))
+    }
+}
+
+/// How much a store may hold back before it says that it is overloaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// how long any one call may take
+    pub deadline: Duration,
+    /// writes that wait for the writer; further calls wait for room
+    pub queue_max: usize,
+    /// connections that read at the same time
+    pub readers: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(10), queue_max: 4096, readers: 4 }
+    }
+}
+
+/// The store in one file. Dropping it waits for the writes that are queued; [`Store::close`] does so without
+/// blocking its thread.
+#[derive(Debug)]
+pub struct Sqlite {
+    writer: Writer,
+    readers: Readers,
+    seal: Arc<Seal>,
+    deadline: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Sqlite {
+    /// Opens a file, or makes it, with its directory, for this user alone. Reads no row: the time does not depend
+    /// on how much is stored.
+    ///
+    /// # Errors
+    /// Another process has it, it is from a newer version or another program, or the file system refuses.
+    pub fn open(
+        path: &Path,
+        seal: Seal,
+        options: Options,
+        metrics: Arc<Metrics>,
+    ) -> std::result::Result<Self, OpenError> {
+        let lock = lock(path)?;
+        create(path).map_err(OpenError::Io)?;
+        let connection = schema::writer(path)?;
+        let readers = Readers::open(path, options.readers)?;
+        let writer = Writer::start(connection, lock, options.queue_max, Arc::clone(&metrics))?;
+        Ok(Self { writer, readers, seal: Arc::new(seal), deadline: options.deadline, metrics })
+    }
+
+    async fn write<T, F>(&self, operation: &'static str, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &Seal) -> Result<T> + Send + 'static,
+    {
+        let began = Instant::now();
+        let seal = Arc::clone(&self.seal);
+        let outcome = self.writer.write(began + self.deadline, move |connection| work(connection, &seal)).await;
+        self.observe(operation, began, outcome)
+    }
+
+    async fn read<T, F>(&self, operation: &'static str, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &Seal) -> Result<T> + Send + 'static,
+    {
+        let began = Instant::now();
+        let seal = Arc::clone(&self.seal);
+        let outcome = self.readers.read(began + self.deadline, move |connection| work(connection, &seal)).await;
+        self.observe(operation, began, outcome)
+    }
+
+    fn observe<T>(&self, operation: &'static str, began: Instant, outcome: Result<T>) -> Result<T> {
+        self.metrics.store_duration_seconds.with_label_values(&[operation]).observe(began.elapsed().as_secs_f64());
+        // The others are answers, not faults.
+        if let Err(Error::Overloaded | Error::Sealed { .. } | Error::Database(_)) = &outcome {
+            self.metrics.store_errors_total.with_label_values(&[operation]).inc();
+        }
+        outcome
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn open_session(&self, ask: OpenSession) -> Result<Session> {
+        self.write("open_session", move |connection, seal| sessions::open(connection, &ask, seal)).await
+    }
+
+    async fn session(&self, id: SessionId) -> Result<Option<Session>> {
+        self.read("session", move |connection, seal| sessions::read(connection, id, seal)).await
+    }
+
+    async fn revs(&self, ids: &[SessionId]) -> Result<Vec<(SessionId, u64)>> {
+        let ids = ids.to_vec();
+        self.read("revs", move |connection, _seal| reads::revs(connection, &ids)).await
+    }
+
+    async fn append(&self, entry: NewEntry) -> Result<Appended> {
+        let append = Append::prepare(entry, &self.seal)?;
+        self.write("append", move |connection, seal| append.run(connection, seal)).await
+    }
+
+    async fn entries(&self, session: SessionId, range: Range) -> Result<Vec<Entry>> {
+        self.read("entries", move |connection, seal| reads::entries(connection, session, range, seal)).await
+    }
+
+    async fn start_turn(&self, session: SessionId, lease: Lease) -> Result<Option<StartedTurn>> {
+        self.write("start_turn", move |connection, seal| turns::start(connection, session, &lease, seal)).await
+    }
+
+    async fn extend_turn(&self, turn: TurnId, node: NodeId, piece: TurnText, ttl: Duration) -> Result<bool> {
+        let extend = Extend::prepare(turn, node, piece, ttl, &self.seal)?;
+        self.write("extend_turn", move |connection, seal| extend.run(connection, seal)).await
+    }
+
+    async fn running_turn(&self, session: SessionId) -> Result<Option<Turn>> {
+        self.read("running_turn", move |connection, _seal| reads::turn(connection, queries::TURN_RUNNING, session))
+            .await
+    }
+
+    async fn turn(&self, id: TurnId) -> Result<Option<Turn>> {
+        self.read("turn", move |connection, _seal| reads::turn(connection, queries::TURN, id)).await
+    }
+
+    async fn turn_text(&self, id: TurnId, offset: u64) -> Result<TurnText> {
+        self.read("turn_text", move |connection, seal| reads::turn_text(connection, id, offset, seal)).await
+    }
+
+    async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>> {
+        self.write("end_turn", move |connection, seal| turns::end(connection, &end, seal)).await
+    }
+
+    async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool> {
+        self.write("requeue", move |connection, _seal| turns::requeue(connection, ended, new)).await
+    }
+
+    async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost> {
+        self.read("lost", move |connection, _seal| reads::lost(connection, node, limit)).await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        self.write("ready", |connection, _seal| {
+            connection.prepare_cached(queries::PROBE_WRITE)?.execute([now()])?;
+            Ok(())
+        })
+        .await?;
+        self.read("ready", |connection, _seal| {
+            Ok(connection.prepare_cached(queries::PROBE_READ)?.query_row([], |row| row.get::<_, i64>(0)).map(drop)?)
+        })
+        .await
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+    }
+}
+
+/// Makes the directory and holds the lock file, beside the database: the database's own locks must be left to the
+/// database, because a process loses all its locks on a file when it closes any handle of it.
+fn lock(path: &Path) -> std::result::Result<File, OpenError> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(OpenError::Io)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(name).map_err(OpenError::Io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
+        Err(TryLockError::Error(err)) => Err(OpenError::Io(err)),
+    }
+}
+
+/// Makes the file before the database does, because it decides who may read the log files beside it too.
+fn create(path: &Path) -> io::Result<()> {
+    if path.try_exists()? {
+        return std::fs::set_permissions(path, Permissions::from_mode(0o600));
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.sync_all()?;
+    // The name must survive a power cut like the rows.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
+}

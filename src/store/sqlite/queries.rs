@@ -1,0 +1,176 @@
+//! Every statement that runs after start-up, in one place, so that one test can read the plan of each.
+
+macro_rules! queries {
+    ($($(#[doc = $help:literal])+ $name:ident = $($sql:expr),+;)+) => {
+        $($(#[doc = $help])+ pub(super) const $name: &str = concat!($($sql),+);)+
+
+        #[cfg(test)]
+        const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
+    };
+}
+
+macro_rules! session_columns {
+    () => {
+        "id, user_id, name, model_id, state, rev, last_seq, created_at, last_activity, assist_admin_id, assist_name"
+    };
+}
+
+macro_rules! entry_columns {
+    () => {
+        "session_id, seq, id, user_id, client_id, turn_id, reply_to, sender, kind, content, files, metadata, state, \
+         length, sha256, prompt_tokens, completion_tokens, usage_estimated, model_id, created_at"
+    };
+}
+
+macro_rules! turn_columns {
+    () => {
+        "id, session_id, message_seq, reply_seq, state, node, model_id"
+    };
+}
+
+queries! {
+    /// Begins a commit's transaction, with the write lock.
+    BEGIN = "BEGIN IMMEDIATE";
+    /// Makes it durable.
+    COMMIT = "COMMIT";
+    /// Begins one write of a commit.
+    SAVEPOINT = "SAVEPOINT one";
+    /// Keeps it.
+    RELEASE = "RELEASE one";
+
+    /// One session.
+    SESSION = "SELECT ", session_columns!(), " FROM sessions WHERE id = ?1";
+    /// One session's `rev`.
+    SESSION_REV = "SELECT rev FROM sessions WHERE id = ?1";
+    /// What a write needs to know of its session.
+    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id FROM sessions WHERE id = ?1";
+    /// The active sessions of a user, the one with the oldest activity first.
+    SESSIONS_ACTIVE = "SELECT id, active_slot FROM sessions WHERE user_id = ?1 AND active_slot IS NOT NULL \
+        ORDER BY last_activity, created_at, id";
+    /// A new session, active.
+    SESSION_INSERT = "INSERT INTO sessions \
+        (id, user_id, active_slot, state, rev, last_seq, created_at, last_activity) \
+        VALUES (?1, ?2, ?3, 'active', 1, 0, ?4, ?4)";
+    /// An active session ends.
+    SESSION_END = "UPDATE sessions SET state = 'ended', active_slot = NULL, ended_at = ?2, rev = rev + 1 WHERE id = ?1";
+    /// An ended session is active again, and that counts as activity.
+    SESSION_REOPEN = "UPDATE sessions SET state = 'active', active_slot = ?2, ended_at = NULL, rev = rev + 1, \
+        last_activity = max(last_activity, ?3) WHERE id = ?1";
+    /// The log has grown by ?4 entries.
+    SESSION_GROWN = "UPDATE sessions SET rev = ?2, last_seq = ?3, entries = entries + ?4, \
+        last_activity = max(last_activity, ?5), name = coalesce(name, ?6) WHERE id = ?1";
+    /// Anything else has changed.
+    SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1 RETURNING rev";
+    /// A reply is settled.
+    SESSION_SETTLED = "UPDATE sessions SET prompt_tokens = prompt_tokens + ?2, \
+        completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
+        response_ms_sum = response_ms_sum + ?5, response_ms_max = max(response_ms_max, ?5) WHERE id = ?1";
+
+    /// The entry that a client's request made before.
+    ENTRY_OF_CLIENT = "SELECT ", entry_columns!(), " FROM entries WHERE user_id = ?1 AND client_id = ?2";
+    /// The entry with this id.
+    ENTRY_OF_ID = "SELECT ", entry_columns!(), " FROM entries WHERE id = ?1";
+    /// The entry at a place.
+    ENTRY_AT = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 AND seq = ?2";
+    /// Entries after a place.
+    ENTRIES_AFTER = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 AND seq > ?2 \
+        ORDER BY seq LIMIT ?3";
+    /// The last entries, newest first.
+    ENTRIES_LAST = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 ORDER BY seq DESC LIMIT ?2";
+    /// A new entry that nobody changes later.
+    ENTRY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, client_id, turn_id, sender, kind, content, \
+        files, metadata, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    /// The place of a reply.
+    REPLY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, turn_id, reply_to, sender, kind, state, \
+        model_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'ai', 'text', ?7, ?8, ?9)";
+    /// A reply gets its text.
+    REPLY_SETTLE = "UPDATE entries SET content = ?3, state = ?4, length = ?5, sha256 = ?6, prompt_tokens = ?7, \
+        completion_tokens = ?8, usage_estimated = ?9 WHERE session_id = ?1 AND seq = ?2";
+
+    /// One turn.
+    TURN = "SELECT ", turn_columns!(), " FROM turns WHERE id = ?1";
+    /// What the end of a turn needs to know of it.
+    TURN_HEAD = "SELECT ", turn_columns!(), ", lease_until, started_at FROM turns WHERE id = ?1";
+    /// What readers of a turn's log need to know of it.
+    TURN_LENGTH = "SELECT state = 'running', length FROM turns WHERE id = ?1";
+    /// The turn that a session is busy with.
+    TURN_RUNNING = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_running \
+        WHERE session_id = ?1 AND state = 'running'";
+    /// How many turns of a session have not ended, and how many of them wait.
+    TURNS_OPEN = "SELECT count(*), coalesce(sum(state = 'queued'), 0) FROM turns INDEXED BY turns_open \
+        WHERE session_id = ?1 AND ended_at IS NULL";
+    /// The turn that is next.
+    TURN_NEXT = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
+        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued' ORDER BY position LIMIT 1";
+    /// Whether a message has a turn that has not ended, and the place in front of the queue.
+    TURN_FRONT = "SELECT coalesce(max(message_seq = ?2), 0), \
+        coalesce(min(CASE state WHEN 'queued' THEN position END) - 1, ?2) \
+        FROM turns INDEXED BY turns_open WHERE session_id = ?1 AND ended_at IS NULL";
+    /// A turn in the queue.
+    TURN_INSERT = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
+        VALUES (?1, ?2, ?3, ?4, 'queued', ?5)";
+    /// A queued turn starts.
+    TURN_START = "UPDATE turns SET state = 'running', reply_seq = ?2, node = ?3, lease_until = ?4, model_id = ?5, \
+        started_at = ?6 WHERE id = ?1";
+    /// The lease of a running turn, if it is the node's and its log has this length.
+    TURN_EXTEND = "UPDATE turns SET length = length + ?4, lease_until = ?5, \
+        first_token_at = CASE WHEN ?4 > 0 THEN coalesce(first_token_at, ?6) ELSE first_token_at END \
+        WHERE id = ?1 AND node = ?2 AND state = 'running' AND length = ?3";
+    /// The lease of a running turn, if it is the node's.
+    TURN_RENEW = "UPDATE turns SET lease_until = ?3 WHERE id = ?1 AND node = ?2 AND state = 'running'";
+    /// A turn ends.
+    TURN_END = "UPDATE turns SET state = ?2, length = ?3, reply_seq = ?4, ended_at = ?5, prompt_tokens = ?6, \
+        completion_tokens = ?7, usage_estimated = ?8, failure = ?9, lease_until = NULL, \
+        first_token_at = CASE WHEN ?3 > 0 THEN coalesce(first_token_at, ?5) END WHERE id = ?1";
+    /// Turns that nobody runs. Reads the index of running turns, which holds no other.
+    TURNS_LOST = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_running \
+        WHERE state = 'running' AND (lease_until <= ?1 OR node <> ?2) LIMIT ?3";
+    /// Sessions whose queue stands still. Reads the index of turns that have not ended.
+    SESSIONS_LOST = "SELECT DISTINCT session_id FROM turns AS waits INDEXED BY turns_open \
+        WHERE ended_at IS NULL AND NOT EXISTS (SELECT 1 FROM turns AS runs INDEXED BY turns_running \
+        WHERE runs.session_id = waits.session_id AND runs.state = 'running') LIMIT ?1";
+
+    /// A piece of a turn's log.
+    CHUNK_INSERT = "INSERT INTO turn_chunks (turn_id, \"offset\", text) VALUES (?1, ?2, ?3)";
+    /// The piece at an offset.
+    CHUNK_AT = "SELECT text FROM turn_chunks WHERE turn_id = ?1 AND \"offset\" = ?2";
+    /// The pieces from the one on that an offset lies in.
+    CHUNKS_FROM = "SELECT \"offset\", text FROM turn_chunks WHERE turn_id = ?1 AND \"offset\" >= coalesce(\
+        (SELECT max(\"offset\") FROM turn_chunks WHERE turn_id = ?1 AND \"offset\" <= ?2), 0) ORDER BY \"offset\"";
+    /// The log of an ended turn goes: its text is the reply's content.
+    CHUNKS_DELETE = "DELETE FROM turn_chunks WHERE turn_id = ?1";
+
+    /// Something small to write.
+    PROBE_WRITE = "UPDATE probe SET checked_at = ?1 WHERE id = 1";
+    /// Something small to read.
+    PROBE_READ = "SELECT checked_at FROM probe WHERE id = 1";
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::{super::schema::MIGRATIONS, ALL};
+
+    /// Indexes that hold only turns that have not ended: reading all of one is reading what is asked for.
+    const WHOLE: [&str; 2] = ["USING INDEX turns_running", "USING INDEX turns_open"];
+
+    #[test]
+    fn no_query_reads_a_whole_table() {
+        let connection = Connection::open_in_memory().unwrap();
+        MIGRATIONS.iter().for_each(|migration| connection.execute_batch(migration).unwrap());
+        for (name, sql) in ALL {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let unbound = vec![None::<i64>; plan.parameter_count()];
+            let steps: Vec<String> = plan
+                .query_map(rusqlite::params_from_iter(unbound), |row| row.get("detail"))
+                .unwrap()
+                .collect::<Result<_, _>>()
+                .unwrap();
+            for step in steps.iter().filter(|step| step.starts_with("SCAN")) {
+                let whole = WHOLE.iter().any(|index| step.contains(index));
+                assert!(whole && name.ends_with("_LOST"), "{name}: {step}");
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The tables, their versions, and the one way to open a connection.
+//!
+//! Ids are 16-byte BLOBs, moments are milliseconds since 1970 UTC, and a column that holds people's words is a
+//! BLOB that [`crate::store::seal`] closed. `PRAGMA user_version` counts the migrations that a file has had.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::OpenError;
+
+/// How long a statement waits for a lock that another program holds, such as a backup tool.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Above the number of statements in `queries`, so that none is ever prepared twice.
+const STATEMENTS_CACHED: usize = 64;
+
+/// Every migration, oldest first. One that was released never changes; a new one is added at the end.
+pub(super) const MIGRATIONS: &[&str] = &[FIRST];
+
+const FIRST: &str = r#"
+    CREATE TABLE sessions (
+        id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        user_id TEXT NOT NULL,
+        -- taken while the session is active: the unique index below is what bounds active sessions
+        active_slot INTEGER,
+        name BLOB,
+        model_id TEXT,
+        state TEXT NOT NULL,
+        rev INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        last_activity INTEGER NOT NULL,
+        ended_at INTEGER,
+        help_requested_at INTEGER,
+        help_by TEXT,
+        assist_admin_id TEXT,
+        assist_name BLOB,
+        assist_since INTEGER,
+        admin_assisted INTEGER NOT NULL DEFAULT 0,
+        -- counters: entries of the log; tokens of ended replies; number and time of complete ones
+        entries INTEGER NOT NULL DEFAULT 0,
+        prompt_tokens INTEGER NOT NULL DEFAULT 0,
+        completion_tokens INTEGER NOT NULL DEFAULT 0,
+        responses INTEGER NOT NULL DEFAULT 0,
+        response_ms_sum INTEGER NOT NULL DEFAULT 0,
+        response_ms_max INTEGER NOT NULL DEFAULT 0,
+        CHECK ((state = 'active') = (active_slot IS NOT NULL))
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX sessions_active ON sessions (user_id, active_slot) WHERE active_slot IS NOT NULL;
+
+    CREATE TABLE entries (
+        session_id BLOB NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+        seq INTEGER NOT NULL,
+        id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+        user_id TEXT NOT NULL,
+        client_id BLOB,
+        turn_id BLOB,
+        reply_to INTEGER,
+        sender TEXT NOT NULL,
+        author BLOB,
+        kind TEXT NOT NULL,
+        content BLOB,
+        files BLOB,
+        metadata BLOB,
+        state TEXT,
+        length INTEGER,
+        sha256 BLOB,
+        prompt_tokens INTEGER,
+        completion_tokens INTEGER,
+        usage_estimated INTEGER,
+        model_id TEXT,
+        created_at INTEGER NOT NULL,
+        -- the log of a session lies together, in order
+        PRIMARY KEY (session_id, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX entries_client ON entries (user_id, client_id) WHERE client_id IS NOT NULL;
+
+    CREATE TABLE turns (
+        id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+        session_id BLOB NOT NULL,
+        message_seq INTEGER NOT NULL,
+        -- order of the session's queue, smallest first
+        position INTEGER NOT NULL,
+        reply_seq INTEGER,
+        state TEXT NOT NULL,
+        -- UTF-8 bytes of the text so far
+        length INTEGER NOT NULL DEFAULT 0,
+        node BLOB,
+        lease_until INTEGER,
+        model_id TEXT,
+        created_at INTEGER NOT NULL,
+        started_at INTEGER,
+        first_token_at INTEGER,
+        ended_at INTEGER,
+        prompt_tokens INTEGER,
+        completion_tokens INTEGER,
+        usage_estimated INTEGER,
+        failure TEXT,
+        PRIMARY KEY (session_id, message_seq, id),
+        FOREIGN KEY (session_id, message_seq) REFERENCES entries (session_id, seq) ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX turns_running ON turns (session_id) WHERE state = 'running';
+    CREATE INDEX turns_open ON turns (session_id, position) WHERE ended_at IS NULL;
+
+    CREATE TABLE turn_chunks (
+        turn_id BLOB NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+        "offset" INTEGER NOT NULL,
+        text BLOB NOT NULL,
+        PRIMARY KEY (turn_id, "offset")
+    ) STRICT, WITHOUT ROWID;
+
+    -- one row, written by readiness checks: a disk that is full or read-only shows here first
+    CREATE TABLE probe (id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1), checked_at INTEGER NOT NULL) STRICT;
+    INSERT INTO probe VALUES (1, 0);
+"#;
+
+/// Opens the connection that writes, and brings the file to the newest version.
+pub(super) fn writer(path: &Path) -> Result<Connection, OpenError> {
+    let mut connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    prepare(&connection)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // Savepoint journals stay in memory, and a write-ahead log that a slow reader let grow shrinks again.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "cache_size", -32_000)?;
+    migrate(&mut connection, MIGRATIONS)?;
+    Ok(connection)
+}
+
+/// Opens a connection that only reads.
+pub(super) fn reader(path: &Path) -> Result<Connection, OpenError> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    prepare(&connection)?;
+    Ok(connection)
+}
+
+fn prepare(connection: &Connection) -> Result<(), OpenError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    Ok(())
+}
+
+/// Applies what the file has not had yet, each migration in a transaction with its version number.
+fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenError> {
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > migrations.len() {
+        return Err(OpenError::Newer { found: version, known: migrations.len() });
+    }
+    if version == 0 && connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))? {
+        return Err(OpenError::Foreign);
+    }
+    for (migration, version) in migrations.iter().zip(1_usize..).skip(version) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
+
+    fn version(connection: &Connection) -> usize {
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn file_of_an_older_version_gets_what_it_lacks_and_keeps_its_rows() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, &[FIRST]).unwrap();
+        connection.execute("UPDATE probe SET checked_at = 77", []).unwrap();
+        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        assert_eq!(version(&connection), 2);
+        let kept: i64 = connection.query_row("SELECT checked_at FROM probe", [], |row| row.get(0)).unwrap();
+        assert_eq!(kept, 77);
+        assert_eq!(connection.execute("INSERT INTO extra VALUES (1)", []).unwrap(), 1);
+    }
+
+    #[test]
+    fn migration_that_fails_leaves_the_version_before_it() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let broken = "CREATE TABLE half (id INTEGER) STRICT; CREATE TABLE half (id INTEGER) STRICT;";
+        assert!(matches!(migrate(&mut connection, &[FIRST, broken]), Err(OpenError::Database(_))));
+        assert_eq!(version(&connection), 1);
+        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        assert_eq!(version(&connection), 2);
+    }
+
+    #[test]
+    fn file_of_a_newer_version_or_another_program_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        let error = migrate(&mut connection, &[FIRST]).unwrap_err();
+        assert_eq!(error.to_string(), "the database has version 2, this chatbox knows versions up to 1");
+        let mut foreign = Connection::open_in_memory().unwrap();
+        foreign.execute_batch(SECOND).unwrap();
+        assert!(matches!(migrate(&mut foreign, &[FIRST]), Err(OpenError::Foreign)));
+    }
+}

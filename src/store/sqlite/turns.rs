@@ -1,0 +1,350 @@
+//! Writes that start, extend, end and repeat turns. Each runs inside one commit.
+
+use std::time::Duration;
+
+use ring::digest;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{
+    super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, TurnText, now, seal::Seal},
+    queries, reads,
+    sessions::Head,
+    values,
+};
+use crate::chat::{Entry, EntryId, NodeId, SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, UserId};
+
+/// A turn that is about to start.
+pub(super) struct Queued {
+    pub(super) id: TurnId,
+    pub(super) session_id: SessionId,
+    pub(super) message_seq: u64,
+    /// who wrote the message
+    pub(super) user_id: UserId,
+}
+
+/// Starts a turn: its lease, and its reply's place at the end of the log. `head` moves on; the caller stores it.
+pub(super) fn begin(
+    connection: &Connection,
+    queued: Queued,
+    head: &mut Head,
+    lease: &Lease,
+    now: Timestamp,
+) -> Result<StartedTurn> {
+    head.last_seq += 1;
+    head.rev += 1;
+    let Queued { id, session_id, message_seq, user_id } = queued;
+    let reply_seq = head.last_seq;
+    let model_id = head.model_id.clone().unwrap_or_else(|| lease.default_model.clone());
+    let until = after(now, lease.ttl);
+    connection
+        .prepare_cached(queries::TURN_START)?
+        .execute(params![id, reply_seq, lease.node, until, model_id, now])?;
+    let state = TurnState::Running;
+    connection.prepare_cached(queries::REPLY_INSERT)?.execute(params![
+        session_id,
+        reply_seq,
+        lease.reply_id,
+        user_id,
+        id,
+        message_seq,
+        state,
+        model_id,
+        now
+    ])?;
+    let turn = Turn {
+        id,
+        session_id,
+        message_seq,
+        reply_seq: Some(reply_seq),
+        state,
+        node: Some(lease.node),
+        model_id: Some(model_id.clone()),
+    };
+    Ok(StartedTurn { turn, user_id: head.user_id.clone(), reply_seq, model_id, rev: head.rev })
+}
+
+/// Stores where a session's log has come to, from `before` on.
+pub(super) fn grown(
+    connection: &Connection,
+    id: SessionId,
+    head: &Head,
+    before: u64,
+    name: Option<&[u8]>,
+) -> Result<()> {
+    connection.prepare_cached(queries::SESSION_GROWN)?.execute(params![
+        id,
+        head.rev,
+        head.last_seq,
+        head.last_seq - before,
+        now(),
+        name
+    ])?;
+    Ok(())
+}
+
+/// Starts the next turn of a session; a repeated call finds the one that it had started.
+pub(super) fn start(
+    connection: &Connection,
+    session_id: SessionId,
+    lease: &Lease,
+    seal: &Seal,
+) -> Result<Option<StartedTurn>> {
+    let Some(mut head) = Head::read(connection, session_id)? else { return Ok(None) };
+    if let Some(running) = reads::turn(connection, queries::TURN_RUNNING, session_id)? {
+        return started_before(connection, running, head, lease, seal);
+    }
+    let Some(next) = reads::turn(connection, queries::TURN_NEXT, session_id)? else { return Ok(None) };
+    let message = entry_at(connection, session_id, next.message_seq, seal)?;
+    let queued = Queued { id: next.id, session_id, message_seq: next.message_seq, user_id: message.user_id };
+    let before = head.last_seq;
+    let started = begin(connection, queued, &mut head, lease, now())?;
+    grown(connection, session_id, &head, before, None)?;
+    Ok(Some(started))
+}
+
+fn started_before(
+    connection: &Connection,
+    running: Turn,
+    head: Head,
+    lease: &Lease,
+    seal: &Seal,
+) -> Result<Option<StartedTurn>> {
+    let (Some(reply_seq), Some(model_id)) = (running.reply_seq, running.model_id.clone()) else { return Ok(None) };
+    if entry_at(connection, running.session_id, reply_seq, seal)?.id != lease.reply_id {
+        return Ok(None);
+    }
+    let until = after(now(), lease.ttl);
+    let renewed = connection.prepare_cached(queries::TURN_RENEW)?.execute(params![running.id, lease.node, until])?;
+    let started = StartedTurn { turn: running, user_id: head.user_id, reply_seq, model_id, rev: head.rev };
+    Ok((renewed == 1).then_some(started))
+}
+
+/// A piece of a turn's log on its way in, sealed before it is queued.
+pub(super) struct Extend {
+    turn: TurnId,
+    node: NodeId,
+    piece: TurnText,
+    sealed: Vec<u8>,
+    ttl: Duration,
+}
+
+impl Extend {
+    /// Seals the piece.
+    pub(super) fn prepare(turn: TurnId, node: NodeId, piece: TurnText, ttl: Duration, seal: &Seal) -> Result<Self> {
+        let row = values::chunk_row(turn, piece.offset);
+        let sealed = seal.close(values::chunk_place(&row), piece.text.as_bytes())?;
+        Ok(Self { turn, node, piece, sealed, ttl })
+    }
+
+    /// Writes it, if the turn is the node's and the log ends at its offset.
+    pub(super) fn run(self, connection: &Connection, seal: &Seal) -> Result<bool> {
+        let now = now();
+        let until = after(now, self.ttl);
+        let extended = connection.prepare_cached(queries::TURN_EXTEND)?.execute(params![
+            self.turn,
+            self.node,
+            self.piece.offset,
+            self.piece.text.len(),
+            until,
+            now
+        ])?;
+        if extended == 0 {
+            return self.written_before(connection, until, seal);
+        }
+        if !self.piece.text.is_empty() {
+            let mut statement = connection.prepare_cached(queries::CHUNK_INSERT)?;
+            statement.execute(params![self.turn, self.piece.offset, self.sealed])?;
+        }
+        Ok(true)
+    }
+
+    /// Whether an earlier call with the same piece has written it, as the last one.
+    fn written_before(&self, connection: &Connection, until: Timestamp, seal: &Seal) -> Result<bool> {
+        let Some((true, length)) = reads::turn_length(connection, self.turn)? else { return Ok(false) };
+        if self.piece.text.is_empty()
+            || self.piece.offset.checked_add(u64::try_from(self.piece.text.len()).unwrap_or(0)) != Some(length)
+        {
+            return Ok(false);
+        }
+        let mut statement = connection.prepare_cached(queries::CHUNK_AT)?;
+        let sealed: Option<Vec<u8>> =
+            statement.query_row(params![self.turn, self.piece.offset], |row| row.get(0)).optional()?;
+        let Some(sealed) = sealed else { return Ok(false) };
+        let row = values::chunk_row(self.turn, self.piece.offset);
+        if seal.open(values::chunk_place(&row), &sealed)? != self.piece.text.as_bytes() {
+            return Ok(false);
+        }
+        let renewed = connection.prepare_cached(queries::TURN_RENEW)?.execute(params![self.turn, self.node, until])?;
+        Ok(renewed == 1)
+    }
+}
+
+/// What the end of a turn needs to know of it.
+struct Ending {
+    turn: Turn,
+    lease_until: Option<Timestamp>,
+    started_at: Option<Timestamp>,
+}
+
+impl Ending {
+    fn read(connection: &Connection, id: TurnId) -> Result<Option<Self>> {
+        let mut statement = connection.prepare_cached(queries::TURN_HEAD)?;
+        let ending = statement.query_row([id], |row| {
+            Ok(Self {
+                turn: values::turn(row)?,
+                lease_until: row.get("lease_until")?,
+                started_at: row.get("started_at")?,
+            })
+        });
+        Ok(ending.optional()?)
+    }
+
+    /// Whether nobody runs it. One process at a time has this database open, so another node is a former one.
+    fn lost(&self, caller: NodeId, now: Timestamp) -> bool {
+        self.turn.state == TurnState::Running
+            && (self.turn.node != Some(caller) || self.lease_until.is_none_or(|until| until <= now))
+    }
+}
+
+/// Ends a turn, once.
+pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result<Option<EndedTurn>> {
+    if !end.state.ended() {
+        return Err(Error::Database(format!("{:?} is not a state that a turn ends in", end.state).into()));
+    }
+    let now = now();
+    let Some(ending) = Ending::read(connection, end.turn_id)? else { return Ok(None) };
+    if ending.turn.state.ended() || end.only_lost.is_some_and(|caller| !ending.lost(caller, now)) {
+        return Ok(None);
+    }
+    let text = match &end.text {
+        Some(text) => text.clone(),
+        None => reads::chunks(connection, end.turn_id, 0, seal)?.text,
+    };
+    let session_id = ending.turn.session_id;
+    let reply_seq = match ending.turn.reply_seq {
+        Some(reply_seq) => reply_seq,
+        None => place(connection, &ending.turn, now, seal)?,
+    };
+    connection.prepare_cached(queries::TURN_END)?.execute(params![
+        end.turn_id,
+        end.state,
+        text.len(),
+        reply_seq,
+        now,
+        end.usage.map(|usage| usage.prompt_tokens),
+        end.usage.map(|usage| usage.completion_tokens),
+        end.usage.map(|usage| usage.estimated),
+        end.failure
+    ])?;
+    connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
+    let reply = settle(connection, entry_at(connection, session_id, reply_seq, seal)?, end, text, seal)?;
+    count(connection, session_id, end, ending.started_at.map(|started| now.0 - started.0))?;
+    let rev = changed(connection, session_id)?;
+    Ok(Some(EndedTurn { reply, rev }))
+}
+
+/// Moves the session's counters: tokens of every reply, number and time of complete ones.
+fn count(connection: &Connection, session: SessionId, end: &EndTurn, took_ms: Option<i64>) -> Result<()> {
+    let usage = end.usage.unwrap_or_default();
+    let response_ms = took_ms.filter(|_took| end.state == TurnState::Complete);
+    connection.prepare_cached(queries::SESSION_SETTLED)?.execute(params![
+        session,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        response_ms.is_some(),
+        response_ms.unwrap_or(0).max(0)
+    ])?;
+    Ok(())
+}
+
+/// Gives the reply of a turn that never started a place at the end of the log.
+fn place(connection: &Connection, turn: &Turn, now: Timestamp, seal: &Seal) -> Result<u64> {
+    let session_id = turn.session_id;
+    let mut head = Head::read(connection, session_id)?.ok_or(Error::NotFound)?;
+    let message = entry_at(connection, session_id, turn.message_seq, seal)?;
+    let before = head.last_seq;
+    head.last_seq += 1;
+    let none: Option<&str> = None;
+    connection.prepare_cached(queries::REPLY_INSERT)?.execute(params![
+        session_id,
+        head.last_seq,
+        EntryId::new(),
+        message.user_id,
+        turn.id,
+        turn.message_seq,
+        TurnState::Queued,
+        none,
+        now
+    ])?;
+    grown(connection, session_id, &head, before, None)?;
+    Ok(head.last_seq)
+}
+
+/// Gives a reply its text.
+fn settle(connection: &Connection, reply: Entry, end: &EndTurn, text: String, seal: &Seal) -> Result<Entry> {
+    let sha256 = hex::encode(digest::digest(&digest::SHA256, text.as_bytes()));
+    let settled = Entry {
+        state: Some(end.state),
+        length: Some(u64::try_from(text.len()).unwrap_or(u64::MAX)),
+        usage: end.usage,
+        content: text,
+        ..reply
+    };
+    connection.prepare_cached(queries::REPLY_SETTLE)?.execute(params![
+        settled.session_id,
+        settled.seq,
+        values::close_text(seal, values::entry_place(&settled.id, "content"), &settled.content)?,
+        settled.state,
+        settled.length,
+        values::close_text(seal, values::entry_place(&settled.id, "sha256"), &sha256)?,
+        end.usage.map(|usage| usage.prompt_tokens),
+        end.usage.map(|usage| usage.completion_tokens),
+        end.usage.map(|usage| usage.estimated),
+    ])?;
+    Ok(Entry { sha256: Some(sha256), ..settled })
+}
+
+/// Queues a new turn for the message of an ended one, in front of all that wait. `false` when the old one has not
+/// ended, its message has another that has not, or its session has ended; a repeated call is recognised.
+pub(super) fn requeue(connection: &Connection, ended: TurnId, new: TurnId) -> Result<bool> {
+    let Some(old) = reads::turn(connection, queries::TURN, ended)?.filter(|old| old.state.ended()) else {
+        return Ok(false);
+    };
+    if let Some(made) = reads::turn(connection, queries::TURN, new)? {
+        return Ok((made.session_id, made.message_seq) == (old.session_id, old.message_seq));
+    }
+    let session_id = old.session_id;
+    if Head::read(connection, session_id)?.is_none_or(|head| head.state == SessionState::Ended) {
+        return Ok(false);
+    }
+    let (open, position): (bool, i64) = connection
+        .prepare_cached(queries::TURN_FRONT)?
+        .query_row(params![session_id, old.message_seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if open {
+        return Ok(false);
+    }
+    connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
+        new,
+        session_id,
+        old.message_seq,
+        position,
+        now()
+    ])?;
+    changed(connection, session_id)?;
+    Ok(true)
+}
+
+fn changed(connection: &Connection, session: SessionId) -> Result<u64> {
+    Ok(connection.prepare_cached(queries::SESSION_CHANGED)?.query_row([session], |row| row.get(0))?)
+}
+
+fn entry_at(connection: &Connection, session: SessionId, seq: u64, seal: &Seal) -> Result<Entry> {
+    let mut statement = connection.prepare_cached(queries::ENTRY_AT)?;
+    let mut rows = statement.query(params![session, seq])?;
+    let row = rows.next()?.ok_or(Error::NotFound)?;
+    values::entry(row, seal)
+}
+
+fn after(now: Timestamp, ttl: Duration) -> Timestamp {
+    Timestamp(now.0.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX)))
+}
