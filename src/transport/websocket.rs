@@ -1,4 +1,4 @@
-//! WebSockets: the upgrade, and the checks before it. The socket's life is in [`driver`].
+//! WebSockets: the upgrade, and the checks before it. The socket's life is in `driver`.
 //!
 //! Whoever fails a check gets an HTTP answer and holds nothing afterwards: the connection is opened last, and
 //! closes when it is dropped.
