@@ -270,6 +270,7 @@ impl Http3 {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "it lives for one turn of a loop")]
 enum Incoming {
     Request(Bidi),
     Stream(Peeled),

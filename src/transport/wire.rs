@@ -450,7 +450,7 @@ mod tests {
             let close = Close { code, reason };
             let mut bytes = Vec::new();
             for (kind, length) in before {
-                bytes.extend([encoded(kind), encoded(length), vec![0x68; length as usize]].concat());
+                bytes.extend([encoded(kind), encoded(length), vec![0x68; usize::try_from(length).unwrap()]].concat());
             }
             bytes.extend_from_slice(&close.encode());
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
