@@ -163,7 +163,9 @@ impl Server {
         let lifecycle = self.parts.lifecycle.clone();
         let router = self.parts.router.clone();
         let drain_timeout = self.config.drain.timeout;
-        self.serve()?;
+        // Probes are answered until the very end: a node that drains is alive, and not ready.
+        let ops = Lifecycle::default();
+        self.serve(&ops)?;
         lifecycle.draining().await;
         info!(timeout_ms = drain_timeout.as_millis(), "draining");
         tokio::select! {
@@ -187,13 +189,16 @@ impl Server {
             timeout(END_DEADLINE, lifecycle.join()).await.context("a task outlived the drain")?;
         }
         router.close().await;
+        ops.stop();
+        timeout(END_DEADLINE, ops.join()).await.context("a probe outlived the drain")?;
         info!("stopped");
         Ok(())
     }
 
-    fn serve(self) -> anyhow::Result<()> {
+    fn serve(self, ops: &Lifecycle) -> anyhow::Result<()> {
         let lifecycle = self.parts.lifecycle.clone();
-        let ops = tcp::Server { router: http::ops_routes(Arc::clone(&self.parts)), ..self.tcp.clone() };
+        let router = http::ops_routes(Arc::clone(&self.parts));
+        let ops = tcp::Server { router, lifecycle: ops.clone(), ..self.tcp.clone() };
         let secure = tcp::Server { tls: Some(self.tls.tcp()), ..self.tcp.clone() };
         let listeners = [(&self.tcp, self.http_sockets), (&secure, self.quic_sockets), (&ops, self.ops_sockets)];
         for (server, sockets) in listeners {
