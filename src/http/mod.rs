@@ -62,6 +62,7 @@ pub struct Addresses {
 pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     let prefix = parts.prefix.clone();
     let home = format!("{prefix}/");
+    let to_home = get(move || async move { Redirect::temporary(&home) });
     let mut limited = Router::new().route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
     if parts.dev.is_some() {
         limited = limited.route("/dev/session", post(dev::session));
@@ -70,14 +71,14 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     // Pages and discovery are bytes in memory; the WebSocket has limits of its own.
     let inner = Router::new()
         .merge(limited)
-        .merge(ui::routes())
         .route("/.well-known/chatbox", get(discovery::discover))
         .with_state(Arc::clone(&parts))
-        .merge(websocket)
-        .fallback(problem::no_route);
+        .merge(websocket);
     Router::new()
-        .route("/", get(move || async move { Redirect::temporary(&home) }))
         .nest(&prefix, inner)
+        .merge(ui::routes(&prefix).with_state(Arc::clone(&parts)))
+        .route("/", to_home.clone())
+        .route(&prefix, to_home)
         .fallback(problem::no_route)
         .layer(middleware::from_fn_with_state(parts, layers::finish))
 }

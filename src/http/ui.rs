@@ -59,11 +59,11 @@ static TAG: LazyLock<String> = LazyLock::new(|| {
     format!("\"{}\"", digest.get(..16).unwrap_or(&digest))
 });
 
-/// A route for each file.
-pub(super) fn routes() -> Router<Arc<Parts>> {
+/// A route for each file, under the prefix.
+pub(super) fn routes(prefix: &str) -> Router<Arc<Parts>> {
     ASSETS.iter().fold(Router::new(), |router, asset| {
         router.route(
-            asset.path,
+            &format!("{prefix}{}", asset.path),
             get(move |state: State<Arc<Parts>>, headers: HeaderMap| async move { serve(asset, &state, &headers) }),
         )
     })

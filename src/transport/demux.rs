@@ -11,7 +11,10 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -308,6 +311,12 @@ impl Bidi {
         let stopped = self.send.stream.stopped();
         async move { drop(stopped.await) }
     }
+
+    /// Set it once the request is being served: from then on half a response must not look like a whole one. Before,
+    /// h3 answers by itself to what is no request, and leaves the stream to be finished by its drop.
+    pub(crate) fn serving(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.send.serving)
+    }
 }
 
 impl quic::SendStream<Bytes> for Bidi {
@@ -357,17 +366,17 @@ impl quic::BidiStream<Bytes> for Bidi {
     }
 }
 
-/// The sending half of a request stream. Dropped before it is finished, it resets the stream, so that half a
-/// response never looks like a whole one.
+/// The sending half of a request stream. Dropped before it is finished, it resets the stream.
 pub(crate) struct Send {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
     finished: bool,
+    serving: Arc<AtomicBool>,
 }
 
 impl Send {
     fn new(stream: quinn::SendStream) -> Self {
-        Self { stream, writing: None, finished: false }
+        Self { stream, writing: None, finished: false, serving: Arc::default() }
     }
 }
 
@@ -408,7 +417,7 @@ impl quic::SendStream<Bytes> for Send {
 
 impl Drop for Send {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && self.serving.load(Ordering::Relaxed) {
             drop(self.stream.reset(varint(Code::H3_REQUEST_CANCELLED.value())));
         }
     }

@@ -8,7 +8,7 @@ use std::{
     future::{Future as _, poll_fn},
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -205,11 +205,15 @@ impl Http3 {
     /// Reads a request's header section beside everything else.
     fn resolve(&mut self, stream: Bidi) {
         let stopped = Box::pin(stream.stopped());
+        let serving = stream.serving();
         let resolver = self.server.create_resolver(FrameStream::new(BufRecvStream::new(stream)));
         let metrics = Arc::clone(&self.metrics);
         self.resolving.push(Box::pin(async move {
             match timeout(HEADER_DEADLINE, resolver.resolve_request()).await {
-                Ok(Ok((request, stream))) => Some(Resolved { connect: Connect { request, stream }, stopped }),
+                Ok(Ok((request, stream))) => {
+                    serving.store(true, Ordering::Relaxed);
+                    Some(Resolved { connect: Connect { request, stream }, stopped })
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "request refused");
                     metrics.streams_broken_total.with_label_values(&["request_header"]).inc();

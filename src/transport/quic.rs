@@ -166,9 +166,13 @@ impl<H: Host> Listener<H> {
 async fn run_endpoint<H: Host>(endpoint: &Endpoint, shared: &Arc<Shared<H>>) {
     let mut connections = JoinSet::new();
     loop {
+        let drains = shared.lifecycle.drains();
+        if drains && connections.is_empty() {
+            break;
+        }
         tokio::select! {
             biased;
-            () = shared.lifecycle.draining() => break,
+            () = shared.lifecycle.draining(), if !drains => {}
             Some(ended) = connections.join_next(), if !connections.is_empty() => shared.ended(ended),
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
@@ -179,11 +183,6 @@ async fn run_endpoint<H: Host>(endpoint: &Endpoint, shared: &Arc<Shared<H>>) {
                 None => break,
             },
         }
-    }
-    // From here on, new clients are refused at once and try another node.
-    endpoint.set_server_config(None);
-    while let Some(ended) = connections.join_next().await {
-        shared.ended(ended);
     }
     endpoint.close(VarInt::from_u32(0), b"");
     // Whoever has not acknowledged by then is gone.
@@ -200,6 +199,12 @@ struct Admitted {
 impl<H: Host> Shared<H> {
     /// Finds room for a client, or sends it away.
     fn admit(&self, incoming: Incoming) -> Option<Admitted> {
+        if self.lifecycle.drains() {
+            // Told at once, the client tries another node.
+            self.metrics.refusals_total.with_label_values(&["draining"]).inc();
+            incoming.refuse();
+            return None;
+        }
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.metrics.refusals_total.with_label_values(&["quic_connections"]).inc();
             incoming.refuse();

@@ -4,7 +4,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Bytes, extract::ConnectInfo, routing::get};
 use chatbox::{
-    connection::Gate,
     lifecycle::Lifecycle,
     metrics::Metrics,
     transport::{tcp::Server, websocket::Endpoint},
@@ -57,7 +56,7 @@ impl Rig {
         let (metrics, lifecycle) = (Metrics::new(), Lifecycle::default());
         let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let endpoint = Endpoint {
-            gate: Arc::new(Gate {}),
+            gate: crate::harness::gate(&metrics, &lifecycle),
             origin_allowed: Arc::new(|origin| origin == "https://ours.example"),
             allow_query_token: false,
             metrics: Arc::clone(&metrics),

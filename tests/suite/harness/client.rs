@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    WebSocketStream,
     tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
@@ -48,27 +48,28 @@ impl Client {
     pub(crate) async fn open(server: &Target, via: Via) -> Self {
         match via {
             Via::WebTransport => {
-                let session = timeout(PATIENCE, server.webtransport().connect(server.webtransport_url()));
+                let client = server.webtransport();
+                let session = timeout(PATIENCE, client.connect(server.webtransport_url()));
                 Self::WebTransport(session.await.expect("session in time").expect("session"))
             }
             Via::WebSocket => {
                 let mut request = server.websocket_url().as_str().into_client_request().unwrap();
                 request.headers_mut().insert("sec-websocket-protocol", "chatbox.v1".parse().unwrap());
-                let (socket, _response) = timeout(PATIENCE, tokio_tungstenite::connect_async(request))
-                    .await
-                    .expect("in time")
-                    .expect("socket");
+                let stream =
+                    TcpStream::connect(server.url.socket_addrs(|| None).unwrap().as_slice()).await.expect("connect");
+                let upgrade = timeout(PATIENCE, tokio_tungstenite::client_async(request, stream));
+                let (socket, _response) = upgrade.await.expect("in time").expect("socket");
                 Self::over_socket(socket)
             }
         }
     }
 
-    pub(crate) fn over_socket(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+    pub(crate) fn over_socket(socket: WebSocketStream<TcpStream>) -> Self {
         let (requests, inbox) = mpsc::channel(64);
         let (closing, closed) = oneshot::channel();
         let task = tokio::spawn(async move {
             if let Some(code) = pump(socket, inbox).await {
-                drop(closing.send(code));
+                closing.send(code).unwrap_or_default();
             }
         });
         Self::WebSocket { requests, closed, task }
@@ -151,10 +152,7 @@ impl Client {
         let open = server.open_connections();
         match self {
             Self::WebTransport(session) => session.close(0, b""),
-            Self::WebSocket { requests, task, .. } => {
-                drop(requests);
-                task.await.expect("no panic");
-            }
+            Self::WebSocket { task, .. } => task.abort(),
         }
         server.connections_fall_below(open).await;
     }
@@ -237,7 +235,7 @@ impl Lines {
 
 /// Routes one socket's frames: by `re` to its exchange, else by `session_id` to its watch, else to the first.
 async fn pump(
-    mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    mut socket: WebSocketStream<TcpStream>,
     mut inbox: mpsc::Receiver<(Value, Option<mpsc::Sender<Value>>)>,
 ) -> Option<u16> {
     let mut exchanges: HashMap<String, mpsc::Sender<Value>> = HashMap::new();

@@ -6,7 +6,7 @@ pub(crate) mod provider;
 pub(crate) mod server;
 
 pub(crate) use client::{Client, Via, id};
-pub(crate) use server::{Server, openai};
+pub(crate) use server::{Server, gate, openai};
 
 /// Runs each behaviour over both transports.
 macro_rules! over_both {

@@ -3,11 +3,16 @@
 use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use chatbox::{
-    auth::{Role, issuer::Issuer},
+    auth::{Role, Verifier, issuer::Issuer},
+    bus::Local,
     chat::UserId,
     config::{Address, Config, secret::Secret},
-    llm::{Kind, ProviderConfig},
+    connection::Gate,
+    lifecycle::Lifecycle,
+    limit::Limiter,
+    llm::{Kind, Models, ProviderConfig},
     metrics::Metrics,
+    router::{self, Router},
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -26,7 +31,7 @@ pub(crate) struct Server {
     pub(crate) ops: SocketAddr,
     pub(crate) metrics: Arc<Metrics>,
     target: Target,
-    lifecycle: chatbox::lifecycle::Lifecycle,
+    lifecycle: Lifecycle,
     task: Option<JoinHandle<anyhow::Result<()>>>,
     _dir: Option<TempDir>,
 }
@@ -165,4 +170,29 @@ pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) 
     model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
     model.model = Some("scripted".to_owned());
     config.llm.providers.insert("scripted".to_owned(), model);
+}
+
+/// What makes connections, without a listener: over a store of its own that lives as long as the process.
+pub(crate) fn gate(metrics: &Arc<Metrics>, lifecycle: &Lifecycle) -> Arc<Gate> {
+    let dir = tempfile::tempdir().expect("temporary directory").keep();
+    let config = Server::config(&dir);
+    let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
+    let router = Router::new(router::Parts {
+        store: chatbox::store::open(&config.store, &dir, Arc::clone(metrics)).expect("store"),
+        bus: Arc::new(Local::new(Arc::clone(metrics))),
+        models: Models::new(&config.llm).expect("models"),
+        limiter: Arc::clone(&limiter),
+        lifecycle: lifecycle.clone(),
+        metrics: Arc::clone(metrics),
+        config: config.sessions.clone(),
+        queued_turns: config.limits.queued_turns,
+    });
+    Arc::new(Gate {
+        router,
+        verifier: Arc::new(Verifier::new(&config.auth, &Secret::random())),
+        limiter,
+        lifecycle: lifecycle.clone(),
+        metrics: Arc::clone(metrics),
+        limits: config.limits,
+    })
 }
