@@ -354,13 +354,15 @@ function appearance(page) {
           await shot.screenshot(at(`streaming-${label}`));
           await shot.until(shown.finished, 2);
           await shot.screenshot(at(`finished-${label}`));
+          await shot.evaluate(() => [...document.querySelectorAll('.own')].at(-1).scrollIntoView());
+          await shot.screenshot(at(`read-${label}`));
           await shot.close();
         } finally {
           await fresh.stop();
         }
       }
     }
-    if (process.env.README_SCREENSHOT) await copyFile(at('finished-1280x800-light'), README_SCREENSHOT);
+    if (process.env.README_SCREENSHOT) await copyFile(at('read-1280x800-light'), README_SCREENSHOT);
   });
 }
 
