@@ -227,6 +227,7 @@ impl Unread {
 }
 
 /// What is wrong with answering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unwritten {
     /// The client wants nothing more of this stream.
     Unwanted,
@@ -285,13 +286,11 @@ impl Stream {
 
     fn finish(mut self, written: Result<(), Unwritten>) -> Ended {
         match written {
-            Ok(()) => {
-                self.writer.send.finish();
-                Ended::Continue(())
-            }
-            Err(Unwritten::Unwanted) => Ended::Continue(()),
-            Err(Unwritten::Slow) => Ended::Break(CloseCode::SlowConsumer),
+            Ok(()) => self.writer.send.finish(),
+            Err(Unwritten::Unwanted) => {}
+            Err(Unwritten::Slow) => return Ended::Break(CloseCode::SlowConsumer),
         }
+        Ended::Continue(())
     }
 
     /// Writes a last frame and waits for a moment until the client has it.
@@ -385,7 +384,7 @@ impl Reader {
     /// The next frame, for which the client may take its time. Cancel safe.
     async fn next(&mut self) -> Result<Bytes, Unread> {
         loop {
-            if let Some(line) = self.lines.next_line().map_err(|_| Unread::TooLarge)? {
+            if let Some(line) = self.lines.next_line().map_err(|_too_long| Unread::TooLarge)? {
                 return Ok(line);
             }
             self.fill().await?;

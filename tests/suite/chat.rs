@@ -259,6 +259,8 @@ async fn watch_that_leaves_no_room_is_refused(via: Via) {
     }
     let mut refused = client.exchange(json!({"type": "attach", "id": id(), "new": true})).await;
     assert_eq!(refused.next().await.unwrap()["error"]["code"], "TOO_MANY_REQUESTS");
+    // A stream counts until its client has ended its side too.
+    drop(refused);
     let mut exchange = client.say("count to 2").await;
     assert_eq!(exchange.reply().await.1["state"], "complete", "there is room for an exchange");
 }
