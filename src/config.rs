@@ -43,7 +43,6 @@ pub struct Config {
     /// how nodes hear of each other
     pub bus: bus::Config,
     /// the models
-    #[serde(skip_serializing)]
     pub llm: llm::Config,
     /// how much anyone may use
     pub limits: limit::Config,

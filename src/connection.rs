@@ -4,11 +4,12 @@
 //! here knows which transport it is; nothing in a transport knows what a frame means.
 
 mod answers;
+mod gate;
 
 pub use answers::Answers;
+pub use gate::Gate;
 
 use std::{
-    net::IpAddr,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -20,16 +21,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    auth::{Denied, Principal, Role, Verifier, now},
-    chat::{ConnectionId, ErrorCode, RequestId, SessionId, TurnId},
-    lifecycle::Lifecycle,
-    limit::{self, ConnectionPermit, Limiter, UserPermit},
-    metrics::Metrics,
-    protocol::{
-        Accepted, Attach, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits,
-        Model, Named, Rejection, Request, Scope, ServerFrame, UserMessage, decode,
+    auth::{Denied, Principal, Role, now},
+    chat::{
+        ConnectionId, ErrorCode, RequestId, SessionId, TurnId,
+        ask::{Attach, Named, Scope, UserMessage},
     },
-    router::{Asked, Refusal, Router, Send, WatchFrom},
+    limit::{ConnectionPermit, UserPermit},
+    protocol::{
+        Accepted, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, Limits, Model, Rejection,
+        Request, ServerFrame, decode,
+    },
+    router::{Asked, Refusal, Send, WatchFrom},
 };
 
 /// How long a connection may take to attach.
@@ -77,23 +79,6 @@ pub enum Outcome {
     Close(Option<Encoded>, CloseCode),
 }
 
-/// Makes connections; shared by all listeners.
-#[derive(Debug)]
-pub struct Gate {
-    /// the use cases
-    pub router: Router,
-    /// who is calling
-    pub verifier: Arc<Verifier>,
-    /// how much anyone may use
-    pub limiter: Arc<Limiter>,
-    /// when it ends
-    pub lifecycle: Lifecycle,
-    /// what is counted
-    pub metrics: Arc<Metrics>,
-    /// the numbers that clients are told
-    pub limits: limit::Config,
-}
-
 /// One WebTransport session or WebSocket. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Shared>);
@@ -129,50 +114,6 @@ struct Caller {
 struct Watching {
     session_id: SessionId,
     ended: CancellationToken,
-}
-
-impl Gate {
-    /// Opens a connection, not yet authenticated. `token` is what the transport carried, if it did.
-    ///
-    /// # Errors
-    /// The close code when the server drains or has too many connections, in total or from this address.
-    pub fn open(
-        self: &Arc<Self>,
-        transport: Transport,
-        address: IpAddr,
-        token: Option<String>,
-    ) -> Result<Connection, CloseCode> {
-        if self.lifecycle.drains() {
-            self.metrics.refusals_total.with_label_values(&["drain"]).inc();
-            return Err(CloseCode::GoingAway);
-        }
-        // The limiter has counted the refusal.
-        let permit = self.limiter.connection(address).map_err(|_too_many| CloseCode::TooManyConnections)?;
-        self.metrics.connections_open.with_label_values(&[transport.name()]).inc();
-        Ok(Connection(Arc::new(Shared {
-            gate: Arc::clone(self),
-            id: ConnectionId::new(),
-            transport,
-            presented: token,
-            asked: Arc::default(),
-            state: Mutex::default(),
-            renewed: Notify::new(),
-            _permit: permit,
-        })))
-    }
-
-    /// Largest frame that a transport reads, in bytes.
-    #[must_use]
-    pub const fn frame_bytes_max(&self) -> usize {
-        self.limits.frame_bytes
-    }
-
-    fn error(&self, re: Option<RequestId>, refusal: &Refusal, recoverable: bool) -> Encoded {
-        self.metrics.errors_total.with_label_values(&[refusal.code.name()]).inc();
-        let retry_after = refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        let error = ErrorBody { code: refusal.code, message: refusal.message.to_string(), recoverable, retry_after };
-        Encoded::new(&ServerFrame::Error { re, turn_id: None, error })
-    }
 }
 
 impl Drop for Shared {

@@ -1,13 +1,7 @@
 //! How the server ends: `drain` finishes what runs, `close` ends connections, `stop` drops what is left; every
 //! long task is tracked and joined.
 
-use std::{
-    backtrace::Backtrace,
-    future::Future,
-    io,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{future::Future, io, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -124,26 +118,6 @@ pub fn signals(lifecycle: &Lifecycle) -> io::Result<impl Future<Output = ()> + S
             }
         }
     })
-}
-
-/// Panics since [`take_panics`] last looked.
-static PANICS: AtomicU64 = AtomicU64::new(0);
-
-/// From now on a panic is an error in the log, with place and stack, and is counted. It still unwinds its task, and
-/// the process goes on. Its message is logged: ours come from code, not from clients.
-pub fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        PANICS.fetch_add(1, Ordering::Relaxed);
-        let place = panic.location().map(ToString::to_string);
-        let message = panic.payload_as_str().unwrap_or("(no text)");
-        let stack = Backtrace::force_capture();
-        tracing::error!(place, message, %stack, "panic");
-    }));
-}
-
-/// Takes the number of panics that were logged since the last call.
-pub(crate) fn take_panics() -> u64 {
-    PANICS.swap(0, Ordering::Relaxed)
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ metrics! {
     frames_sent_total: counters["transport"];
     /// Error frames, by code.
     errors_total: counters["code"];
-    /// Panics of this process; each was contained in its task.
+    /// Panics that were contained in their task.
     panics_total: counter;
     /// HTTP requests, by route template, method and status.
     http_requests_total: counters["route", "method", "status"];
@@ -108,7 +108,6 @@ impl Metrics {
     /// Everything in the Prometheus text format.
     #[must_use]
     pub fn text(&self) -> String {
-        self.panics_total.inc_by(crate::lifecycle::take_panics());
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(error = &error as &dyn std::error::Error, "metrics do not encode");

@@ -5,7 +5,7 @@ use std::{fs::File, path::Path, time::Duration};
 use url::Url;
 
 use super::{Config, secret::Secret};
-use crate::auth::origins;
+use crate::{auth::origins, store::seal::Seal};
 
 /// What [`check`] found: keys with what is wrong, and what is only odd.
 #[derive(Default)]
@@ -141,12 +141,11 @@ fn places(config: &Config, fault: Report<'_>) {
     let scheme = |url: &str| url.split_once(':').map_or(url, |(scheme, _)| scheme).to_owned();
     if !config.store.url.starts_with("sqlite:") {
         let scheme = scheme(&config.store.url);
-        fault(
-            "store.url",
-            format!(
-                "`{scheme}` is not a store of this version (have `sqlite:PATH`, and `sqlite:` for `chatbox.db` in `data_dir`)"
-            ),
-        );
+        let have = "`sqlite:PATH`, or `sqlite:` for `chatbox.db` in `data_dir`";
+        fault("store.url", format!("`{scheme}` is not a store of this version (have {have})"));
+    }
+    if let Err(err) = Seal::new(&config.store.encryption_keys) {
+        fault("store.encryption_keys", err.to_string());
     }
     if config.bus.url != "local" {
         let scheme = scheme(&config.bus.url);
@@ -158,13 +157,8 @@ fn places(config: &Config, fault: Report<'_>) {
 }
 
 fn models(config: &Config, fault: Report<'_>) {
-    let providers = &config.llm.providers;
-    if let Some(default) = config.llm.default.as_deref().filter(|&default| !providers.contains_key(default))
-        && !(providers.is_empty() && default == "demo")
-    {
-        let have: Vec<&str> = providers.keys().map(String::as_str).collect();
-        let have = if have.is_empty() { "demo".to_owned() } else { have.join("`, `") };
-        fault("llm.default", format!("model `{default}` is not configured (have `{have}`)"));
+    for problem in config.llm.problems() {
+        fault(&problem.key, problem.reason);
     }
 }
 
@@ -198,8 +192,6 @@ fn numbers(config: &Config, fault: Report<'_>) {
         ("sessions.idle_end", config.sessions.idle_end),
         ("sessions.turn_lease", config.sessions.turn_lease),
         ("drain.timeout", config.drain.timeout),
-        ("llm.timeout", config.llm.timeout),
-        ("llm.idle_timeout", config.llm.idle_timeout),
     ] {
         if value == Duration::ZERO {
             fault(key, "`0s` is not accepted: it must be longer".to_owned());

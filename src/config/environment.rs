@@ -196,7 +196,8 @@ fn service_link(key: &str, text: &str) -> bool {
 /// Whether the value at a path is never shown.
 pub(super) fn secret(path: &[String]) -> bool {
     path.last().is_some_and(|key| {
-        key.ends_with("_secret") || key.ends_with("password") || (key.ends_with("_key") && key != "public_key")
+        let secret = ["_secret", "password", "_key", "_keys"].iter().any(|end| key.ends_with(end));
+        secret && key != "public_key"
     })
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -23,20 +22,12 @@ use super::{
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A configuration without faults.
+#[derive(Debug)]
 pub struct Loaded {
     /// what the server is started with
     pub config: Config,
     /// what the operator should know
     pub warnings: Vec<Warning>,
-    /// what file, environment and flags said: secrets in plain text, and so not part of `Debug`
-    given: Value,
-}
-
-impl fmt::Debug for Loaded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { config, warnings, .. } = self;
-        f.debug_struct("Loaded").field("config", config).field("warnings", warnings).finish_non_exhaustive()
-    }
 }
 
 /// Reads the file (or else the one that `CHATBOX_CONFIG` in `env` names, or none), puts `env` over it and
@@ -113,18 +104,13 @@ impl Merged {
 
     fn finish(mut self) -> Result<Loaded, Faults> {
         self.placeholders();
-        let given = self.tree.clone();
         let config = self.typed();
         let findings = check::check(&config);
         for (key, problem) in findings.faults {
-            self.report(&key, problem);
+            self.report(&key, &problem);
         }
         self.warnings.extend(findings.warnings.into_iter().map(Warning));
-        if self.faults.is_empty() {
-            Ok(Loaded { config, warnings: self.warnings, given })
-        } else {
-            Err(Faults(self.faults))
-        }
+        if self.faults.is_empty() { Ok(Loaded { config, warnings: self.warnings }) } else { Err(Faults(self.faults)) }
     }
 
     /// A deployment template that was not filled in must not start, whichever setting it left.
@@ -138,7 +124,7 @@ impl Merged {
             }
         });
         for (key, problem) in found {
-            self.report(&key, problem);
+            self.report(&key, &problem);
         }
     }
 
@@ -158,8 +144,9 @@ impl Merged {
                 })
                 .collect();
             let problem = self.problem(&path, &err.inner().to_string());
-            self.report(&path.join("."), problem);
-            if !self.tree.remove(&path) {
+            self.report(&path.join("."), &problem);
+            // What lies within JSON goes with the whole of it.
+            if !(1..=path.len()).rev().any(|depth| self.tree.remove(path.get(..depth).unwrap_or_default())) {
                 return Config::default();
             }
         }
@@ -179,12 +166,14 @@ impl Merged {
         }
     }
 
-    /// Adds a fault, unless its key has one: what follows from a fault is not another.
-    fn report(&mut self, key: &str, problem: String) {
-        if self.faults.iter().any(|fault| fault.key == key) {
+    /// Adds a fault, unless its key has one, or something inside it: what follows from a fault is not another.
+    fn report(&mut self, key: &str, problem: &str) {
+        let inside = |fault: &Fault| fault.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        if self.faults.iter().any(|fault| fault.key == key || inside(fault)) {
             return;
         }
         let key = if key.is_empty() { "(the whole)" } else { key };
+        let problem = without_credentials(problem);
         self.faults.push(Fault { origin: self.origin(key), ..Fault::new(key, problem) });
     }
 
@@ -200,6 +189,16 @@ impl Merged {
             .map(|(_, origin)| origin.clone())
             .or_else(|| self.tree.find(&path).and(self.file.clone()))
     }
+}
+
+/// A problem without the values that may hold a user name and a password: those with an `@`.
+fn without_credentials(problem: &str) -> String {
+    let marks = ['`', '"', ' '];
+    let words = problem.split_inclusive(marks).map(|word| match word.contains('@') {
+        true => format!("{REDACTED}{}", word.chars().last().filter(|last| marks.contains(last)).unwrap_or(' ')),
+        false => word.to_owned(),
+    });
+    words.collect()
 }
 
 fn read_file(path: &Path) -> Result<Value, String> {
@@ -219,66 +218,28 @@ fn read_file(path: &Path) -> Result<Value, String> {
 }
 
 impl Loaded {
-    /// The configuration in effect, defaults included, as JSON: secrets are redacted, and passwords in URLs.
-    #[must_use]
-    pub fn effective(&self) -> serde_json::Value {
-        let mut shown = serde_json::to_value(&self.config).unwrap_or_default();
-        let mut llm = match self.given.find(&["llm".to_owned()]) {
-            Some(given) => shown_tree(given, &mut vec!["llm".to_owned()]),
-            None => serde_json::json!({}),
-        };
-        if let Some(llm) = llm.as_object_mut() {
-            for (key, value) in [("timeout", self.config.llm.timeout), ("idle_timeout", self.config.llm.idle_timeout)] {
-                llm.insert(key.to_owned(), humantime::format_duration(value).to_string().into());
-            }
-        }
-        if let Some(shown) = shown.as_object_mut() {
-            shown.insert("llm".to_owned(), llm);
-            for value in shown.values_mut() {
-                without_passwords(value);
-            }
-        }
-        shown
+    /// The configuration in effect, defaults included and providers in their order: secrets are redacted, and
+    /// passwords in URLs. What is not set is not there.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML, such as a number beyond 64 bits.
+    pub fn effective(&self) -> Result<toml::Table, toml::ser::Error> {
+        let mut shown = toml::Table::try_from(&self.config)?;
+        shown.iter_mut().for_each(|(_, value)| without_passwords(value));
+        Ok(shown)
     }
 }
 
-fn shown_tree(value: &Value, path: &mut Vec<String>) -> serde_json::Value {
+fn without_passwords(value: &mut toml::Value) {
     match value {
-        _ if environment::secret(path) => REDACTED.into(),
-        Value::Table(table) => {
-            let entries = table.iter().map(|(key, value)| {
-                path.push(key.clone());
-                let shown = shown_tree(value, path);
-                path.pop();
-                (key.clone(), shown)
-            });
-            serde_json::Value::Object(entries.collect())
-        }
-        Value::List(values) => values.iter().map(|value| shown_tree(value, path)).collect(),
-        // JSON in a variable may hold keys of its own that are secret.
-        Value::Untyped(text) if text.trim_start().starts_with(['{', '[']) => {
-            match serde_json::from_str::<Value>(text) {
-                Ok(value) => shown_tree(&value, path),
-                Err(_) => REDACTED.into(),
-            }
-        }
-        Value::Text(text) | Value::Untyped(text) => text.clone().into(),
-        Value::Integer(value) => (*value).into(),
-        Value::Float(value) => (*value).into(),
-        Value::Bool(value) => (*value).into(),
-    }
-}
-
-fn without_passwords(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::String(text) => {
+        toml::Value::String(text) => {
             let Ok(mut url) = url::Url::parse(text) else { return };
             if url.password().is_some() && url.set_password(Some(REDACTED)).is_ok() {
                 *text = url.to_string();
             }
         }
-        serde_json::Value::Array(values) => values.iter_mut().for_each(without_passwords),
-        serde_json::Value::Object(values) => values.values_mut().for_each(without_passwords),
+        toml::Value::Array(values) => values.iter_mut().for_each(without_passwords),
+        toml::Value::Table(values) => values.iter_mut().for_each(|(_, value)| without_passwords(value)),
         _ => {}
     }
 }

@@ -326,7 +326,7 @@ mod tests {
         let fast = &config.providers["fast"];
         assert_eq!((fast.timeout, fast.idle_timeout), (Some(Duration::from_secs(60)), Some(Duration::from_secs(5))));
         assert_eq!((fast.context_tokens, fast.max_tokens), (Some(8000), Some(500)));
-        assert_eq!(fast.api_key.as_ref().map(Secret::reveal), Some("sk-secret"));
+        assert_eq!(fast.api_key.as_ref().map(Secret::expose), Some("sk-secret"));
     }
 
     #[test]

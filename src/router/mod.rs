@@ -20,12 +20,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     auth::{Principal, Role},
     bus::Bus,
-    chat::{ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId, TurnId},
+    chat::{
+        ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId, TurnId,
+        ask::{Attach, Named, UserMessage},
+    },
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
     metrics::Metrics,
-    protocol::{Attach, Named, UserMessage, sentence},
     store::{self, Appended, Lease, NewEntry, NewTurn, Open, OpenSession, Store},
 };
 
@@ -64,7 +66,7 @@ impl Refusal {
     /// A refusal with the sentence that the catalogue has for its code.
     #[must_use]
     pub const fn new(code: ErrorCode) -> Self {
-        Self { code, message: Cow::Borrowed(sentence(code)), retry_after: None }
+        Self { code, message: Cow::Borrowed(code.sentence()), retry_after: None }
     }
 }
 

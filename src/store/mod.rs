@@ -299,7 +299,7 @@ pub fn open(
         _ => return Err(sqlite::OpenError::Url(config.url.clone())),
     };
     let seal = seal::Seal::new(&config.encryption_keys)?;
-    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, sqlite::Options::default(), metrics)?))
+    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, &sqlite::Options::default(), metrics)?))
 }
 
 /// The present moment, as rows keep it.

@@ -166,7 +166,7 @@ impl Tls {
         loop {
             tokio::select! {
                 biased;
-                () = lifecycle.stopping() => return,
+                () = lifecycle.closing() => return,
                 () = tokio::time::sleep(WATCH_INTERVAL) => {}
             }
             let tls = self.clone();

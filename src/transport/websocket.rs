@@ -1,4 +1,4 @@
-//! WebSockets: the upgrade, and the checks before it. The socket's life is in [`driver`].
+//! WebSockets: the upgrade, and the checks before it. The socket's life is in `driver`.
 //!
 //! Whoever fails a check gets an HTTP answer and holds nothing afterwards: the connection is opened last, and
 //! closes when it is dropped.
@@ -36,7 +36,7 @@ use crate::{
     connection::{Connection, Gate, Transport},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    protocol::{ClientFrame, CloseCode, Request as Asked, SUBPROTOCOL, sentence},
+    protocol::{ClientFrame, CloseCode, Request as Asked, SUBPROTOCOL},
 };
 
 /// How long the 101 may take to reach the client.
@@ -120,7 +120,7 @@ fn too_many(endpoint: &Endpoint, code: CloseCode) -> Response {
         CloseCode::GoingAway => ("draining", StatusCode::SERVICE_UNAVAILABLE, ErrorCode::GoingAway),
         _ => ("connections", StatusCode::TOO_MANY_REQUESTS, ErrorCode::ConnectionLimitExceeded),
     };
-    let mut response = endpoint.refuse(reason, status, code, sentence(code));
+    let mut response = endpoint.refuse(reason, status, code, code.sentence());
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     response
 }

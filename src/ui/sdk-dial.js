@@ -75,6 +75,7 @@ export class Dial {
   #tried = new Set();
   #pending = new Set();
   #best = null;
+  #info = null;
   #timer = null;
   #over = false;
   #failure = null;
@@ -82,7 +83,6 @@ export class Dial {
 
   /**
    * @param {object} plan
-   * @param {{webtransport?: string, websocket: string, certificate_sha256?: string}} plan.info
    * @param {Memory} plan.memory
    * @param {string | null} plan.avoid a transport that just went silent
    * @param {(id: string) => object} plan.attach makes the `attach` frame, at the moment it is sent
@@ -94,8 +94,10 @@ export class Dial {
     this.plan = plan;
   }
 
-  start() {
-    const { info, memory, avoid } = this.plan;
+  /** @param {{webtransport?: string, websocket: string, certificate_sha256?: string}} info what discovery said */
+  start(info) {
+    const { memory, avoid } = this.plan;
+    this.#info = info;
     const first = info.webtransport && WebTransportLink.available() && !memory.avoids && avoid !== 'webtransport';
     if (!first) {
       this.#try('websocket');
@@ -117,7 +119,7 @@ export class Dial {
     clearTimeout(this.#timer);
     if (this.#over || this.#tried.has(kind)) return;
     this.#tried.add(kind);
-    const link = kind === 'webtransport' ? new WebTransportLink(this.plan.info) : new WebSocketLink(this.plan.info);
+    const link = kind === 'webtransport' ? new WebTransportLink(this.#info) : new WebSocketLink(this.#info);
     this.#pending.add(link);
     try {
       await within(this.#attach(link), ATTEMPT_MS, kind);

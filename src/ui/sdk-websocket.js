@@ -7,7 +7,6 @@ import { ChatboxError, Close, Deferred, closeOfWebSocket } from './sdk-wire.js';
 
 const SUBPROTOCOL = 'chatbox.v1';
 
-/** @implements {import('./sdk.js').Link} */
 export class WebSocketLink {
   kind = 'websocket';
   streams = 1;

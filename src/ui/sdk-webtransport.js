@@ -18,7 +18,6 @@ const LINE_CHARS_MAX = 16 * 1024 * 1024;
 
 const encoder = new TextEncoder();
 
-/** @implements {import('./sdk.js').Link} */
 export class WebTransportLink {
   kind = 'webtransport';
   streams = 1;

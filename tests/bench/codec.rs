@@ -3,11 +3,11 @@
 use std::hint::black_box;
 
 use chatbox::{
-    chat::{ErrorCode, RequestId, SessionId, TurnId},
-    protocol::{
-        Accepted, AiResponse, Attach, ClientFrame, Encoded, Position, Request, ServerFrame, UserMessage, decode,
-        encode_request,
+    chat::{
+        ErrorCode, RequestId, SessionId, TurnId,
+        ask::{Attach, Position, UserMessage},
     },
+    protocol::{Accepted, AiResponse, ClientFrame, Encoded, Request, ServerFrame, decode, encode_request},
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 

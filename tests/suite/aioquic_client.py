@@ -77,8 +77,8 @@ class Client(QuicConnectionProtocol):
         """Opens a bidirectional stream of the session with one frame on it."""
         stream = self.http.create_webtransport_stream(session)
         # aioquic does not note on streams that it opened itself that what comes back is not HTTP/3 frames.
-        state = self.http._get_or_create_stream(stream)
-        state.frame_type, state.session_id = FrameType.WEBTRANSPORT_STREAM, session
+        with self.http._get_or_create_stream(stream) as state:
+            state.frame_type, state.session_id = FrameType.WEBTRANSPORT_STREAM, session
         self._quic.send_stream_data(stream, json.dumps(frame).encode() + b"\n", end_stream=end)
         self.transmit()
         return stream

@@ -191,8 +191,7 @@ async fn messages_of_one_session_are_answered_in_order(via: Via) {
 }
 
 async fn three_sessions_stream_side_by_side(via: Via) {
-    let gate = Gate::new();
-    let provider = Provider::start(Script::answer(["a", "b"]).gated(&gate)).await;
+    let provider = Provider::start(Script::answer(["a", "b"]).stall_after(1)).await;
     let server = Server::with(|config| {
         openai(config, &provider);
         config.sessions.active_per_user = 3;
@@ -211,13 +210,17 @@ async fn three_sessions_stream_side_by_side(via: Via) {
         let message = json!({"type": "user_message", "id": id(), "session_id": session, "content": "hello"});
         exchanges.push(client.exchange(message).await);
     }
-    gate.release(3);
+    let mut turns = Vec::new();
     for exchange in &mut exchanges {
-        assert_eq!(exchange.until("ai_response").await["content"], "a", "all three are under way");
+        let piece = exchange.until("ai_response").await;
+        assert_eq!(piece["content"], "a", "all three are under way");
+        turns.push(piece["turn_id"].clone());
     }
-    gate.open();
+    for turn in turns {
+        watches[0].0.send(json!({"type": "stop", "id": id(), "turn_id": turn})).await;
+    }
     for exchange in &mut exchanges {
-        assert_eq!(exchange.reply_from("a".to_owned()).await.0, "ab");
+        assert_eq!(exchange.reply_from("a".to_owned()).await.1["state"], "stopped");
     }
 }
 
@@ -259,7 +262,6 @@ async fn watch_that_leaves_no_room_is_refused(via: Via) {
     }
     let mut refused = client.exchange(json!({"type": "attach", "id": id(), "new": true})).await;
     assert_eq!(refused.next().await.unwrap()["error"]["code"], "TOO_MANY_REQUESTS");
-    // A stream counts until its client has ended its side too.
     drop(refused);
     let mut exchange = client.say("count to 2").await;
     assert_eq!(exchange.reply().await.1["state"], "complete", "there is room for an exchange");

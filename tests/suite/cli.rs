@@ -1,10 +1,10 @@
 //! The binary: commands, output, exit codes.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use chatbox::{
@@ -93,7 +93,7 @@ fn check_config_prints_what_is_in_effect_and_it_can_be_read_again() {
         "messages_per_minute = 55",
         "http = \"localhost:8080\"",
         "[llm.providers.fast]",
-        "url = \"sqlite:data/chatbox.db\"",
+        "url = \"sqlite:\"",
         "timeout = \"2m 5s\"",
     ] {
         assert!(ended.stdout.lines().any(|it| it == line), "`{line}` is not in:\n{}", ended.stdout);
@@ -158,4 +158,55 @@ fn healthcheck_tells_ready_from_not_ready_and_from_absent() {
     }
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     assert_eq!(check(&free).code, Some(1));
+}
+
+/// A running `chatbox serve` on free ports; killed if a test fails.
+struct Serving(Child);
+
+impl Serving {
+    fn start(home: &Path) -> (Self, String) {
+        let mut command = chatbox(home, &["serve"]);
+        for listener in ["HTTP", "QUIC", "OPS"] {
+            command.env(format!("CHATBOX_LISTEN__{listener}"), "localhost:0");
+        }
+        let mut child = Self(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (child, line)
+    }
+
+    fn signal(&self, signal: &str) {
+        let kill = format!("kill -{signal} {}", self.0.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It has ended already, unless a test failed.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn serve_prints_one_url_and_ends_well_at_a_signal() {
+    for signal in ["TERM", "INT"] {
+        let home = tempfile::tempdir().unwrap();
+        let (mut serving, line) = Serving::start(home.path());
+        assert!(line.starts_with("http://") && line.contains("#code="), "got `{line}`");
+        serving.signal(signal);
+        assert_eq!(serving.0.wait().unwrap().code(), Some(0), "after SIG{signal}");
+    }
+}
+
+#[test]
+fn a_taken_port_ends_the_start_with_1() {
+    let home = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = format!("listen.http={}", taken.local_addr().unwrap());
+    let arguments = ["--set", &http, "--set", "listen.quic=localhost:0", "--set", "listen.ops=localhost:0"];
+    let ended = run(&mut chatbox(home.path(), &arguments));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("listen.http"), "{}", ended.stderr);
 }

@@ -19,5 +19,6 @@ mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
+mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain

@@ -111,7 +111,7 @@ impl Sqlite {
     pub fn open(
         path: &Path,
         seal: Seal,
-        options: Options,
+        options: &Options,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, OpenError> {
         let lock = lock(path)?;

@@ -184,7 +184,8 @@ impl Worker {
     fn commit(&self, batch: &mut Vec<Box<dyn Write>>) {
         let outcome = self.transaction(batch).map_err(Arc::new);
         if let Err(err) = &outcome {
-            tracing::error!(error = err as &dyn std::error::Error, writes = batch.len(), "commit failed");
+            let error: &dyn std::error::Error = err;
+            tracing::error!(error, writes = batch.len(), "commit failed");
             self.roll_back();
         } else {
             self.metrics
@@ -218,7 +219,8 @@ impl Worker {
             return;
         }
         if let Err(err) = self.connection.execute_batch("ROLLBACK") {
-            tracing::error!(error = &err as &dyn std::error::Error, "roll back failed");
+            let error: &dyn std::error::Error = &err;
+            tracing::error!(error, "roll back failed");
         }
     }
 }

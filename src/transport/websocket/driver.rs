@@ -36,7 +36,7 @@ use crate::{
     chat::{ErrorCode, RequestId},
     connection::{ATTACH_DEADLINE, Answers, Outcome, Transport, WRITE_DEADLINE},
     metrics::Metrics,
-    protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame, sentence},
+    protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
 };
 
 /// Requests that wait for one of `limits.streams` places, and requests that need none, at a time.
@@ -265,7 +265,7 @@ where
     fn refuse(&mut self, request: &Incoming) {
         let code = ErrorCode::TooManyRequests;
         let retry_after = u64::try_from(RETRY_AFTER.as_millis()).ok();
-        let error = ErrorBody { code, message: sentence(code).to_owned(), recoverable: true, retry_after };
+        let error = ErrorBody { code, message: code.sentence().to_owned(), recoverable: true, retry_after };
         let frame = ServerFrame::Error { re: re(request), turn_id: None, error };
         self.metrics.errors_total.with_label_values(&["TOO_MANY_REQUESTS"]).inc();
         self.refusals.push_back(Encoded::new(&frame));
@@ -443,7 +443,7 @@ fn failed(re: Option<RequestId>, metrics: &Metrics) -> Encoded {
     metrics.panics_total.inc();
     metrics.errors_total.with_label_values(&["SERVICE_ERROR"]).inc();
     let code = ErrorCode::ServiceError;
-    Encoded::new(&ServerFrame::error(re, code, sentence(code)))
+    Encoded::new(&ServerFrame::error(re, code, code.sentence()))
 }
 
 #[cfg(test)]

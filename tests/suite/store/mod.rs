@@ -1,0 +1,157 @@
+//! What every store must do, and what the one in a file must do beyond it.
+//!
+//! The contract knows only `dyn Store` and a [`Shelf`] that opens it again: another database runs the same
+//! behaviours by another shelf.
+
+mod contract; // sessions and entries
+mod model; // random schedules against a model in memory
+mod sqlite; // the file: locks, modes, versions, what it shows to a reader of the disk
+mod turns; // turns
+
+use std::{sync::Arc, time::Duration};
+
+use chatbox::{
+    chat::{
+        Entry, EntryId, EntryKind, Metadata, NodeId, RequestId, Sender, Session, SessionId, TurnId, TurnState, UserId,
+    },
+    metrics::Metrics,
+    store::{
+        self, Appended, EndTurn, EndedTurn, Lease, NewEntry, NewTurn, Open, OpenSession, Range, StartedTurn, Store,
+        TurnText,
+    },
+};
+
+/// Longer than any test runs.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Where a store lies while it is closed.
+struct Shelf {
+    dir: tempfile::TempDir,
+}
+
+impl Shelf {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn config(&self) -> store::Config {
+        let path = self.dir.path().join("data/chatbox.db");
+        store::Config { url: format!("sqlite:{}", path.display()), encryption_keys: Vec::new() }
+    }
+
+    fn open(&self) -> Arc<dyn Store> {
+        store::open(&self.config(), self.dir.path(), Metrics::new()).unwrap()
+    }
+}
+
+/// One user with one session, on one node.
+struct Room {
+    store: Arc<dyn Store>,
+    node: NodeId,
+    user: UserId,
+    session: SessionId,
+    /// keeps the directory of a store that is never opened again
+    _shelf: Option<Shelf>,
+}
+
+impl Room {
+    /// A room in a store of its own.
+    async fn fresh() -> Self {
+        let shelf = Shelf::new();
+        let room = Self::new(shelf.open()).await;
+        Self { _shelf: Some(shelf), ..room }
+    }
+
+    /// A room in a store that others use too.
+    async fn new(store: Arc<dyn Store>) -> Self {
+        let user = user("ada");
+        let session = open(&*store, &user, Open::Current, 1).await.id;
+        Self { store, node: NodeId::new(), user, session, _shelf: None }
+    }
+
+    /// A message that asks for no answer.
+    fn entry(&self, content: &str) -> NewEntry {
+        NewEntry {
+            session_id: self.session,
+            owner: self.user.clone(),
+            id: EntryId::new(),
+            client_id: Some(RequestId::new_v4()),
+            user_id: self.user.clone(),
+            sender: Sender::User,
+            kind: EntryKind::Text,
+            content: content.to_owned(),
+            files: Vec::new(),
+            metadata: Metadata::new(),
+            turn: None,
+            session_name: None,
+        }
+    }
+
+    fn lease(&self, ttl: Duration) -> Lease {
+        Lease { node: self.node, ttl, default_model: "small".to_owned(), reply_id: EntryId::new() }
+    }
+
+    /// A message that asks for one.
+    fn question(&self, content: &str) -> NewEntry {
+        let turn = NewTurn { id: TurnId::new(), lease: self.lease(LONG), queued_max: 16 };
+        NewEntry { turn: Some(turn), ..self.entry(content) }
+    }
+
+    async fn append(&self, entry: NewEntry) -> Appended {
+        self.store.append(entry).await.unwrap()
+    }
+
+    /// A question whose turn starts at once.
+    async fn ask(&self, content: &str) -> StartedTurn {
+        self.append(self.question(content)).await.started.expect("no other turn is open")
+    }
+
+    /// A question whose turn waits.
+    async fn queue(&self, content: &str) -> TurnId {
+        let appended = self.append(self.question(content)).await;
+        assert_eq!(appended.started, None);
+        appended.entry.turn_id.expect("a question has a turn")
+    }
+
+    async fn start(&self) -> Option<StartedTurn> {
+        self.store.start_turn(self.session, self.lease(LONG)).await.unwrap()
+    }
+
+    async fn extend(&self, turn: TurnId, offset: u64, text: &str) -> bool {
+        self.store.extend_turn(turn, self.node, piece(offset, text), LONG).await.unwrap()
+    }
+
+    async fn end(&self, turn: TurnId, state: TurnState, text: Option<&str>) -> Option<EndedTurn> {
+        let end = EndTurn { text: text.map(ToOwned::to_owned), ..ending(turn, state) };
+        self.store.end_turn(end).await.unwrap()
+    }
+
+    async fn log(&self) -> Vec<Entry> {
+        self.store.entries(self.session, Range::After(0, 1000)).await.unwrap()
+    }
+
+    async fn row(&self) -> Session {
+        self.store.session(self.session).await.unwrap().expect("the session is there")
+    }
+}
+
+fn user(name: &str) -> UserId {
+    UserId::parse(name).expect("a short name")
+}
+
+async fn open(store: &dyn Store, user: &UserId, open: Open, active_max: u32) -> Session {
+    let ask = OpenSession { user_id: user.clone(), open, id: SessionId::new(), active_max };
+    store.open_session(ask).await.unwrap()
+}
+
+fn piece(offset: u64, text: &str) -> TurnText {
+    TurnText { offset, text: text.to_owned() }
+}
+
+fn ending(turn_id: TurnId, state: TurnState) -> EndTurn {
+    EndTurn { turn_id, state, text: None, usage: None, failure: None, only_lost: None }
+}
+
+fn places(log: &[Entry]) -> Vec<u64> {
+    log.iter().map(|entry| entry.seq).collect()
+}

@@ -1,0 +1,226 @@
+//! The store in one file: who may open it, who may read it, what it says when it was changed.
+
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+
+use chatbox::{
+    chat::TurnState,
+    config::secret::Secret,
+    metrics::Metrics,
+    store::{
+        self, Error, NewEntry, Open, OpenSession, Range, Store,
+        seal::{Key, KeyError, Seal},
+        sqlite::{OpenError, Options, Sqlite},
+    },
+};
+use rusqlite::Connection;
+
+use super::{Room, Shelf, user};
+
+impl Shelf {
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("data/chatbox.db")
+    }
+
+    fn try_open(&self, keys: &[Key]) -> Result<Arc<dyn Store>, OpenError> {
+        let config = store::Config { encryption_keys: keys.to_vec(), ..self.config() };
+        store::open(&config, self.dir.path(), Metrics::new())
+    }
+
+    /// Changes the closed file with plain SQL.
+    fn tamper(&self, sql: &str) {
+        Connection::open(self.path()).unwrap().execute_batch(sql).unwrap();
+    }
+}
+
+/// A key of 32 bytes from a letter whose place in the alphabet of base64 is a multiple of four.
+fn key(id: u32, letter: &str) -> Key {
+    Key { id, key: Secret::new(format!("{}=", letter.repeat(43))) }
+}
+
+#[tokio::test]
+async fn second_opener_is_refused_until_the_first_one_closes() {
+    let shelf = Shelf::new();
+    let first = shelf.open();
+    let error = shelf.try_open(&[]).unwrap_err();
+    assert_eq!(error.to_string(), format!("database `{}` is open in another process", shelf.path().display()));
+    first.close().await;
+    let second = shelf.try_open(&[]).unwrap();
+    assert!(matches!(shelf.try_open(&[]), Err(OpenError::Locked(_))));
+    drop(second);
+    shelf.try_open(&[]).unwrap();
+}
+
+#[tokio::test]
+async fn file_and_directory_are_for_their_owner_alone() {
+    let shelf = Shelf::new();
+    let room = Room::new(shelf.open()).await;
+    room.append(room.entry("hello")).await;
+    let mode = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
+    let data = shelf.dir.path().join("data");
+    assert_eq!(mode(data.clone()), 0o700);
+    let mut files: Vec<_> = data.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 4, "database, lock and two of the log: {files:?}");
+    for file in files {
+        assert_eq!(mode(file.clone()), 0o600, "{}", file.display());
+    }
+}
+
+#[test]
+fn file_of_a_newer_version_is_refused() {
+    let shelf = Shelf::new();
+    drop(shelf.open());
+    shelf.tamper("PRAGMA user_version = 99");
+    let error = shelf.try_open(&[]).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
+}
+
+#[test]
+fn file_of_another_program_is_refused_and_left_alone() {
+    let shelf = Shelf::new();
+    std::fs::create_dir(shelf.dir.path().join("data")).unwrap();
+    shelf.tamper("CREATE TABLE theirs (id INTEGER)");
+    assert!(matches!(shelf.try_open(&[]), Err(OpenError::Foreign)));
+    std::fs::write(shelf.path(), "not a database, but long enough to have a header of its own".repeat(9)).unwrap();
+    assert!(matches!(shelf.try_open(&[]), Err(OpenError::Database(_))));
+}
+
+#[test]
+fn url_says_where_the_file_is() {
+    let shelf = Shelf::new();
+    let open = |url: &str| {
+        let config = store::Config { url: url.to_owned(), ..store::Config::default() };
+        store::open(&config, shelf.dir.path(), Metrics::new())
+    };
+    for url in ["", "mongodb://localhost", "sqlite::memory:", "sqlite:data/"] {
+        let error = open(url).unwrap_err();
+        assert_eq!(error.to_string(), format!("store url `{url}` is not `sqlite:PATH`"));
+    }
+    let store = open(&store::Config::default().url).unwrap();
+    assert!(shelf.dir.path().join("chatbox.db").is_file(), "the default lies in the data directory");
+    drop(store);
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_used_keep_the_store_closed() {
+    let shelf = Shelf::new();
+    let short = Key { id: 1, key: Secret::new("AAAA") };
+    assert!(matches!(shelf.try_open(&[short]), Err(OpenError::Key(KeyError::Length(1)))));
+    assert!(!shelf.path().exists());
+}
+
+#[tokio::test]
+async fn sealed_file_shows_nobody_what_was_said() {
+    let shelf = Shelf::new();
+    let room = Room::new(shelf.try_open(&[key(7, "A")]).unwrap()).await;
+    let secret = "xyzzy-plugh";
+    let question = NewEntry {
+        session_name: Some(format!("{secret} name")),
+        files: vec![format!("{secret} file")],
+        metadata: [("k".to_owned(), chatbox::chat::Scalar::Text(format!("{secret} fact")))].into(),
+        ..room.question(&format!("{secret} question"))
+    };
+    let turn = room.append(question).await.started.unwrap().turn.id;
+    assert!(room.extend(turn, 0, &format!("{secret} answer")).await);
+    let scan = || {
+        let files = shelf.dir.path().join("data").read_dir().unwrap();
+        let bytes: Vec<u8> = files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
+        assert!(bytes.len() > 4096);
+        bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
+    };
+    assert!(!scan(), "while the turn runs");
+    let reply = room.end(turn, TurnState::Complete, None).await.unwrap().reply;
+    assert_eq!(reply.content, format!("{secret} answer"));
+    let log = room.log().await;
+    let sha256 = reply.sha256.unwrap();
+    room.store.close().await;
+    assert!(!scan(), "after the end");
+    let stored: Vec<u8> = Connection::open(shelf.path())
+        .unwrap()
+        .query_row("SELECT sha256 FROM entries WHERE seq = 2", [], |row| row.get(0))
+        .unwrap();
+    assert!(!stored.windows(16).any(|window| window == &sha256.as_bytes()[..16]), "a hash tells what was said");
+
+    let rotated = shelf.try_open(&[key(8, "E"), key(7, "A")]).unwrap();
+    assert_eq!(rotated.entries(room.session, Range::Last(9)).await.unwrap(), log, "the old key still opens");
+}
+
+#[tokio::test]
+async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
+    let shelf = Shelf::new();
+    let keys = [key(7, "A")];
+    let room = Room::new(shelf.try_open(&keys).unwrap()).await;
+    let first = room.append(room.entry("first")).await.entry;
+    room.append(room.entry("second")).await;
+    room.store.close().await;
+    let cases = [
+        ("another row's", "UPDATE entries SET content = (SELECT content FROM entries WHERE seq = 2) WHERE seq = 1"),
+        ("cut", "UPDATE entries SET content = substr(content, 1, length(content) - 1) WHERE seq = 1"),
+        ("unknown key", "UPDATE entries SET content = CAST(x'000000ff' || substr(content, 5) AS BLOB) WHERE seq = 1"),
+        ("no key", "UPDATE entries SET content = x'41' WHERE seq = 1"),
+    ];
+    for (case, sql) in cases {
+        let before: Vec<u8> = content(&shelf);
+        shelf.tamper(sql);
+        let store = shelf.try_open(&keys).unwrap();
+        let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
+        let what = format!("stored entries.content of row {} does not open", first.id.0.simple());
+        assert_eq!(error.to_string(), what, "{case}");
+        drop(store);
+        Connection::open(shelf.path())
+            .unwrap()
+            .execute("UPDATE entries SET content = ?1 WHERE seq = 1", [before])
+            .unwrap();
+    }
+    let store = shelf.try_open(&[key(9, "I")]).unwrap();
+    let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
+    assert!(matches!(error, Error::Sealed { .. }), "{error}");
+    drop(store);
+    let store = shelf.try_open(&keys).unwrap();
+    assert_eq!(store.entries(room.session, Range::After(0, 1)).await.unwrap(), [first]);
+}
+
+fn content(shelf: &Shelf) -> Vec<u8> {
+    let connection = Connection::open(shelf.path()).unwrap();
+    connection.query_row("SELECT content FROM entries WHERE seq = 1", [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
+    let shelf = Shelf::new();
+    drop(shelf.open());
+    let metrics = Metrics::new();
+    let options = Options { deadline: Duration::from_millis(30), ..Options::default() };
+    let seal = Seal::new(&[]).unwrap();
+    let store = Sqlite::open(&shelf.path(), seal, &options, Arc::clone(&metrics)).unwrap();
+    let other = Connection::open(shelf.path()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ask = OpenSession { user_id: user("ada"), open: Open::New, id: chatbox::chat::SessionId::new(), active_max: 1 };
+    assert!(matches!(store.open_session(ask.clone()).await, Err(Error::Overloaded)));
+    assert_eq!(metrics.store_errors_total.with_label_values(&["open_session"]).get(), 1);
+    assert_eq!(store.session(ask.id).await.unwrap(), None, "reads do not wait for the writer");
+    other.execute_batch("COMMIT").unwrap();
+    store.close().await;
+    assert_eq!(store.session(ask.id).await.unwrap(), None, "a write past its deadline is not done");
+}
+
+#[tokio::test]
+async fn counters_of_a_session_move_once() {
+    let shelf = Shelf::new();
+    let room = Room::new(shelf.open()).await;
+    for (state, prompt_tokens) in [(TurnState::Complete, 10), (TurnState::Stopped, 5)] {
+        let turn = room.ask("go").await.turn.id;
+        let usage = Some(chatbox::chat::Usage { prompt_tokens, completion_tokens: 2, estimated: false });
+        let end = store::EndTurn { usage, ..super::ending(turn, state) };
+        assert!(room.store.end_turn(end.clone()).await.unwrap().is_some());
+        assert_eq!(room.store.end_turn(end).await.unwrap(), None);
+    }
+    room.store.close().await;
+    let counters: [i64; 4] = Connection::open(shelf.path())
+        .unwrap()
+        .query_row("SELECT entries, prompt_tokens, completion_tokens, responses FROM sessions", [], |row| {
+            Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?])
+        })
+        .unwrap();
+    assert_eq!(counters, [4, 15, 4, 1]);
+}
