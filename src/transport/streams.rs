@@ -227,6 +227,7 @@ impl Unread {
 }
 
 /// What is wrong with answering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unwritten {
     /// The client wants nothing more of this stream.
     Unwanted,
@@ -285,13 +286,11 @@ impl Stream {
 
     fn finish(mut self, written: &Result<(), Unwritten>) -> Ended {
         match written {
-            Ok(()) => {
-                self.writer.send.finish();
-                Ended::Continue(())
-            }
-            Err(Unwritten::Unwanted) => Ended::Continue(()),
-            Err(Unwritten::Slow) => Ended::Break(CloseCode::SlowConsumer),
+            Ok(()) => self.writer.send.finish(),
+            Err(Unwritten::Unwanted) => {}
+            Err(Unwritten::Slow) => return Ended::Break(CloseCode::SlowConsumer),
         }
+        Ended::Continue(())
     }
 
     /// Writes a last frame and waits for a moment until the client has it.
