@@ -42,7 +42,7 @@ use crate::{
 /// How long the 101 may take to reach the client.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 /// Room for usual frames. The library's default of 128 KiB for each direction is most of an idle socket's memory.
-const BUFFER_BYTES: usize = 4 * 1024;
+const BUFFER_BYTES: usize = 2 * 1024;
 
 /// What `GET {prefix}/ws` needs.
 #[derive(Clone)]
@@ -206,13 +206,16 @@ async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
         return connection.closed(CloseCode::Done);
     };
     let socket: Socket = io.into_inner().into_inner();
+    // A copy, and none where nothing came early: the original would keep hyper's whole buffer alive.
+    let early = read_buf.to_vec();
+    drop(read_buf);
     let frame_bytes_max = endpoint.gate.frame_bytes_max();
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
         .max_message_size(Some(frame_bytes_max))
         .max_frame_size(Some(frame_bytes_max));
-    let socket = WebSocketStream::from_partially_read(socket, read_buf.into(), Role::Server, Some(config)).await;
+    let socket = WebSocketStream::from_partially_read(socket, early, Role::Server, Some(config)).await;
     let handler = connection.clone();
     let handle = move |request| {
         let connection = handler.clone();
