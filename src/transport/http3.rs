@@ -265,7 +265,7 @@ impl Http3 {
     }
 
     /// Closes the connection; the client is told that nothing is wrong.
-    pub(crate) fn close(self, reason: &str) {
+    pub(crate) fn close(&self, reason: &str) {
         self.quic_conn.close(varint(Code::H3_NO_ERROR.value()), reason.as_bytes());
     }
 }
