@@ -92,7 +92,8 @@ fn policy(parts: &Parts) -> String {
     let websocket = http.replacen("http", "ws", 1);
     let quic = parts.addresses.quic.origin().ascii_serialization();
     let secure_websocket = quic.replacen("http", "ws", 1);
-    let ancestors: Vec<&str> = parts.origins.iter().collect();
+    // A policy has no notation for IPv6 addresses; browsers report each one as an error.
+    let ancestors: Vec<&str> = parts.origins.iter().filter(|origin| !origin.contains('[')).collect();
     format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; \
          manifest-src 'self'; connect-src 'self' {http} {websocket} {quic} {secure_websocket}; base-uri 'none'; \

@@ -39,7 +39,7 @@ export class Composer {
 
   /** Where there is a keyboard, typing may begin at once; on a phone it would cover half the page. */
   focus() {
-    if (matchMedia('(pointer: fine)').matches) this.text.focus();
+    if (!matchMedia('(pointer: coarse)').matches) this.text.focus();
   }
 
   #submit() {

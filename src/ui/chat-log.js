@@ -14,7 +14,7 @@ const ENDINGS = {
 /** How far from the bottom a reader still counts as reading the newest. */
 const NEAR_PX = 64;
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: 'short' });
 const calendar = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
 
 export class Log {
@@ -36,7 +36,7 @@ export class Log {
     this.newest = newest;
     this.owner = owner;
     scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
-    newest.addEventListener('click', () => this.toBottom(true));
+    newest.addEventListener('click', () => this.toBottom());
     new ResizeObserver(() => this.#follow()).observe(scroller);
   }
 
@@ -120,12 +120,11 @@ export class Log {
     return item.live;
   }
 
-  /** Goes to the newest, and stays there. @param {boolean} [smooth] */
-  toBottom(smooth = false) {
+  /** Goes to the newest, and stays there. At once: a smooth scroll never arrives while text streams. */
+  toBottom() {
     this.#following = true;
     this.newest.hidden = true;
-    const calm = !smooth || matchMedia('(prefers-reduced-motion: reduce)').matches;
-    this.scroller.scrollTo({ top: this.scroller.scrollHeight, behavior: calm ? 'instant' : 'smooth' });
+    this.#follow();
   }
 
   #item(key, kind, make) {

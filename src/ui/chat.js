@@ -65,15 +65,17 @@ function showStatus({ state, transport, reason, retry_at }) {
   const seconds = retry_at ? Math.ceil((retry_at - Date.now()) / 1000) : 0;
   const words = {
     connecting: 'Connecting…',
-    connected: `${TRANSPORTS[transport]} · connected`,
+    connected: TRANSPORTS[transport],
     reconnecting: seconds > 1 ? `Reconnecting in ${seconds} s…` : 'Reconnecting…',
     closed: reason === 'unauthorized' ? 'Not signed in' : 'Closed',
   }[state];
   if ($('status-text').textContent !== words) $('status-text').textContent = words;
+  // On a narrow screen the dot alone shows this; it is read out all the same.
+  $('status-more').textContent = state === 'connected' ? ' · connected' : '';
   if (seconds > 1) countdown = setTimeout(() => showStatus(chat.status), 1000);
   showSignIn(state === 'closed' && reason === 'unauthorized');
-  $('hint').textContent =
-    state === 'reconnecting' ? 'What you send now goes out when the connection is back' : 'Enter sends, Shift + Enter starts a new line';
+  $('hint').hidden = state === 'reconnecting';
+  $('offline').hidden = state !== 'reconnecting';
   if (state === 'closed' && reason === 'refused') alertLine('The server has closed this connection. Reload the page to go on.');
   showStop();
 }

@@ -45,3 +45,9 @@ export const tooWide = () => {
     .filter((element) => !within(element) && element.getBoundingClientRect().right > width + 0.5)
     .map((element) => `${element.tagName}.${element.className}`);
 };
+
+export const focused = () => {
+  const { activeElement } = document;
+  const name = activeElement.id || activeElement.className;
+  return getComputedStyle(activeElement).outlineStyle === 'none' ? `${name} without a visible focus` : name;
+};
