@@ -265,12 +265,11 @@ impl Http3 {
     }
 
     /// Closes the connection; the client is told that nothing is wrong.
-    pub(crate) fn close(self, reason: &str) {
+    pub(crate) fn close(&self, reason: &str) {
         self.quic_conn.close(varint(Code::H3_NO_ERROR.value()), reason.as_bytes());
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "it lives for one turn of a loop")]
 enum Incoming {
     Request(Box<Bidi>),
     Stream(Peeled),

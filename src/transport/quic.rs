@@ -249,13 +249,14 @@ async fn serve<H: Host>(admitted: Admitted, shared: Arc<Shared<H>>) {
     drop(unproven);
     shared.metrics.quic_connections_open.inc();
     let open = Open(shared.metrics.quic_connections_open.clone());
-    if let Some((session, connection)) = serve_http(http3, &shared).await {
-        shared.gate.serve(session, connection).await;
+    // Each stage has memory of its own and gives it back: an idle session pays for its own stage alone.
+    if let Some((session, connection)) = Box::pin(serve_http(http3, &shared)).await {
+        Box::pin(shared.gate.serve(session, connection)).await;
     }
     drop((open, permit));
 }
 
-async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<Http3> {
+async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<Box<Http3>> {
     let connecting = incoming.accept().ok()?;
     let Ok(connected) = timeout(HANDSHAKE_DEADLINE, connecting).await else {
         shared.metrics.refusals_total.with_label_values(&["handshake_deadline"]).inc();
@@ -270,7 +271,7 @@ async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<
         }
     };
     match Http3::start(quic_conn, shared.app.clone(), Arc::clone(&shared.metrics)).await {
-        Ok(http3) => Some(http3),
+        Ok(http3) => Some(Box::new(http3)),
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 not started");
             None
@@ -279,7 +280,7 @@ async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<
 }
 
 /// Serves requests until the connection is over or becomes a chat connection.
-async fn serve_http<H: Host>(mut http3: Http3, shared: &Shared<H>) -> Option<(Session, H::Connection)> {
+async fn serve_http<H: Host>(mut http3: Box<Http3>, shared: &Shared<H>) -> Option<(Session, H::Connection)> {
     let mut draining = false;
     loop {
         tokio::select! {

@@ -99,13 +99,13 @@ impl Driver {
     async fn run(mut self) -> CloseCode {
         let code = match self.serve().await {
             Ok(code) => {
-                self.farewell().await;
-                self.session.close(code.webtransport(), code.reason()).await;
+                Box::pin(self.farewell()).await;
+                Box::pin(self.session.close(code.webtransport(), code.reason())).await;
                 code
             }
             Err(end) => {
                 tracing::debug!(?end, "client has left");
-                self.session.leave().await;
+                Box::pin(self.session.leave()).await;
                 CloseCode::Done
             }
         };
@@ -202,6 +202,14 @@ struct Stream {
     credit: Credit,
 }
 
+/// Why a stream did not begin.
+enum Unopened {
+    /// no frame came
+    Unread(Unread),
+    /// the first frame of the connection is not UTF-8
+    NotText,
+}
+
 /// Why a stream is not read any further.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unread {
@@ -236,30 +244,39 @@ enum Unwritten {
 }
 
 impl Stream {
+    /// The stages are boxed one by one, so that a watch, which lives on, keeps no room for the others.
     async fn run(mut self) -> Ended {
-        // The client opened the stream to say something; until it has, the stream blocks its credit.
-        let line = match timeout(FRAME_DEADLINE, self.reader.next()).await.unwrap_or(Err(Unread::Late)) {
-            Ok(line) => line,
-            Err(unread) => return self.without_frame(unread).await,
+        let outcome = match Box::pin(self.open()).await {
+            ControlFlow::Continue(outcome) => outcome,
+            ControlFlow::Break(Unopened::Unread(unread)) => return Box::pin(self.without_frame(unread)).await,
+            ControlFlow::Break(Unopened::NotText) => return Ended::Break(CloseCode::ProtocolError),
         };
-        if !self.credit.raised() && std::str::from_utf8(&line).is_err() {
-            return Ended::Break(CloseCode::ProtocolError);
-        }
-        // Boxed, so that a watch, which lives on, does not keep room for it.
-        let outcome = Box::pin(self.connection.handle(&line)).await;
-        drop(line);
         match outcome {
-            Outcome::Answers(answers) => {
-                self.reader.receive.stop(0);
-                let written = self.writer.write_all(answers).await;
-                self.finish(&written)
-            }
+            Outcome::Answers(answers) => Box::pin(self.exchange(answers)).await,
             Outcome::Watch { streams, answers } => {
                 self.credit.raise(streams);
-                self.watch(answers).await
+                Box::pin(self.watch(answers)).await
             }
-            Outcome::Close(frame, code) => self.last(frame.map(|frame| frame.line()), code).await,
+            Outcome::Close(frame, code) => Box::pin(self.last(frame.map(|frame| frame.line()), code)).await,
         }
+    }
+
+    /// Reads the frame for which the client opened the stream, and hands it in.
+    async fn open(&mut self) -> ControlFlow<Unopened, Outcome> {
+        let line = match timeout(FRAME_DEADLINE, self.reader.next()).await.unwrap_or(Err(Unread::Late)) {
+            Ok(line) => line,
+            Err(unread) => return ControlFlow::Break(Unopened::Unread(unread)),
+        };
+        if !self.credit.raised() && std::str::from_utf8(&line).is_err() {
+            return ControlFlow::Break(Unopened::NotText);
+        }
+        ControlFlow::Continue(self.connection.handle(&line).await)
+    }
+
+    async fn exchange(mut self, answers: Answers) -> Ended {
+        self.reader.receive.stop(0);
+        let written = self.writer.write_all(answers).await;
+        self.finish(written)
     }
 
     /// Ends a stream on which no frame came.
@@ -273,7 +290,7 @@ impl Stream {
                 self.reader.receive.stop(0);
                 let frame = self.connection.too_large().line();
                 let written = self.writer.write(vec![frame]).await;
-                self.finish(&written)
+                self.finish(written)
             }
             Unread::TooLarge => {
                 let frame = self.connection.too_large().line();
@@ -284,7 +301,7 @@ impl Stream {
         }
     }
 
-    fn finish(mut self, written: &Result<(), Unwritten>) -> Ended {
+    fn finish(mut self, written: Result<(), Unwritten>) -> Ended {
         match written {
             Ok(()) => self.writer.send.finish(),
             Err(Unwritten::Unwanted) => {}
@@ -316,11 +333,11 @@ impl Stream {
             self.writer.write_watch(answers, inline),
         );
         match end {
-            Request::Close(frame, code) => self.last(frame, code).await,
-            Request::Unread(unread) => self.unwatched(unread, written).await,
+            Request::Close(frame, code) => Box::pin(self.last(frame, code)).await,
+            Request::Unread(unread) => Box::pin(self.unwatched(unread, written)).await,
             Request::Unheard => {
                 self.reader.receive.stop(0);
-                self.finish(&written)
+                self.finish(written)
             }
         }
     }
@@ -331,7 +348,7 @@ impl Stream {
             self.writer.metrics.streams_broken_total.with_label_values(&[reason]).inc();
         }
         match unread {
-            Unread::Finished => self.finish(&written),
+            Unread::Finished => self.finish(written),
             Unread::Broken => Ended::Continue(()),
             Unread::Late => Ended::Break(CloseCode::ProtocolError),
             Unread::TooLarge => {

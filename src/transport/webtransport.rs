@@ -84,9 +84,12 @@ fn bearer(value: &HeaderValue) -> Option<String> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }
 
-/// One WebTransport session, and the connection that it has for itself.
-pub struct Session {
-    http3: Http3,
+/// One WebTransport session, and the connection that it has for itself. A pointer to its state: futures that hold
+/// a session are copied as they are built, and stay as large as their largest stage.
+pub struct Session(Box<State>);
+
+struct State {
+    http3: Box<Http3>,
     id: u64,
     send: RequestStream<Send, Bytes>,
     receive: RequestStream<Receive, Bytes>,
@@ -113,7 +116,7 @@ pub enum End {
 
 impl Session {
     /// Accepts a CONNECT that was found welcome.
-    pub(crate) async fn accept(mut http3: Http3, connect: Connect) -> Option<Self> {
+    pub(crate) async fn accept(mut http3: Box<Http3>, connect: Connect) -> Option<Self> {
         http3.chat();
         let mut stream = connect.stream;
         let mut response = Response::new(());
@@ -122,24 +125,25 @@ impl Session {
         let id = stream.send_id().into_inner();
         let credit = Credit(Arc::new((http3.quic_conn().clone(), AtomicU32::new(0))));
         let (send, receive) = stream.split();
-        Some(Self { http3, id, send, receive, capsules: Capsules::default(), credit })
+        Some(Self(Box::new(State { http3, id, send, receive, capsules: Capsules::default(), credit })))
     }
 
     /// How many streams the client may have open; for the tasks that serve them.
     #[must_use]
     pub fn credit(&self) -> Credit {
-        self.credit.clone()
+        self.0.credit.clone()
     }
 
     /// The next stream, or the end. Serves what else is asked on the connection meanwhile. Cancel safe. Must not
     /// be called again after the end.
     pub async fn next(&mut self) -> Incoming {
+        let State { http3, id, receive, capsules, .. } = &mut *self.0;
         loop {
             tokio::select! {
                 biased;
-                end = read_capsules(&mut self.receive, &mut self.capsules) => return Incoming::Ended(end),
-                event = self.http3.next() => match event {
-                    Event::Stream(Peeled { session, send, receive }) if session == self.id => {
+                end = read_capsules(receive, capsules) => return Incoming::Ended(end),
+                event = http3.next() => match event {
+                    Event::Stream(Peeled { session, send, receive }) if session == *id => {
                         let send = SendStream { stream: send, ended: false };
                         return Incoming::Stream(send, RecvStream { stream: receive, ended: false });
                     }
@@ -152,24 +156,26 @@ impl Session {
     }
 
     /// Ends the session: sends the CLOSE capsule, gives the client two seconds to take note, and closes the
-    /// connection. Streams should be dropped before.
-    pub async fn close(mut self, code: u32, reason: &str) {
+    /// connection. What is still open on it ends then.
+    pub async fn close(self, code: u32, reason: &str) {
+        let State { http3, mut send, mut receive, .. } = *self.0;
         let capsule = Close { code, reason: reason.to_owned() }.encode();
         let sent = async {
-            self.send.send_data(capsule).await?;
-            self.send.finish().await
+            send.send_data(capsule).await?;
+            send.finish().await
         };
         if let Ok(Ok(())) = timeout(SEND_DEADLINE, sent).await {
-            let ended = async { while matches!(self.receive.recv_data().await, Ok(Some(_))) {} };
+            let ended = async { while matches!(receive.recv_data().await, Ok(Some(_))) {} };
             drop(timeout(CLOSE_DEADLINE, ended).await);
         }
-        self.http3.close(reason);
+        http3.close(reason);
     }
 
     /// Follows the client out: finishes our side and closes the connection.
-    pub async fn leave(mut self) {
-        drop(timeout(SEND_DEADLINE, self.send.finish()).await);
-        self.http3.close("session over");
+    pub async fn leave(self) {
+        let State { http3, mut send, .. } = *self.0;
+        drop(timeout(SEND_DEADLINE, send.finish()).await);
+        http3.close("session over");
     }
 }
 

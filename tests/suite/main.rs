@@ -25,3 +25,4 @@ mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, ad
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain
+mod webtransport; // what streams mean to a chat: their ends, their credit
