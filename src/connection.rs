@@ -234,7 +234,7 @@ impl Connection {
             ClientFrame::UserMessage(message) => self.user_message(&principal, id, *message).await,
             ClientFrame::Auth { token } => return self.renew(&principal, id, &token),
             ClientFrame::Stop { turn_id } => self.stop(&principal, id, turn_id).await,
-            ClientFrame::Detach { session_id, scope } => self.detach(id, session_id, scope),
+            ClientFrame::Detach { session_id, scope } => self.detach(id, session_id.as_ref(), scope),
             ClientFrame::Ping => Ok(self.answer(&ServerFrame::Pong { re: id })),
             ClientFrame::Unsupported { name } => Err(Refusal {
                 message: format!("type `{name}` is not served by this version").into(),
@@ -386,11 +386,12 @@ impl Connection {
         Ok(self.answer(&ServerFrame::Accepted(accepted)))
     }
 
-    fn detach(&self, id: Option<RequestId>, session_id: Option<Named>, scope: Scope) -> Result<Outcome, Refusal> {
+    fn detach(&self, id: Option<RequestId>, session_id: Option<&Named>, scope: Scope) -> Result<Outcome, Refusal> {
         let mut state = self.state();
-        let at = state.watches.iter().position(|watch| {
-            scope == Scope::Session && session_id.as_ref().is_none_or(|named| *named == Ok(watch.session_id))
-        });
+        let at = state
+            .watches
+            .iter()
+            .position(|watch| scope == Scope::Session && session_id.is_none_or(|named| *named == Ok(watch.session_id)));
         let watch = state.watches.swap_remove(at.ok_or_else(|| Refusal::new(ErrorCode::NotFound))?);
         drop(state);
         watch.ended.cancel();

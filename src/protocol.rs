@@ -28,6 +28,7 @@ impl Encoded {
         Self::from_json(frame)
     }
 
+    #[expect(clippy::expect_used, reason = "a frame has string keys and is written to memory")]
     fn from_json(frame: &impl Serialize) -> Self {
         let mut line = Vec::with_capacity(256);
         serde_json::to_writer(&mut line, frame).expect("a frame has string keys and writes to memory");

@@ -19,7 +19,7 @@ use crate::{
     metrics::Metrics,
     protocol::{CONTENT_CHARS_MAX, Limits},
     router::{self, Router},
-    store::{self, Store},
+    store,
     transport::{
         bind::{self, Sockets},
         quic, tcp,
@@ -39,7 +39,6 @@ pub struct Server {
     config: Config,
     secrets: Secrets,
     parts: Arc<http::Parts>,
-    store: Arc<dyn Store>,
     tls: Tls,
     tcp: tcp::Server,
     quic: quic::Listener,
@@ -56,40 +55,17 @@ impl Server {
     /// When a port is taken, the store does not open, or a certificate does not load; the error says which.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
-        let metrics = Metrics::new();
-        let lifecycle = Lifecycle::default();
-        let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics))?;
-        if config.store.encryption_keys.is_empty() && !config.loopback() {
-            error!("no encryption key is configured: messages are stored as plain text");
-        }
-        let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(&metrics)));
-        let router = Router::new(router::Parts {
-            store: Arc::clone(&store),
-            bus: Arc::new(bus::Local::new(Arc::clone(&metrics))),
-            models: models(&config)?,
-            limiter: Arc::clone(&limiter),
-            lifecycle: lifecycle.clone(),
-            metrics: Arc::clone(&metrics),
-            config: config.sessions.clone(),
-            queued_turns: config.limits.queued_turns,
-        });
-        router.recover().await.context("end the turns that the last run left behind")?;
+        let (metrics, lifecycle) = (Metrics::new(), Lifecycle::default());
+        let gate = gate(&config, &secrets, &metrics, &lifecycle)?;
         let tls = Tls::load(&config.tls, config.listen.quic.loopback(), Arc::clone(&metrics))?;
         let http_sockets = bind::open(config.listen.http, false).context("open `listen.http`")?;
         let mut quic_sockets = bind::open(config.listen.quic, true).context("open `listen.quic`")?;
         let ops_sockets = bind::open(config.listen.ops, false).context("open `listen.ops`")?;
+        gate.router.recover().await.context("end the turns that the last run left behind")?;
         let addresses = addresses(&config, &http_sockets, &quic_sockets, tls.certificate_sha256())?;
         let bound: Vec<SocketAddr> =
             [&http_sockets, &quic_sockets].into_iter().flat_map(|s| s.addresses.clone()).collect();
         let origins = Arc::new(Origins::new(&config.auth, &bound, &[&addresses.http, &addresses.quic]));
-        let gate = Arc::new(Gate {
-            router: router.clone(),
-            verifier: Arc::new(Verifier::new(&config.auth, &secrets.jwt)),
-            limiter: Arc::clone(&limiter),
-            lifecycle: lifecycle.clone(),
-            metrics: Arc::clone(&metrics),
-            limits: config.limits.clone(),
-        });
         let dev = secrets.jwt_generated.then(|| DevSessions::new(&config.auth, &secrets.jwt));
         let code = dev.as_ref().map(DevSessions::code);
         let parts = Arc::new(http::Parts {
@@ -97,8 +73,8 @@ impl Server {
             addresses,
             origins: Arc::clone(&origins),
             dev,
-            router,
-            limiter,
+            router: gate.router.clone(),
+            limiter: Arc::clone(&gate.limiter),
             limits: Limits {
                 streams: config.limits.streams,
                 frame_bytes: config.limits.frame_bytes,
@@ -131,7 +107,7 @@ impl Server {
         let permits =
             Arc::new(Semaphore::new(usize::try_from(config.limits.connections).unwrap_or(Semaphore::MAX_PERMITS)));
         let tcp = tcp::Server { router: app, tls: None, permits, metrics, lifecycle };
-        Ok(Self { config, secrets, parts, store, tls, tcp, quic, http_sockets, quic_sockets, ops_sockets, code })
+        Ok(Self { config, secrets, parts, tls, tcp, quic, http_sockets, quic_sockets, ops_sockets, code })
     }
 
     /// The address that opens the chat page; signed in, where the local sign-in exists.
@@ -187,8 +163,9 @@ impl Server {
         let lifecycle = self.parts.lifecycle.clone();
         let router = self.parts.router.clone();
         let drain_timeout = self.config.drain.timeout;
-        let store = Arc::clone(&self.store);
-        self.serve()?;
+        // Probes are answered until the very end: a node that drains is alive, and not ready.
+        let ops = Lifecycle::default();
+        self.serve(&ops)?;
         lifecycle.draining().await;
         info!(timeout_ms = drain_timeout.as_millis(), "draining");
         tokio::select! {
@@ -211,14 +188,17 @@ impl Server {
         if closed.is_err() {
             timeout(END_DEADLINE, lifecycle.join()).await.context("a task outlived the drain")?;
         }
-        store.close().await;
+        router.close().await;
+        ops.stop();
+        timeout(END_DEADLINE, ops.join()).await.context("a probe outlived the drain")?;
         info!("stopped");
         Ok(())
     }
 
-    fn serve(self) -> anyhow::Result<()> {
+    fn serve(self, ops: &Lifecycle) -> anyhow::Result<()> {
         let lifecycle = self.parts.lifecycle.clone();
-        let ops = tcp::Server { router: http::ops_routes(Arc::clone(&self.parts)), ..self.tcp.clone() };
+        let router = http::ops_routes(Arc::clone(&self.parts));
+        let ops = tcp::Server { router, lifecycle: ops.clone(), ..self.tcp.clone() };
         let secure = tcp::Server { tls: Some(self.tls.tcp()), ..self.tcp.clone() };
         let listeners = [(&self.tcp, self.http_sockets), (&secure, self.quic_sockets), (&ops, self.ops_sockets)];
         for (server, sockets) in listeners {
@@ -233,6 +213,36 @@ impl Server {
         lifecycle.spawn(self.tls.watch(lifecycle.clone()));
         Ok(())
     }
+}
+
+fn gate(
+    config: &Config,
+    secrets: &Secrets,
+    metrics: &Arc<Metrics>,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Arc<Gate>> {
+    if config.store.encryption_keys.is_empty() && !config.loopback() {
+        error!("no encryption key is configured: messages are stored as plain text");
+    }
+    let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
+    let router = Router::new(router::Parts {
+        store: store::open(&config.store, &config.data_dir, Arc::clone(metrics))?,
+        bus: Arc::new(bus::Local::new(Arc::clone(metrics))),
+        models: models(config)?,
+        limiter: Arc::clone(&limiter),
+        lifecycle: lifecycle.clone(),
+        metrics: Arc::clone(metrics),
+        config: config.sessions.clone(),
+        queued_turns: config.limits.queued_turns,
+    });
+    Ok(Arc::new(Gate {
+        router,
+        verifier: Arc::new(Verifier::new(&config.auth, &secrets.jwt)),
+        limiter,
+        lifecycle: lifecycle.clone(),
+        metrics: Arc::clone(metrics),
+        limits: config.limits.clone(),
+    }))
 }
 
 fn models(config: &Config) -> anyhow::Result<Models> {

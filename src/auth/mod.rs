@@ -222,7 +222,10 @@ fn cause(kind: &ErrorKind) -> &'static str {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the range is checked, and fractions below a millisecond mean nothing")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the range is checked, and fractions below a millisecond mean nothing"
+)]
 fn milliseconds(seconds: f64) -> Option<Timestamp> {
     (0.0..=EXPIRY_SECONDS_MAX).contains(&seconds).then_some(Timestamp((seconds * 1000.0) as i64))
 }

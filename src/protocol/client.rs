@@ -88,7 +88,6 @@ pub struct Rejection {
 
 #[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
-#[expect(clippy::struct_excessive_bools, reason = "the contract's flags, field by field")]
 struct Envelope {
     #[serde(skip_serializing_if = "Option::is_none")]
     r#type: Option<String>,
@@ -144,6 +143,7 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
 
 /// Writes a request as a client sends it: JSON without a line feed.
 #[must_use]
+#[expect(clippy::expect_used, reason = "an envelope has string keys and is written to memory")]
 pub fn encode_request(request: &Request) -> Vec<u8> {
     let mut envelope = Envelope { id: request.id, ..Envelope::default() };
     let name = match &request.frame {
@@ -231,7 +231,8 @@ type Fault = (ErrorCode, String);
 fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
     limits(&envelope)?;
     let name = need(envelope.r#type.take(), "type")?;
-    let session_id = envelope.session_id.take().map(|text| text.parse::<Uuid>().map(SessionId).map_err(|_| text));
+    let session_id =
+        envelope.session_id.take().map(|text| text.parse::<Uuid>().map(SessionId).map_err(|_not_ours| text));
     Ok(match name.as_str() {
         "attach" => {
             let position = match (envelope.turn_id, envelope.offset) {

@@ -283,6 +283,11 @@ impl Router {
         self.0.runners.wait().await;
     }
 
+    /// Closes the store once everything that was asked of it is durable.
+    pub async fn close(&self) {
+        self.0.parts.store.close().await;
+    }
+
     /// Answers whether messages can be stored.
     ///
     /// # Errors

@@ -179,7 +179,7 @@ impl Http3 {
                     }
                 }
                 incoming = poll_fn(|cx| poll_server(&mut self.server, purpose, cx)) => match incoming {
-                    Incoming::Request(stream) => self.resolve(stream),
+                    Incoming::Request(stream) => self.resolve(*stream),
                     Incoming::Stream(stream) if purpose == Purpose::Chat => return Event::Stream(stream),
                     Incoming::Stream(stream) => stream.reject(),
                     Incoming::Over => return Event::Over,
@@ -270,8 +270,9 @@ impl Http3 {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "it lives for one turn of a loop")]
 enum Incoming {
-    Request(Bidi),
+    Request(Box<Bidi>),
     Stream(Peeled),
     Over,
 }
@@ -284,7 +285,7 @@ fn poll_server(
     cx: &mut Context<'_>,
 ) -> Poll<Incoming> {
     match server.poll_accept_request_stream(cx) {
-        Poll::Ready(Ok(Some(stream))) => return Poll::Ready(Incoming::Request(stream)),
+        Poll::Ready(Ok(Some(stream))) => return Poll::Ready(Incoming::Request(Box::new(stream))),
         Poll::Ready(Ok(None)) => return Poll::Ready(Incoming::Over),
         Poll::Ready(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 connection over");

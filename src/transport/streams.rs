@@ -227,6 +227,7 @@ impl Unread {
 }
 
 /// What is wrong with answering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unwritten {
     /// The client wants nothing more of this stream.
     Unwanted,
@@ -251,7 +252,7 @@ impl Stream {
             Outcome::Answers(answers) => {
                 self.reader.receive.stop(0);
                 let written = self.writer.write_all(answers).await;
-                self.finish(written)
+                self.finish(&written)
             }
             Outcome::Watch { streams, answers } => {
                 self.credit.raise(streams);
@@ -272,7 +273,7 @@ impl Stream {
                 self.reader.receive.stop(0);
                 let frame = self.connection.too_large().line();
                 let written = self.writer.write(vec![frame]).await;
-                self.finish(written)
+                self.finish(&written)
             }
             Unread::TooLarge => {
                 let frame = self.connection.too_large().line();
@@ -283,15 +284,13 @@ impl Stream {
         }
     }
 
-    fn finish(mut self, written: Result<(), Unwritten>) -> Ended {
+    fn finish(mut self, written: &Result<(), Unwritten>) -> Ended {
         match written {
-            Ok(()) => {
-                self.writer.send.finish();
-                Ended::Continue(())
-            }
-            Err(Unwritten::Unwanted) => Ended::Continue(()),
-            Err(Unwritten::Slow) => Ended::Break(CloseCode::SlowConsumer),
+            Ok(()) => self.writer.send.finish(),
+            Err(Unwritten::Unwanted) => {}
+            Err(Unwritten::Slow) => return Ended::Break(CloseCode::SlowConsumer),
         }
+        Ended::Continue(())
     }
 
     /// Writes a last frame and waits for a moment until the client has it.
@@ -321,7 +320,7 @@ impl Stream {
             Request::Unread(unread) => self.unwatched(unread, written).await,
             Request::Unheard => {
                 self.reader.receive.stop(0);
-                self.finish(written)
+                self.finish(&written)
             }
         }
     }
@@ -332,7 +331,7 @@ impl Stream {
             self.writer.metrics.streams_broken_total.with_label_values(&[reason]).inc();
         }
         match unread {
-            Unread::Finished => self.finish(written),
+            Unread::Finished => self.finish(&written),
             Unread::Broken => Ended::Continue(()),
             Unread::Late => Ended::Break(CloseCode::ProtocolError),
             Unread::TooLarge => {
@@ -385,7 +384,7 @@ impl Reader {
     /// The next frame, for which the client may take its time. Cancel safe.
     async fn next(&mut self) -> Result<Bytes, Unread> {
         loop {
-            if let Some(line) = self.lines.next_line().map_err(|_| Unread::TooLarge)? {
+            if let Some(line) = self.lines.next_line().map_err(|_too_long| Unread::TooLarge)? {
                 return Ok(line);
             }
             self.fill().await?;

@@ -418,11 +418,8 @@ mod tests {
         let files = Files::inside(dir.path());
         fs::write(&files.certificate, certificate).unwrap();
         fs::write(&files.key, key).unwrap();
-        let config = Config {
-            cert_file: Some(files.certificate.clone()),
-            key_file: Some(files.key.clone()),
-            ..Config::default()
-        };
+        let config =
+            Config { cert_file: Some(files.certificate.clone()), key_file: Some(files.key), ..Config::default() };
         let error = load(&config).unwrap_err().to_string();
         assert!(error.starts_with("use `"), "got {error}");
     }

@@ -29,7 +29,7 @@ pub(crate) enum Via {
 }
 
 pub(crate) enum Client {
-    WebTransport(web_transport_quinn::Session),
+    WebTransport(Box<web_transport_quinn::Session>),
     WebSocket {
         requests: mpsc::Sender<(Value, Option<mpsc::Sender<Value>>)>,
         closed: oneshot::Receiver<u16>,
@@ -50,7 +50,7 @@ impl Client {
             Via::WebTransport => {
                 let client = server.webtransport();
                 let session = timeout(PATIENCE, client.connect(server.webtransport_url()));
-                Self::WebTransport(session.await.expect("session in time").expect("session"))
+                Self::WebTransport(Box::new(session.await.expect("session in time").expect("session")))
             }
             Via::WebSocket => {
                 let mut request = server.websocket_url().as_str().into_client_request().unwrap();
@@ -79,7 +79,7 @@ impl Client {
     pub(crate) async fn attached(server: &Target, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
         let mut client = Self::open(server, via).await;
         let mut frame = json!({"type": "attach", "id": id(), "token": server.token(user)});
-        merge(&mut frame, fields);
+        merge(&mut frame, &fields);
         let mut watch = client.exchange(frame).await;
         let status = watch.next().await.expect("status");
         assert_eq!(status["type"], "connection_status", "{status}");
@@ -287,6 +287,14 @@ async fn pump(
     }
 }
 
+/// A client for ordinary HTTP requests that follows no redirect.
+pub(crate) fn http() -> reqwest::Client {
+    // Only the first test of the process installs it; nothing here depends on which.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none());
+    client.build().expect("client")
+}
+
 /// A fresh request id.
 pub(crate) fn id() -> String {
     uuid::Uuid::new_v4().to_string()
@@ -296,7 +304,7 @@ pub(crate) fn sha256(text: &str) -> String {
     hex::encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()))
 }
 
-fn merge(frame: &mut Value, fields: Value) {
+fn merge(frame: &mut Value, fields: &Value) {
     for (key, value) in fields.as_object().cloned().unwrap_or_default() {
         frame[key] = value;
     }

@@ -11,7 +11,11 @@ use tokio::{
 };
 use url::Url;
 
-use super::{client::PATIENCE, provider::Provider, server::Target};
+use super::{
+    client::{PATIENCE, http},
+    provider::Provider,
+    server::Target,
+};
 
 pub(crate) struct Process {
     child: Child,
@@ -48,8 +52,7 @@ impl Process {
         let mut line = String::new();
         timeout(PATIENCE, output.read_line(&mut line)).await.expect("a line in time").expect("output");
         let url = Url::parse(line.split_whitespace().find(|word| word.starts_with("http")).expect("a URL")).unwrap();
-        let discovery = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        let discovery = discovery.get(url.join(".well-known/chatbox").unwrap()).send().await.expect("discovery");
+        let discovery = http().get(url.join(".well-known/chatbox").unwrap()).send().await.expect("discovery");
         let known: Value = serde_json::from_slice(&discovery.bytes().await.unwrap()).unwrap();
         let secret = std::fs::read_to_string(dir.join("data/jwt_secret")).expect("generated secret");
         Self {
@@ -67,20 +70,21 @@ impl Process {
     /// Waits until so many bytes of a turn's text are in its log.
     pub(crate) async fn written(&self, turn: &Value, bytes: i64) {
         let turn: uuid::Uuid = turn.as_str().unwrap().parse().unwrap();
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let database = rusqlite::Connection::open_with_flags(&self.database, flags).expect("database");
         let written = async {
             let mut look = tokio::time::interval(Duration::from_millis(20));
-            loop {
+            while self.log_length(turn) < bytes {
                 look.tick().await;
-                let length = "SELECT length FROM turns WHERE id = ?1";
-                let length: Option<i64> = database.query_row(length, [turn.as_bytes()], |row| row.get(0)).unwrap();
-                if length.is_some_and(|length| length >= bytes) {
-                    return;
-                }
             }
         };
         timeout(PATIENCE, written).await.expect("the log is written");
+    }
+
+    fn log_length(&self, turn: uuid::Uuid) -> i64 {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let database = rusqlite::Connection::open_with_flags(&self.database, flags).expect("database");
+        let length = "SELECT length FROM turns WHERE id = ?1";
+        let length: Option<i64> = database.query_row(length, [turn.as_bytes()], |row| row.get(0)).expect("turn");
+        length.unwrap_or_default()
     }
 
     /// Kills it as a crash does: no handler runs.

@@ -30,6 +30,8 @@ pub(crate) struct Target {
 pub(crate) struct Server {
     pub(crate) ops: SocketAddr,
     pub(crate) metrics: Arc<Metrics>,
+    /// what the printed URL signs in with
+    pub(crate) code: Option<String>,
     target: Target,
     lifecycle: Lifecycle,
     task: Option<JoinHandle<anyhow::Result<()>>>,
@@ -83,10 +85,11 @@ impl Server {
         Self {
             ops: server.ops_address().expect("ops listener"),
             metrics: Arc::clone(server.metrics()),
+            code: server.url().split_once("#code=").map(|(_, code)| code.to_owned()),
             target: Target {
                 url: addresses.http,
                 quic_url: addresses.quic,
-                certificate_sha256: addresses.certificate_sha256.expect("self-signed"),
+                certificate_sha256: addresses.certificate_sha256.unwrap_or_default(),
                 secret: server.secrets().jwt.clone(),
             },
             lifecycle: server.lifecycle().clone(),
