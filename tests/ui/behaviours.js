@@ -348,7 +348,7 @@ function appearance(page) {
           await shot.screenshot(at(`streaming-${label}`));
           await shot.until(shown.finished, 2);
           await shot.screenshot(at(`finished-${label}`));
-          await shot.evaluate(() => [...document.querySelectorAll('.own')].at(-1).scrollIntoView());
+          await shot.evaluate(() => document.querySelector('.own').scrollIntoView());
           await shot.screenshot(at(`read-${label}`));
           await shot.close();
         } finally {
