@@ -1,15 +1,12 @@
 //! The in-process bus.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use super::{Bus, Delivery, QUEUE_EVENTS, Subscription};
 use crate::{
@@ -34,17 +31,23 @@ const SHARDS: usize = 64;
 /// One list for each session that somebody watches; removed with its last subscriber.
 type Shard = HashMap<SessionId, Vec<Arc<Subscriber>>>;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Subscriber {
-    queue: mpsc::Sender<Arc<Event>>,
-    lagged: AtomicBool,
+    queue: Mutex<Queue>,
+    filled: Notify,
+}
+
+/// Takes no memory while nothing waits, which is most of the time.
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Arc<Event>>,
+    lagged: bool,
 }
 
 /// The receiving half of one subscription.
 #[derive(Debug)]
 pub(super) struct Receiver {
     session: SessionId,
-    queue: mpsc::Receiver<Arc<Event>>,
     subscriber: Arc<Subscriber>,
     topics: Weak<Topics>,
 }
@@ -62,20 +65,45 @@ impl Bus for Local {
     async fn publish(&self, session: SessionId, event: Arc<Event>) {
         let shard = self.0.shard(session).lock().unwrap_or_else(PoisonError::into_inner);
         for subscriber in shard.get(&session).into_iter().flatten() {
-            if subscriber.queue.try_send(Arc::clone(&event)).is_err() && !subscriber.lagged.swap(true, Ordering::AcqRel)
-            {
+            if !subscriber.offer(&event) {
                 self.0.metrics.bus_lagged_total.inc();
             }
         }
     }
 
     async fn subscribe(&self, session: SessionId) -> Subscription {
-        let (sender, queue) = mpsc::channel(QUEUE_EVENTS);
-        let subscriber = Arc::new(Subscriber { queue: sender, lagged: AtomicBool::new(false) });
+        let subscriber = Arc::new(Subscriber::default());
         let mut shard = self.0.shard(session).lock().unwrap_or_else(PoisonError::into_inner);
         shard.entry(session).or_default().push(Arc::clone(&subscriber));
         drop(shard);
-        Subscription(Receiver { session, queue, subscriber, topics: Arc::downgrade(&self.0) })
+        Subscription(Receiver { session, subscriber, topics: Arc::downgrade(&self.0) })
+    }
+}
+
+impl Subscriber {
+    /// Queues an event; `false` when with this one the subscriber began to lag.
+    fn offer(&self, event: &Arc<Event>) -> bool {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = queue.events.len() >= QUEUE_EVENTS;
+        let lags_already = queue.lagged;
+        if full {
+            queue.lagged = true;
+        } else {
+            queue.events.push_back(Arc::clone(event));
+        }
+        drop(queue);
+        self.filled.notify_one();
+        !full || lags_already
+    }
+
+    fn take(&self) -> Option<Delivery> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // Events that queued up before the loss are dropped too: the store has all of them, in order.
+        if queue.lagged {
+            *queue = Queue::default();
+            return Some(Delivery::Lagged);
+        }
+        queue.events.pop_front().map(Delivery::Event)
     }
 }
 
@@ -90,15 +118,11 @@ impl Topics {
 
 impl Receiver {
     pub(super) async fn next(&mut self) -> Delivery {
-        // Events that queued up before the loss are dropped too: the store has all of them, in order.
-        if self.subscriber.lagged.swap(false, Ordering::AcqRel) {
-            while self.queue.try_recv().is_ok() {}
-            return Delivery::Lagged;
-        }
-        match self.queue.recv().await {
-            Some(event) => Delivery::Event(event),
-            // Unreachable while `self.subscriber` holds a sender; waiting is the harmless answer.
-            None => std::future::pending().await,
+        loop {
+            if let Some(delivery) = self.subscriber.take() {
+                return delivery;
+            }
+            self.subscriber.filled.notified().await;
         }
     }
 }

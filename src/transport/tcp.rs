@@ -243,15 +243,16 @@ async fn answer(
 }
 
 /// Runs `task`; a panic in it is counted, and `None` comes back.
-pub(crate) async fn contain<T>(metrics: &Metrics, task: impl Future<Output = T>) -> Option<T> {
-    // What the task held is dropped with it; nothing that outlives it is reached without a lock that poisons.
-    match AssertUnwindSafe(task).catch_unwind().await {
+pub(crate) fn contain<T>(metrics: &Metrics, task: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+    // No `async fn`: it would have room for the task twice. What the task held is dropped with it; nothing that
+    // outlives it is reached without a lock that poisons.
+    AssertUnwindSafe(task).catch_unwind().map(|ended| match ended {
         Ok(value) => Some(value),
         Err(_panic) => {
             metrics.panics_total.inc();
             None
         }
-    }
+    })
 }
 
 /// An answer of the transport itself, before any route: RFC 9457, with the extensions of the contract.

@@ -199,33 +199,39 @@ fn token(endpoint: &Endpoint, parts: &Parts) -> Option<String> {
 }
 
 async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
-    let upgraded = timeout(UPGRADE_DEADLINE, hello.upgrade).await;
-    let parts = upgraded.ok().and_then(Result::ok).and_then(|io| downcast::<TokioIo<Upgradable>>(io).ok());
-    let Some(upgrade::Parts { io, read_buf, .. }) = parts else {
+    let old_client = hello.token.is_some() && !hello.subprotocol;
+    let frame_bytes_max = endpoint.gate.frame_bytes_max();
+    // Each stage has memory of its own and gives it back: an idle socket pays for the last one alone.
+    let Some(socket) = Box::pin(upgrade(hello, frame_bytes_max)).await else {
         endpoint.metrics.refusals_total.with_label_values(&["handshake"]).inc();
         return connection.closed(CloseCode::Done);
     };
-    let socket: Socket = io.into_inner().into_inner();
-    // A copy, and none where nothing came early: the original would keep hyper's whole buffer alive.
-    let early = read_buf.to_vec();
-    drop(read_buf);
-    let frame_bytes_max = endpoint.gate.frame_bytes_max();
-    let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(BUFFER_BYTES)
-        .max_message_size(Some(frame_bytes_max))
-        .max_frame_size(Some(frame_bytes_max));
-    let socket = WebSocketStream::from_partially_read(socket, early, Role::Server, Some(config)).await;
     let handler = connection.clone();
     let handle = move |request| {
         let connection = handler.clone();
         async move { connection.handle_request(request).await }.boxed()
     };
-    let mut driver = Driver::new(socket, handle, endpoint.metrics, frame_bytes_max);
+    let mut driver = Box::new(Driver::new(socket, handle, Arc::clone(&endpoint.metrics), frame_bytes_max));
     // A client of the predecessor sends no `attach`.
-    if hello.token.is_some() && !hello.subprotocol {
+    if old_client {
         driver.begin(Asked { id: None, frame: ClientFrame::Attach(Box::default()) });
     }
     let code = driver.run(connection.over(), endpoint.lifecycle.stopping(), || connection.too_large()).await;
     connection.closed(code);
+}
+
+/// Waits until the 101 is on its way, and takes the socket over.
+async fn upgrade(hello: Hello, frame_bytes_max: usize) -> Option<WebSocketStream<Socket>> {
+    let upgraded = timeout(UPGRADE_DEADLINE, hello.upgrade).await.ok()?.ok()?;
+    let upgrade::Parts { io, read_buf, .. } = downcast::<TokioIo<Upgradable>>(upgraded).ok()?;
+    let socket: Socket = io.into_inner().into_inner();
+    // A copy, and none where nothing came early: the original would keep hyper's whole buffer alive.
+    let early = read_buf.to_vec();
+    drop(read_buf);
+    let config = WebSocketConfig::default()
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_message_size(Some(frame_bytes_max))
+        .max_frame_size(Some(frame_bytes_max));
+    Some(WebSocketStream::from_partially_read(socket, early, Role::Server, Some(config)).await)
 }

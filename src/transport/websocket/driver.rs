@@ -147,7 +147,7 @@ where
     /// Runs until the peer goes, a frame or `over` closes the connection, or `stopping` resolves; says with which
     /// code it ended. `too_large` makes the last frame for a peer that sent too much.
     pub(super) async fn run(
-        mut self,
+        mut self: Box<Self>,
         over: impl Future<Output = CloseCode>,
         stopping: impl Future<Output = ()>,
         too_large: impl FnOnce() -> Encoded,
@@ -165,7 +165,7 @@ where
             End::TooLarge => (Some(too_large()), CloseCode::FrameTooLarge, None),
         };
         // A peer that does not take our last words has lost nothing that resuming does not bring back.
-        drop(timeout(CLOSE_DEADLINE, self.close(frame, code, status)).await);
+        drop(timeout(CLOSE_DEADLINE, Box::pin(self.close(frame, code, status))).await);
         code
     }
 

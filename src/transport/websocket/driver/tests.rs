@@ -80,7 +80,7 @@ async fn rig(pipe_bytes: usize) -> Rig {
         .boxed()
     };
     let metrics = Metrics::new();
-    let driver = Driver::new(socket, handle, Arc::clone(&metrics), FRAME_BYTES_MAX);
+    let driver = Box::new(Driver::new(socket, handle, Arc::clone(&metrics), FRAME_BYTES_MAX));
     let (over, ends) = tokio::sync::oneshot::channel();
     let stop = tokio_util::sync::CancellationToken::new();
     let stopping = stop.clone();
