@@ -77,9 +77,10 @@ queries! {
         ORDER BY seq LIMIT ?3";
     /// The last entries, newest first.
     ENTRIES_LAST = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 ORDER BY seq DESC LIMIT ?2";
-    /// A new entry that nobody changes later.
+    /// A new entry that nobody changes later, unless its request or id is there.
     ENTRY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, client_id, turn_id, sender, kind, content, \
-        files, metadata, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+        files, metadata, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
+        ON CONFLICT DO NOTHING";
     /// The place of a reply.
     REPLY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, turn_id, reply_to, sender, kind, state, \
         model_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'ai', 'text', ?7, ?8, ?9)";
