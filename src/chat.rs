@@ -2,6 +2,8 @@
 //!
 //! Plain data that every other module speaks in. It knows no transport, no database, no I/O and no clock.
 
+pub mod ask;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -425,6 +427,35 @@ impl ErrorCode {
             Self::QuotaExceeded => "QUOTA_EXCEEDED",
             Self::FrameTooLarge => "FRAME_TOO_LARGE",
             Self::GoingAway => "GOING_AWAY",
+        }
+    }
+
+    /// The sentence that people read when nothing more precise is known.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::InvalidToken => "the token is not valid",
+            Self::ExpiredToken => "the token has expired",
+            Self::InsufficientPermissions => "this needs a right that the token does not give",
+            Self::Unauthorized => "sign in first",
+            Self::InvalidFormat => "the frame is not valid",
+            Self::MissingField => "a field is missing",
+            Self::InvalidFileType => "this type of file is not accepted",
+            Self::InvalidFileSize => "the file is too large",
+            Self::NotFound => "there is no such thing for this user",
+            Self::LlmUnavailable => "the model is not available at the moment",
+            Self::LlmTimeout => "the model took too long to answer",
+            Self::DatabaseError => "the message could not be saved; try again",
+            Self::StorageError => "the file could not be saved; try again",
+            Self::ServiceError => "something went wrong on the server; try again",
+            Self::TooManyRequests => "too many requests; wait a moment",
+            Self::ConnectionLimitExceeded => "too many connections",
+            Self::AlreadyAssisted => "another member of staff holds this session",
+            Self::SessionEnded => "the session has ended",
+            Self::TurnNotFound => "there is no such running turn",
+            Self::QuotaExceeded => "the quota is used up",
+            Self::FrameTooLarge => "the frame is too large",
+            Self::GoingAway => "the server is restarting; the connection moves in a moment",
         }
     }
 }

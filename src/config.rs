@@ -1,16 +1,27 @@
 //! The configuration: load, merge, validate, redact. Each section's type lives beside its user.
+//!
+//! One TOML file, over it the environment, over that the flags ([`load`]); every fault is reported, not only the
+//! first. Nothing else in this package reads the environment.
 
+mod check;
 pub mod duration;
+pub(crate) mod environment;
+pub mod fault;
+pub mod generated;
+mod load;
 pub mod secret;
+mod value;
 
-use std::{net::SocketAddr, path::PathBuf};
+pub use load::{Loaded, load};
 
-use serde::Deserialize;
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
-use crate::{auth, lifecycle, limit, llm, router, store, transport::tls};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::{auth, bus, lifecycle, limit, llm, router, store, transport::tls};
 
 /// Everything that an operator can set. `Config::default()` is a working server on loopback.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// where clients and operators connect
@@ -29,6 +40,8 @@ pub struct Config {
     pub auth: auth::Config,
     /// where sessions are kept
     pub store: store::Config,
+    /// how nodes hear of each other
+    pub bus: bus::Config,
     /// the models
     pub llm: llm::Config,
     /// how much anyone may use
@@ -52,6 +65,7 @@ impl Default for Config {
             data_dir: PathBuf::from("data"),
             auth: auth::Config::default(),
             store: store::Config::default(),
+            bus: bus::Config::default(),
             llm: llm::Config::default(),
             limits: limit::Config::default(),
             tls: tls::Config::default(),
@@ -61,8 +75,16 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Whether only this machine can connect to any of the listeners.
+    #[must_use]
+    pub fn loopback(&self) -> bool {
+        self.listen.each().iter().all(|(_, address)| address.loopback())
+    }
+}
+
 /// The three listeners.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
     /// plain HTTP/1.1 and HTTP/2
@@ -79,7 +101,14 @@ impl Default for Listen {
     }
 }
 
-/// Where a listener is bound.
+impl Listen {
+    /// Each listener with its key.
+    fn each(&self) -> [(&'static str, Address); 3] {
+        [("listen.http", self.http), ("listen.quic", self.quic), ("listen.ops", self.ops)]
+    }
+}
+
+/// Where a listener is bound. Port 0 takes any free port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Address {
     /// `localhost:PORT`: `[::1]` and `127.0.0.1`, on the same port
@@ -96,6 +125,28 @@ impl Address {
             Self::Localhost(_) => true,
             Self::Socket(address) => address.ip().is_loopback(),
         }
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Localhost(port) => port,
+            Self::Socket(address) => address.port(),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+            Self::Socket(address) => address.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -4,11 +4,12 @@
 //! here knows which transport it is; nothing in a transport knows what a frame means.
 
 mod answers;
+mod gate;
 
 pub use answers::Answers;
+pub use gate::Gate;
 
 use std::{
-    net::IpAddr,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -20,16 +21,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    auth::{Denied, Principal, Role, Verifier, now},
-    chat::{ConnectionId, ErrorCode, RequestId, SessionId, TurnId},
-    lifecycle::Lifecycle,
-    limit::{self, ConnectionPermit, Limiter, UserPermit},
-    metrics::Metrics,
-    protocol::{
-        Accepted, Attach, ClientFrame, CloseCode, ConnectionStatus, Encoded, ErrorBody, Limits, Model, Named,
-        Rejection, Request, Scope, ServerFrame, UserMessage, decode,
+    auth::{Denied, Principal, Role, now},
+    chat::{
+        ConnectionId, ErrorCode, RequestId, SessionId, TurnId,
+        ask::{Attach, Named, Scope, UserMessage},
     },
-    router::{Asked, Refusal, Router, Send, WatchFrom},
+    limit::{ConnectionPermit, UserPermit},
+    protocol::{
+        Accepted, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, Limits, Model, Rejection,
+        Request, ServerFrame, decode,
+    },
+    router::{Asked, Refusal, Send, WatchFrom},
 };
 
 /// How long a connection may take to attach.
@@ -40,9 +42,6 @@ pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a client may leave one frame unread before it counts as gone.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Longest message text, in characters, as clients are told.
-const CONTENT_CHARS_MAX: usize = 10_000;
 
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -78,23 +77,6 @@ pub enum Outcome {
     },
     /// Write the frame, if any, then close the connection.
     Close(Option<Encoded>, CloseCode),
-}
-
-/// Makes connections; shared by all listeners.
-#[derive(Debug)]
-pub struct Gate {
-    /// the use cases
-    pub router: Router,
-    /// who is calling
-    pub verifier: Arc<Verifier>,
-    /// how much anyone may use
-    pub limiter: Arc<Limiter>,
-    /// when it ends
-    pub lifecycle: Lifecycle,
-    /// what is counted
-    pub metrics: Arc<Metrics>,
-    /// the numbers that clients are told
-    pub limits: limit::Config,
 }
 
 /// One WebTransport session or WebSocket. Cheap to clone.
@@ -134,52 +116,6 @@ struct Watching {
     ended: CancellationToken,
 }
 
-impl Gate {
-    /// Opens a connection, not yet authenticated. `token` is what the transport carried, if it did.
-    ///
-    /// # Errors
-    /// The close code when the server drains or has too many connections, in total or from this address.
-    pub fn open(
-        self: &Arc<Self>,
-        transport: Transport,
-        address: IpAddr,
-        token: Option<String>,
-    ) -> Result<Connection, CloseCode> {
-        if self.lifecycle.drains() {
-            self.metrics.refusals_total.with_label_values(&["drain"]).inc();
-            return Err(CloseCode::GoingAway);
-        }
-        let permit = self.limiter.connection(address).map_err(|_full| {
-            self.metrics.refusals_total.with_label_values(&["connections"]).inc();
-            CloseCode::TooManyConnections
-        })?;
-        self.metrics.connections_open.with_label_values(&[transport.name()]).inc();
-        Ok(Connection(Arc::new(Shared {
-            gate: Arc::clone(self),
-            id: ConnectionId::new(),
-            transport,
-            presented: token,
-            asked: Arc::default(),
-            state: Mutex::default(),
-            renewed: Notify::new(),
-            _permit: permit,
-        })))
-    }
-
-    /// Largest frame that a transport reads, in bytes.
-    #[must_use]
-    pub const fn frame_bytes_max(&self) -> usize {
-        self.limits.frame_bytes
-    }
-
-    fn error(&self, re: Option<RequestId>, refusal: &Refusal, recoverable: bool) -> Encoded {
-        self.metrics.errors_total.with_label_values(&[refusal.code.name()]).inc();
-        let retry_after = refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        let error = ErrorBody { code: refusal.code, message: refusal.message.to_string(), recoverable, retry_after };
-        Encoded::new(&ServerFrame::Error { re, turn_id: None, error })
-    }
-}
-
 impl Drop for Shared {
     fn drop(&mut self) {
         self.gate.metrics.connections_open.with_label_values(&[self.transport.name()]).dec();
@@ -196,11 +132,11 @@ impl Connection {
     /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket. A panic in it is
     /// contained, counted and answered.
     pub async fn handle(&self, frame: &[u8]) -> Outcome {
-        self.handle_decoded(decode(frame)).await
+        self.handle_request(decode(frame)).await
     }
 
     /// The same for a frame that the transport had to look into.
-    pub async fn handle_decoded(&self, request: Result<Request, Rejection>) -> Outcome {
+    pub async fn handle_request(&self, request: Result<Request, Rejection>) -> Outcome {
         let re = request.as_ref().map_or_else(|rejection| rejection.re, |request| request.id);
         match AssertUnwindSafe(self.dispatch(request)).catch_unwind().await {
             Ok(outcome) => outcome,
@@ -218,7 +154,7 @@ impl Connection {
                 let message = "this request needs a stream of its own".into();
                 self.refuse(id, &Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) })
             }
-            request => self.handle_decoded(request).await,
+            request => self.handle_request(request).await,
         }
     }
 
@@ -236,7 +172,7 @@ impl Connection {
             let expiry = self.principal().map(|principal| remaining(&principal));
             tokio::select! {
                 biased;
-                () = self.0.gate.lifecycle.stopping() => return CloseCode::GoingAway,
+                () = self.0.gate.lifecycle.closing() => return CloseCode::GoingAway,
                 () = renewed => {}
                 () = tokio::time::sleep(expiry.unwrap_or(Duration::MAX)), if expiry.is_some() => {
                     if self.principal().is_some_and(|principal| remaining(&principal).is_zero()) {
@@ -298,7 +234,7 @@ impl Connection {
             ClientFrame::UserMessage(message) => self.user_message(&principal, id, *message).await,
             ClientFrame::Auth { token } => return self.renew(&principal, id, &token),
             ClientFrame::Stop { turn_id } => self.stop(&principal, id, turn_id).await,
-            ClientFrame::Detach { session_id, scope } => self.detach(id, session_id, scope),
+            ClientFrame::Detach { session_id, scope } => self.detach(id, session_id.as_ref(), scope),
             ClientFrame::Ping => Ok(self.answer(&ServerFrame::Pong { re: id })),
             ClientFrame::Unsupported { name } => Err(Refusal {
                 message: format!("type `{name}` is not served by this version").into(),
@@ -330,7 +266,6 @@ impl Connection {
             }
         };
         let Ok(permit) = gate.limiter.user_connection(&principal.user_id) else {
-            gate.metrics.refusals_total.with_label_values(&["connections_per_user"]).inc();
             let refusal = Refusal::new(ErrorCode::ConnectionLimitExceeded);
             return self.close(id, &refusal, CloseCode::TooManyConnections);
         };
@@ -451,11 +386,12 @@ impl Connection {
         Ok(self.answer(&ServerFrame::Accepted(accepted)))
     }
 
-    fn detach(&self, id: Option<RequestId>, session_id: Option<Named>, scope: Scope) -> Result<Outcome, Refusal> {
+    fn detach(&self, id: Option<RequestId>, session_id: Option<&Named>, scope: Scope) -> Result<Outcome, Refusal> {
         let mut state = self.state();
-        let at = state.watches.iter().position(|watch| {
-            scope == Scope::Session && session_id.as_ref().is_none_or(|named| *named == Ok(watch.session_id))
-        });
+        let at = state
+            .watches
+            .iter()
+            .position(|watch| scope == Scope::Session && session_id.is_none_or(|named| *named == Ok(watch.session_id)));
         let watch = state.watches.swap_remove(at.ok_or_else(|| Refusal::new(ErrorCode::NotFound))?);
         drop(state);
         watch.ended.cancel();

@@ -1,4 +1,76 @@
-//! chatbox: a real-time AI chat server, QUIC and HTTP/3 first.
+//! chatbox: a real-time chat server for people, language models and staff, QUIC and HTTP/3 first.
+//!
+//! This page is the map. It says what the parts are, what must always hold, and how one message travels. What
+//! clients may rely on is the protocol: frames in [`protocol`], routes in [`http`].
+//!
+//! # Parts
+//!
+//! ```text
+//! main -> cli -> server ───────────── wires everything, imports all below
+//!                  │
+//!        transport, http ──────────── QUIC, WebTransport, HTTP/3, TCP, WebSocket; pages and API
+//!                  │
+//!             connection ──────────── frames in, answers out; identity; knows no transport
+//!                  │
+//!               router ────────────── the use cases and the turns; knows no frame's shape
+//!            ┌─────┼──────┐
+//!          store  bus    llm ──────── the truth; the hint; the models
+//!            └─────┴──────┘
+//!                 chat ────────────── the vocabulary; no I/O, no clock
+//! ```
+//!
+//! `tests/suite/tidy.rs` holds the import rules, file lengths and names against the source.
+//!
+//! # What always holds
+//!
+//! - **An entry exists when [`store::Store::append`] has returned.** Only then is it acknowledged.
+//! - **The bus may drop.** Whoever lags is told so, and reads the store. Nothing is repaired from the bus.
+//! - **A turn belongs to its session, not to a connection.** The router owns it; connections watch it.
+//! - **A log has no gaps.** Entries are numbered 1, 2, 3, …; a running reply has its place from its start, and every
+//!   turn has exactly one reply, an empty one if it ended before it began. So a watcher that holds n and sees n + 2
+//!   knows what it misses.
+//! - **A turn ends once**, by the compare-and-set [`store::Store::end_turn`], whoever asks.
+//! - **A watcher is a cursor.** It keeps a byte offset into the one shared text of the running turn. A slow client
+//!   gets larger pieces later; its queue holds at most [`bus::QUEUE_EVENTS`] shared events.
+//! - **The cap is the transport's.** `limits.streams` is QUIC stream credit; on a WebSocket it is the same number of
+//!   exchanges and watches. Nothing is dropped.
+//! - **Everything has an end**: every wait for a peer a deadline, every queue, map and body a limit, every task an
+//!   owner.
+//!
+//! # One message
+//!
+//! 1. `transport::quic` takes a permit and accepts; `transport::demux` peels WebTransport streams off the
+//!    connection and leaves the rest to h3. An extended CONNECT is checked (method, protocol, path, origin, number
+//!    of connections) before it is accepted. Until the first `attach` has succeeded the client may open one stream.
+//! 2. The transport hands the first line to [`connection::Connection::handle`]: `attach`. [`auth::Verifier`] makes a
+//!    principal of the token, [`router::Router::watch`] subscribes, then reads the store, then drops what came twice.
+//!    The stream credit rises, then `connection_status` is written.
+//! 3. `user_message` opens an exchange. [`router::Router::send`]: limit, then `append`, which checks the owner and
+//!    stores the message, its turn and, if no other turn is queued or running, the turn's start, in one commit. Then
+//!    `accepted` to the sender, and the event to the other watchers.
+//! 4. `router::turn` runs the turn: history within the model's budget, [`llm::Provider::stream`], each piece to the
+//!    watchers at once, text to the turn's log in batches (250 ms or 4 KiB at risk).
+//! 5. The end fixes text, length, hash and usage, and tells every watcher. Then the session's next queued turn starts.
+//! 6. After a crash [`router::Router::recover`] ends abandoned turns as `interrupted` with what their log holds. One
+//!    whose log is empty is asked again as a new turn; queued turns start.
+//!
+//! # Decisions
+//!
+//! - **Our own WebTransport layer.** h3-webtransport 0.1 lets one half-sent header block a connection, answers an
+//!   invalid CONNECT with a session, and has no close capsule. `transport::demux` implements h3's transport traits
+//!   over quinn, with h3-quinn's send half; its receive half is ours because h3-quinn 0.0.10 panics when a stream
+//!   is stopped while it is read.
+//! - **The seam between transport and chat is data.** A transport calls `handle` with bytes and gets a pull stream of
+//!   encoded frames ([`connection::Answers`]). No trait is needed, a frame is encoded once, and back-pressure is the
+//!   stream not being polled.
+//! - **A named session that is not the caller's is `NOT_FOUND`**, in `attach` and `user_message` alike, whether it
+//!   exists or not. It never falls back to another session: a message must not land where its author does not look.
+//! - **`detach` is answered with `accepted`**, so that a WebSocket client knows when the watch's place is free.
+//! - **The replay after `attach` begins a running turn with `loading`**, which names its place in the log.
+//! - **Pages, scripts and discovery do not count against `limits.public_per_minute`**: they are bytes in memory, and a
+//!   page of a dozen modules would use up the budget of an office in a minute.
+//! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
+//!   request, code 5 for what is no request.
 
 pub mod auth;
 pub mod bus;

@@ -1,9 +1,24 @@
-//! Limits: one typed method for each limited action.
+//! Limits: one typed method for each limited action, and how many connections there may be.
+//!
+//! Everything is per node, in memory, and bounded: a newcomer is never refused because others came before.
 
-use serde::Deserialize;
+mod rate;
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use governor::clock::DefaultClock;
+use serde::{Deserialize, Serialize};
+
+use crate::{chat::UserId, metrics::Metrics};
+use rate::Rate;
 
 /// How much anyone may use. Every number is per node.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// exchanges and watches of one user's connection at a time
@@ -45,33 +60,258 @@ impl Default for Config {
     }
 }
 
-/// STUB
+/// When the same action will be allowed again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("too many requests: again in {ms} ms")]
+pub struct RetryAfter {
+    /// milliseconds from now; at least 1
+    pub ms: u64,
+}
+
+/// Which number of connections was reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TooMany {
+    /// `limits.connections`
+    #[error("too many connections")]
+    Total,
+    /// `limits.connections_per_address`
+    #[error("too many connections from one address")]
+    Address,
+    /// `limits.connections_per_user`
+    #[error("too many connections of one user")]
+    User,
+}
+
+/// Decides what is too much. Every refusal is counted in `refusals_total`.
 #[derive(Debug)]
-pub struct Limiter;
-/// STUB
-#[derive(Debug)]
-pub struct RetryAfter(pub std::time::Duration);
-/// STUB
-#[derive(Debug)]
-pub struct ConnectionPermit;
-/// STUB
-#[derive(Debug)]
-pub struct UserPermit;
+pub struct Limiter {
+    messages: Rate<UserId, DefaultClock>,
+    admin: Rate<UserId, DefaultClock>,
+    public: Rate<IpAddr, DefaultClock>,
+    connections: Arc<Mutex<Connections>>,
+    config: Config,
+    metrics: Arc<Metrics>,
+}
+
 impl Limiter {
-    /// STUB
-    pub fn message(&self, _u: &crate::chat::UserId) -> Result<(), RetryAfter> {
-        Ok(())
+    /// Starts with everything unused.
+    #[must_use]
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+        Self {
+            messages: Rate::per_minute(config.messages_per_minute, DefaultClock::default()),
+            admin: Rate::per_minute(config.admin_per_minute, DefaultClock::default()),
+            public: Rate::per_minute(config.public_per_minute, DefaultClock::default()),
+            connections: Arc::default(),
+            config: config.clone(),
+            metrics,
+        }
     }
-    /// STUB
-    pub fn public(&self, _u: std::net::IpAddr) -> Result<(), RetryAfter> {
-        Ok(())
+
+    /// One message of a user: `limits.messages_per_minute`.
+    ///
+    /// # Errors
+    /// When the next one is allowed.
+    pub fn message(&self, user: &UserId) -> Result<(), RetryAfter> {
+        self.messages.take(user).inspect_err(|_| self.refused("message_rate"))
     }
-    /// STUB
-    pub fn connection(&self, _u: std::net::IpAddr) -> Result<ConnectionPermit, ()> {
-        Ok(ConnectionPermit)
+
+    /// One request of a member of staff: `limits.admin_per_minute`.
+    ///
+    /// # Errors
+    /// When the next one is allowed.
+    pub fn admin(&self, user: &UserId) -> Result<(), RetryAfter> {
+        self.admin.take(user).inspect_err(|_| self.refused("admin_rate"))
     }
-    /// STUB
-    pub fn user_connection(&self, _u: &crate::chat::UserId) -> Result<UserPermit, ()> {
-        Ok(UserPermit)
+
+    /// One unauthenticated request from an address: `limits.public_per_minute`.
+    ///
+    /// # Errors
+    /// When the next one is allowed.
+    pub fn public(&self, address: IpAddr) -> Result<(), RetryAfter> {
+        self.public.take(&network(address)).inspect_err(|_| self.refused("public_rate"))
+    }
+
+    /// Counts a connection from an address, before anything is known of its user, until the permit is dropped.
+    ///
+    /// # Errors
+    /// When there are too many, in total or from this address; nothing is counted then.
+    pub fn connection(&self, address: IpAddr) -> Result<ConnectionPermit, TooMany> {
+        let address = network(address);
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.total >= self.config.connections {
+            drop(connections);
+            self.refused("connections");
+            return Err(TooMany::Total);
+        }
+        if !raise(&mut connections.addresses, &address, self.config.connections_per_address) {
+            drop(connections);
+            self.refused("connections_per_address");
+            return Err(TooMany::Address);
+        }
+        connections.total += 1;
+        drop(connections);
+        Ok(ConnectionPermit { connections: Arc::clone(&self.connections), address })
+    }
+
+    /// Counts a connection of a user, once its token was accepted, until the permit is dropped.
+    ///
+    /// # Errors
+    /// When the user has too many; nothing is counted then.
+    pub fn user_connection(&self, user: &UserId) -> Result<UserPermit, TooMany> {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let raised = raise(&mut connections.users, user, self.config.connections_per_user);
+        drop(connections);
+        if !raised {
+            self.refused("connections_per_user");
+            return Err(TooMany::User);
+        }
+        Ok(UserPermit { connections: Arc::clone(&self.connections), user: user.clone() })
+    }
+
+    fn refused(&self, reason: &str) {
+        self.metrics.refusals_total.with_label_values(&[reason]).inc();
+    }
+}
+
+/// How many connections there are. A key exists only while it counts one, so `total` bounds the maps.
+#[derive(Debug, Default)]
+struct Connections {
+    total: u32,
+    addresses: HashMap<IpAddr, u32>,
+    users: HashMap<UserId, u32>,
+}
+
+/// One counted connection; its drop ends the count, on every path.
+#[derive(Debug)]
+#[must_use = "the connection is counted only while the permit lives"]
+pub struct ConnectionPermit {
+    connections: Arc<Mutex<Connections>>,
+    address: IpAddr,
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.total = connections.total.saturating_sub(1);
+        lower(&mut connections.addresses, &self.address);
+    }
+}
+
+/// One counted connection of a user; its drop ends the count, on every path.
+#[derive(Debug)]
+#[must_use = "the connection is counted only while the permit lives"]
+pub struct UserPermit {
+    connections: Arc<Mutex<Connections>>,
+    user: UserId,
+}
+
+impl Drop for UserPermit {
+    fn drop(&mut self) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        lower(&mut connections.users, &self.user);
+    }
+}
+
+fn raise<K: Hash + Eq + Clone>(counts: &mut HashMap<K, u32>, key: &K, most: u32) -> bool {
+    let count = counts.get(key).copied().unwrap_or_default();
+    if count >= most {
+        return false;
+    }
+    counts.insert(key.clone(), count + 1);
+    true
+}
+
+fn lower<K: Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => *count -= 1,
+        _ => drop(counts.remove(key)),
+    }
+}
+
+/// What one subscriber holds: an IPv4 address, or the first 64 bits of an IPv6 address (RFC 6177, section 2).
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limiter(config: &Config) -> Limiter {
+        Limiter::new(config, Metrics::new())
+    }
+
+    fn refusals(limiter: &Limiter, reason: &str) -> u64 {
+        limiter.metrics.refusals_total.with_label_values(&[reason]).get()
+    }
+
+    fn user(name: &str) -> UserId {
+        UserId::parse(name).unwrap()
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_user_is_limited_alone_and_refusals_are_counted() {
+        let limiter = limiter(&Config { messages_per_minute: 2, ..Config::default() });
+        assert_eq!([limiter.message(&user("ada")), limiter.message(&user("ada"))], [Ok(()), Ok(())]);
+        let RetryAfter { ms } = limiter.message(&user("ada")).unwrap_err();
+        assert!((29_000..=30_000).contains(&ms), "got {ms} ms, expected about 30000");
+        assert_eq!(limiter.message(&user("bob")), Ok(()));
+        assert_eq!(refusals(&limiter, "message_rate"), 1);
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_share_their_limit() {
+        let limiter = limiter(&Config { public_per_minute: 1, ..Config::default() });
+        assert_eq!(limiter.public(address("2001:db8:1:2::1")), Ok(()));
+        assert_ne!(limiter.public(address("2001:db8:1:2:ffff::9")), Ok(()));
+        assert_eq!(limiter.public(address("2001:db8:1:3::1")), Ok(()));
+        assert_eq!(limiter.public(address("192.0.2.1")), Ok(()));
+        assert_ne!(limiter.public(address("::ffff:192.0.2.1")), Ok(()));
+        assert_eq!(limiter.public(address("192.0.2.2")), Ok(()));
+    }
+
+    #[test]
+    fn connections_are_counted_in_total_by_address_and_by_user_until_their_permit_drops() {
+        let limiter = limiter(&Config {
+            connections: 3,
+            connections_per_address: 2,
+            connections_per_user: 1,
+            ..Config::default()
+        });
+        let first = limiter.connection(address("192.0.2.1")).unwrap();
+        let second = limiter.connection(address("192.0.2.1")).unwrap();
+        assert_eq!(limiter.connection(address("192.0.2.1")).unwrap_err(), TooMany::Address);
+        let third = limiter.connection(address("192.0.2.2")).unwrap();
+        assert_eq!(limiter.connection(address("192.0.2.3")).unwrap_err(), TooMany::Total);
+        drop((first, third));
+        let fourth = limiter.connection(address("192.0.2.1")).unwrap();
+
+        let held = limiter.user_connection(&user("ada")).unwrap();
+        assert_eq!(limiter.user_connection(&user("ada")).unwrap_err(), TooMany::User);
+        drop(held);
+        drop(limiter.user_connection(&user("ada")).unwrap());
+        drop((second, fourth));
+        let connections = limiter.connections.lock().unwrap();
+        assert_eq!((connections.total, connections.addresses.len(), connections.users.len()), (0, 0, 0));
+        assert_eq!(refusals(&limiter, "connections_per_address"), 1);
+    }
+
+    #[test]
+    fn refused_attempts_lock_nobody_out() {
+        let limiter = limiter(&Config { connections_per_address: 1, ..Config::default() });
+        let held = limiter.connection(address("192.0.2.1")).unwrap();
+        for _ in 0..100 {
+            assert_eq!(limiter.connection(address("192.0.2.1")).unwrap_err(), TooMany::Address);
+        }
+        drop(held);
+        drop(limiter.connection(address("192.0.2.1")).unwrap());
+        assert_eq!(limiter.connections.lock().unwrap().total, 0);
     }
 }

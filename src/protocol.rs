@@ -6,17 +6,13 @@
 mod client;
 mod server;
 
-pub use client::{
-    Attach, ClientFrame, Named, Position, Rejection, Request, Scope, UserMessage, decode, encode_request,
-};
+pub use client::{CONTENT_CHARS_MAX, ClientFrame, Rejection, Request, decode, encode_request};
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
 };
 
 use bytes::Bytes;
 use serde::Serialize;
-
-use crate::chat::ErrorCode;
 
 /// The WebSocket subprotocol of this contract.
 pub const SUBPROTOCOL: &str = "chatbox.v1";
@@ -32,6 +28,7 @@ impl Encoded {
         Self::from_json(frame)
     }
 
+    #[expect(clippy::expect_used, reason = "a frame has string keys and is written to memory")]
     fn from_json(frame: &impl Serialize) -> Self {
         let mut line = Vec::with_capacity(256);
         serde_json::to_writer(&mut line, frame).expect("a frame has string keys and writes to memory");
@@ -122,34 +119,5 @@ impl CloseCode {
             Self::FrameTooLarge => "frame too large",
             Self::InternalError => "internal error",
         }
-    }
-}
-
-/// The sentence that people read for a code when nothing more precise is known.
-#[must_use]
-pub const fn sentence(code: ErrorCode) -> &'static str {
-    match code {
-        ErrorCode::InvalidToken => "the token is not valid",
-        ErrorCode::ExpiredToken => "the token has expired",
-        ErrorCode::InsufficientPermissions => "this needs a right that the token does not give",
-        ErrorCode::Unauthorized => "sign in first",
-        ErrorCode::InvalidFormat => "the frame is not valid",
-        ErrorCode::MissingField => "a field is missing",
-        ErrorCode::InvalidFileType => "this type of file is not accepted",
-        ErrorCode::InvalidFileSize => "the file is too large",
-        ErrorCode::NotFound => "there is no such thing for this user",
-        ErrorCode::LlmUnavailable => "the model is not available at the moment",
-        ErrorCode::LlmTimeout => "the model took too long to answer",
-        ErrorCode::DatabaseError => "the message could not be saved; try again",
-        ErrorCode::StorageError => "the file could not be saved; try again",
-        ErrorCode::ServiceError => "something went wrong on the server; try again",
-        ErrorCode::TooManyRequests => "too many requests; wait a moment",
-        ErrorCode::ConnectionLimitExceeded => "too many connections",
-        ErrorCode::AlreadyAssisted => "another member of staff holds this session",
-        ErrorCode::SessionEnded => "the session has ended",
-        ErrorCode::TurnNotFound => "there is no such running turn",
-        ErrorCode::QuotaExceeded => "the quota is used up",
-        ErrorCode::FrameTooLarge => "the frame is too large",
-        ErrorCode::GoingAway => "the server is restarting; the connection moves in a moment",
     }
 }

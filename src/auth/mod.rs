@@ -222,9 +222,12 @@ fn cause(kind: &ErrorKind) -> &'static str {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the range is checked, and fractions below a millisecond mean nothing")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the range is checked, and fractions below a millisecond mean nothing"
+)]
 fn milliseconds(seconds: f64) -> Option<Timestamp> {
-    (0.0..=EXPIRY_SECONDS_MAX).contains(&seconds).then(|| Timestamp((seconds * 1000.0) as i64))
+    (0.0..=EXPIRY_SECONDS_MAX).contains(&seconds).then_some(Timestamp((seconds * 1000.0) as i64))
 }
 
 /// The name in a token, or else the user id, without what could disguise it: control characters and those that

@@ -42,3 +42,17 @@ impl Subscription {
 
 /// Events that wait for one subscriber before it counts as lagging.
 pub const QUEUE_EVENTS: usize = 64;
+
+/// How nodes hear of each other.
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `local`: within this process
+    pub url: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { url: "local".to_owned() }
+    }
+}

@@ -1,9 +1,196 @@
-//! The command line.
+//! The command line: parses, sets up the log, runs one command, and maps its error to an exit code.
+//!
+//! Results go to standard output, everything else to standard error.
 
-use std::process::ExitCode;
+mod check_config;
+mod healthcheck;
+mod serve;
+mod token;
 
-/// Parses the arguments, runs the command and maps its error to an exit code.
+use std::{
+    io::{ErrorKind, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::config::{self, Loaded, environment, fault::Faults};
+
+/// Real-time AI chat server: WebTransport over QUIC first, WebSocket beside it.
+#[derive(Parser, Debug)]
+#[command(name = "chatbox", version)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Args, Debug)]
+struct Global {
+    /// Configuration file (TOML); also CHATBOX_CONFIG
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key over file and environment, such as limits.streams=8; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    overrides: Vec<(String, String)>,
+    /// Print results and the log as JSON, for machines
+    #[arg(long, global = true)]
+    json: bool,
+    /// Filter of the log, such as debug or chatbox=debug,warn; also CHATBOX_LOG
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the server (what happens without a command)
+    Serve,
+    /// Print a token that this deployment accepts
+    Token(token::Ask),
+    /// Check the configuration and print what is in effect, without secrets
+    CheckConfig,
+    /// Ask the running server of this configuration whether it is ready
+    Healthcheck,
+}
+
+/// Parses the arguments, runs the command and maps its error to an exit code: 0 done, 1 failed, 64 bad usage or
+/// configuration (`EX_USAGE` of sysexits.h).
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(err) => {
+            // Help and version go to standard output and are no errors. A reader that went away is none either.
+            drop(err.print());
+            return if err.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) if broken_pipe(&err) => ExitCode::SUCCESS,
+        Err(err) => {
+            complain(cli.global.json, &err);
+            let usage = err.chain().any(|cause| cause.is::<Faults>() || cause.is::<BadUsage>());
+            if usage { Exit::Usage.into() } else { Exit::Failed.into() }
+        }
+    }
+}
+
+/// Exit codes other than 0.
+#[derive(Clone, Copy)]
+enum Exit {
+    Failed = 1,
+    Usage = 64,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Failed => Self::from(1),
+            Exit::Usage => Self::from(64),
+        }
+    }
+}
+
+/// A mistake in an argument that only a command can notice.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct BadUsage(String);
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    start_log(&cli.global)?;
+    match cli.command.as_ref().unwrap_or(&Command::Serve) {
+        Command::Serve => serve::run(&cli.global),
+        Command::Token(ask) => token::run(&cli.global, ask),
+        Command::CheckConfig => check_config::run(&cli.global),
+        Command::Healthcheck => healthcheck::run(&cli.global),
+    }
+}
+
+impl Global {
+    /// Reads the configuration of this process.
+    fn load(&self) -> Result<Loaded, Faults> {
+        config::load(self.config.as_deref(), variables(), &self.overrides)
+    }
+
+    /// Reads the configuration, and logs what the operator should know.
+    fn load_and_warn(&self) -> Result<config::Config, Faults> {
+        let loaded = self.load()?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(loaded.config)
+    }
+}
+
+/// The environment of this process. A variable that is not UTF-8 is none of ours.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn key_value(text: &str) -> Result<(String, String), BadUsage> {
+    let (key, value) = text.split_once('=').ok_or_else(|| BadUsage(format!("`{text}` is not KEY=VALUE")))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn start_log(global: &Global) -> anyhow::Result<()> {
+    let configured = variables().find(|(name, _)| name == environment::LOG).map(|(_, filter)| filter);
+    let filter = global.log.clone().or(configured).unwrap_or_else(|| "info".to_owned());
+    let filter = EnvFilter::try_new(&filter).map_err(|err| {
+        BadUsage(format!("log filter `{filter}` is not one such as `info` or `chatbox=debug`: {err}"))
+    })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = if global.json {
+        registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
+    } else {
+        let colours = std::io::stderr().is_terminal();
+        registry.with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr)).try_init()
+    };
+    started.context("start the log")
+}
+
+/// Prints a command's result.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).context("write the result")
+}
+
+fn broken_pipe(err: &anyhow::Error) -> bool {
+    err.downcast_ref::<std::io::Error>().is_some_and(|err| err.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Says on standard error why the command failed. If nobody reads it, the exit code has to do.
+fn complain(json: bool, err: &anyhow::Error) {
+    let mut out = std::io::stderr().lock();
+    let written = if json {
+        let faults = err.downcast_ref::<Faults>().map(|faults| {
+            let fault = |fault: &config::fault::Fault| {
+                serde_json::json!({ "key": fault.key, "origin": fault.origin, "problem": fault.problem })
+            };
+            faults.0.iter().map(fault).collect::<Vec<_>>()
+        });
+        writeln!(out, "{}", serde_json::json!({ "error": format!("{err:#}"), "faults": faults }))
+    } else {
+        writeln!(out, "error: {err:#}")
+    };
+    drop(written);
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        assert_eq!(names, ["serve", "token", "check-config", "healthcheck"]);
+    }
 }

@@ -37,7 +37,7 @@ impl Secret {
 
     /// Why the text is no secret; `None` when nothing speaks against it.
     ///
-    /// Refused are fewer than [`CHARACTERS_MIN`] characters, fewer than ten different ones, a short text that is
+    /// Refused are fewer than [`CHARACTERS_MIN`] characters, fewer than eight different ones, a short text that is
     /// repeated, and texts that consist of little but the words that samples are made of.
     #[must_use]
     pub fn weakness(&self) -> Option<&'static str> {
@@ -48,7 +48,7 @@ impl Secret {
         distinct.sort_unstable();
         distinct.dedup();
         if distinct.len() < DISTINCT_MIN {
-            return Some("has fewer than ten different characters");
+            return Some("has fewer than eight different characters");
         }
         if repeats(self.0.as_bytes()) {
             return Some("repeats a short text");
@@ -61,8 +61,8 @@ impl Secret {
     }
 }
 
-/// Fewer different characters than any random text of the accepted length has.
-const DISTINCT_MIN: usize = 10;
+/// So many different characters any random text of the accepted length has, hexadecimal digits included.
+const DISTINCT_MIN: usize = 8;
 
 /// Characters that must be left once the words of samples are taken away.
 const UNKNOWN_MIN: usize = 12;
@@ -162,7 +162,7 @@ mod tests {
     fn weak_secrets_are_named_as_such() {
         for (text, why) in [
             ("tooshort", "is shorter than 32 characters"),
-            ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "has fewer than ten different characters"),
+            ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "has fewer than eight different characters"),
             ("0123456789abcdef0123456789abcdef", "repeats a short text"),
             ("correct-horse-1correct-horse-1correct", "repeats a short text"),
             ("a-string-secret-at-least-256-bits-long", "is made of well-known words"),

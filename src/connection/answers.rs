@@ -11,7 +11,7 @@ use crate::{
     auth::Principal,
     chat::{Entry, ErrorCode, RequestId, Sender, SessionId, TurnState},
     markdown,
-    protocol::{AiResponse, Encoded, ErrorBody, Presented, ServerFrame, sentence},
+    protocol::{AiResponse, Encoded, ErrorBody, Presented, ServerFrame},
     router::{Follow, Refusal, Shown, Watch},
 };
 
@@ -155,7 +155,7 @@ impl Connection {
                 if let (Some(re), Some(TurnState::Failed)) = (re, entry.state) {
                     let code = failure.unwrap_or(ErrorCode::ServiceError);
                     self.0.gate.metrics.errors_total.with_label_values(&[code.name()]).inc();
-                    let message = sentence(code).to_owned();
+                    let message = code.sentence().to_owned();
                     let error = ErrorBody { code, message, recoverable: true, retry_after: None };
                     before = Some(ServerFrame::Error { re: Some(re), turn_id: entry.turn_id, error });
                 }

@@ -1,10 +1,14 @@
 //! What every answer has: security headers, `Alt-Svc`, a count and a duration; and the limit of public routes.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::{ConnectInfo, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, Version, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, Version, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -17,9 +21,8 @@ pub(super) async fn limit_public(State(parts): State<Arc<Parts>>, request: Reque
     if let Some(ConnectInfo(address)) = request.extensions().get::<ConnectInfo<SocketAddr>>()
         && let Err(wait) = parts.limiter.public(address.ip())
     {
-        parts.metrics.refusals_total.with_label_values(&["public_requests"]).inc();
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests);
-        return problem.retry_after(wait.0).into_response();
+        return problem.retry_after(Duration::from_millis(wait.ms)).into_response();
     }
     next.run(request).await
 }
@@ -52,7 +55,7 @@ const SECURITY: [(HeaderName, &str); 4] = [
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
-fn method_label(method: &axum::http::Method) -> &'static str {
+fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use axum::{
     Router, middleware,
     response::Redirect,
-    routing::{MethodRouter, get, post},
+    routing::{get, post},
 };
 use url::Url;
 
@@ -58,10 +58,11 @@ pub struct Addresses {
     pub certificate_sha256: Option<String>,
 }
 
-/// The public routes, all under the prefix; `websocket` is the transport's own route for `{prefix}/ws`.
-pub fn routes(parts: Arc<Parts>, websocket: MethodRouter) -> Router {
+/// The public routes, all under the prefix; `websocket` is the transport's own route for `/ws`.
+pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     let prefix = parts.prefix.clone();
     let home = format!("{prefix}/");
+    let to_home = get(move || async move { Redirect::temporary(&home) });
     let mut limited = Router::new().route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
     if parts.dev.is_some() {
         limited = limited.route("/dev/session", post(dev::session));
@@ -70,14 +71,14 @@ pub fn routes(parts: Arc<Parts>, websocket: MethodRouter) -> Router {
     // Pages and discovery are bytes in memory; the WebSocket has limits of its own.
     let inner = Router::new()
         .merge(limited)
-        .merge(ui::routes())
         .route("/.well-known/chatbox", get(discovery::discover))
         .with_state(Arc::clone(&parts))
-        .route("/ws", websocket)
-        .fallback(problem::no_route);
+        .merge(websocket);
     Router::new()
-        .route("/", get(move || async move { Redirect::temporary(&home) }))
         .nest(&prefix, inner)
+        .merge(ui::routes(&prefix).with_state(Arc::clone(&parts)))
+        .route("/", to_home.clone())
+        .route(&prefix, to_home)
         .fallback(problem::no_route)
         .layer(middleware::from_fn_with_state(parts, layers::finish))
 }

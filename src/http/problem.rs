@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{chat::ErrorCode, protocol::sentence};
+use crate::chat::ErrorCode;
 
 /// One error of the API.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -29,7 +29,7 @@ impl Problem {
     /// A problem with the catalogue's sentence for its code.
     #[must_use]
     pub fn new(status: StatusCode, code: ErrorCode) -> Self {
-        Self::with_detail(status, code, sentence(code).to_owned())
+        Self::with_detail(status, code, code.sentence().to_owned())
     }
 
     /// A problem with a sentence of its own: what was wrong, and what is accepted.

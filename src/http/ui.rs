@@ -20,6 +20,7 @@ struct Asset {
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
 
 macro_rules! asset {
     ($path:literal, $file:literal, $content_type:expr) => {
@@ -29,12 +30,25 @@ macro_rules! asset {
 
 static ASSETS: &[Asset] = &[
     asset!("/", "chat.html", HTML),
+    asset!("/chat-composer.js", "chat-composer.js", SCRIPT),
+    asset!("/chat-log.css", "chat-log.css", STYLE),
+    asset!("/chat-log.js", "chat-log.js", SCRIPT),
+    asset!("/chat-rich.js", "chat-rich.js", SCRIPT),
+    asset!("/chat-signin.js", "chat-signin.js", SCRIPT),
+    asset!("/chat.css", "chat.css", STYLE),
     asset!("/chat.html", "chat.html", HTML),
     asset!("/chat.js", "chat.js", SCRIPT),
-    asset!("/chat.css", "chat.css", "text/css; charset=utf-8"),
-    asset!("/sdk.js", "sdk.js", SCRIPT),
-    asset!("/sdk.d.ts", "sdk.d.ts", "text/plain; charset=utf-8"),
     asset!("/icon.svg", "icon.svg", "image/svg+xml"),
+    asset!("/sdk-connection.js", "sdk-connection.js", SCRIPT),
+    asset!("/sdk-dial.js", "sdk-dial.js", SCRIPT),
+    asset!("/sdk-log.js", "sdk-log.js", SCRIPT),
+    asset!("/sdk-outbox.js", "sdk-outbox.js", SCRIPT),
+    asset!("/sdk-watchdog.js", "sdk-watchdog.js", SCRIPT),
+    asset!("/sdk-websocket.js", "sdk-websocket.js", SCRIPT),
+    asset!("/sdk-webtransport.js", "sdk-webtransport.js", SCRIPT),
+    asset!("/sdk-wire.js", "sdk-wire.js", SCRIPT),
+    asset!("/sdk.d.ts", "sdk.d.ts", "text/plain; charset=utf-8"),
+    asset!("/sdk.js", "sdk.js", SCRIPT),
 ];
 
 /// One tag for all: they change together, with the binary.
@@ -45,11 +59,11 @@ static TAG: LazyLock<String> = LazyLock::new(|| {
     format!("\"{}\"", digest.get(..16).unwrap_or(&digest))
 });
 
-/// A route for each file.
-pub(super) fn routes() -> Router<Arc<Parts>> {
+/// A route for each file, under the prefix.
+pub(super) fn routes(prefix: &str) -> Router<Arc<Parts>> {
     ASSETS.iter().fold(Router::new(), |router, asset| {
         router.route(
-            asset.path,
+            &format!("{prefix}{}", asset.path),
             get(move |state: State<Arc<Parts>>, headers: HeaderMap| async move { serve(asset, &state, &headers) }),
         )
     })
@@ -78,7 +92,8 @@ fn policy(parts: &Parts) -> String {
     let websocket = http.replacen("http", "ws", 1);
     let quic = parts.addresses.quic.origin().ascii_serialization();
     let secure_websocket = quic.replacen("http", "ws", 1);
-    let ancestors: Vec<&str> = parts.origins.iter().collect();
+    // A policy has no notation for IPv6 addresses; browsers report each one as an error.
+    let ancestors: Vec<&str> = parts.origins.iter().filter(|origin| !origin.contains('[')).collect();
     format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; \
          manifest-src 'self'; connect-src 'self' {http} {websocket} {quic} {secure_websocket}; base-uri 'none'; \

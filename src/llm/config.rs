@@ -7,8 +7,10 @@ use std::{
 };
 
 use indexmap::IndexMap;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::{Host, Url};
+
+use crate::config::secret::Secret;
 
 /// Longest provider name, which is the `model_id` of the protocol, in bytes.
 const NAME_BYTES_MAX: usize = 100;
@@ -17,7 +19,7 @@ const NAME_BYTES_MAX: usize = 100;
 const PACE_MAX: Duration = Duration::from_secs(1);
 
 /// The configured models.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// name of the provider that answers when a session has chosen none; absent: the first
@@ -47,7 +49,7 @@ impl Default for Config {
 }
 
 /// One configured provider.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProviderConfig {
     /// what it speaks
@@ -76,38 +78,13 @@ pub struct ProviderConfig {
 }
 
 /// What a provider speaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// OpenAI's chat completions, which many other servers speak too
     Openai,
     /// no network and no model; answers about chatbox
     Demo,
-}
-
-/// A text that is never shown: neither `Debug` nor an error holds it.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a text.
-    #[must_use]
-    pub const fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text, for the one place that sends it.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
 }
 
 /// One thing that is wrong with the section.
@@ -174,7 +151,7 @@ impl ProviderConfig {
             report("model", "is missing: the vendor's name of the model");
         }
         let sendable =
-            |key: &Secret| !key.reveal().is_empty() && key.reveal().bytes().all(|byte| byte.is_ascii_graphic());
+            |key: &Secret| !key.expose().is_empty() && key.expose().bytes().all(|byte| byte.is_ascii_graphic());
         if self.api_key.as_ref().is_some_and(|key| !sendable(key)) {
             report("api_key", "must be visible ASCII characters; leave it out for a server that wants none");
         }
@@ -349,7 +326,7 @@ mod tests {
         let fast = &config.providers["fast"];
         assert_eq!((fast.timeout, fast.idle_timeout), (Some(Duration::from_secs(60)), Some(Duration::from_secs(5))));
         assert_eq!((fast.context_tokens, fast.max_tokens), (Some(8000), Some(500)));
-        assert_eq!(fast.api_key.as_ref().map(Secret::reveal), Some("sk-secret"));
+        assert_eq!(fast.api_key.as_ref().map(Secret::expose), Some("sk-secret"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub mod demo;
 pub mod openai;
 mod sse;
 
-pub use config::{Config, Kind, Problem, ProviderConfig, Secret};
+pub use config::{Config, Kind, Problem, ProviderConfig};
 
 use std::{sync::Arc, time::Duration};
 

@@ -22,10 +22,13 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::{
-    Answer, Chunk, Error, Prompt, Provider, Role, Secret,
+    Answer, Chunk, Error, Prompt, Provider, Role,
     sse::{Decoder, Event},
 };
-use crate::chat::{ErrorCode, Usage};
+use crate::{
+    chat::{ErrorCode, Usage},
+    config::secret::Secret,
+};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +115,7 @@ impl OpenAi {
         let client = self.client().map_err(|err| self.caused("the HTTP client cannot be made", err))?;
         let mut request = client.post(self.url.clone()).header(ACCEPT, "text/event-stream").json(&self.body(prompt));
         if let Some(key) = &settings.api_key {
-            request = request.bearer_auth(key.reveal());
+            request = request.bearer_auth(key.expose());
         }
         let first_byte = deadline.min(Instant::now() + settings.idle_timeout);
         match timeout_at(first_byte, request.send()).await {

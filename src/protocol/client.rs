@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::chat::{ErrorCode, Metadata, RequestId, Scalar, SessionId, Timestamp, TurnId};
+use crate::chat::{
+    ErrorCode, Metadata, RequestId, Scalar, SessionId, Timestamp, TurnId,
+    ask::{Attach, Named, Position, Scope, UserMessage},
+};
 
 /// Longest message text, in characters.
 pub const CONTENT_CHARS_MAX: usize = 10_000;
@@ -72,65 +75,6 @@ impl ClientFrame {
     }
 }
 
-/// A session as a client names it: an id of ours, or some other text that can only be unknown.
-pub type Named = Result<SessionId, String>;
-
-/// What a watch is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scope {
-    /// one session
-    #[default]
-    Session,
-    /// the caller's list of sessions
-    User,
-    /// the staff's queue
-    Desk,
-}
-
-/// Where a client left a turn.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Position {
-    /// the turn
-    pub turn_id: TurnId,
-    /// bytes of its text that the client holds
-    pub offset: u64,
-}
-
-/// Starts a watch.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Attach {
-    /// the caller's token, unless the transport carried it
-    pub token: Option<String>,
-    /// what to watch
-    pub scope: Scope,
-    /// the session; absent: the caller's active one, else a new one
-    pub session_id: Option<Named>,
-    /// largest n for which the client holds every entry up to n in its final state
-    pub after_seq: Option<u64>,
-    /// where the client left a running turn
-    pub position: Option<Position>,
-    /// start another session
-    pub new: bool,
-    /// make the named session active again
-    pub reopen: bool,
-    /// whether copies of small frames may come as datagrams
-    pub datagrams: bool,
-}
-
-/// Something to say.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct UserMessage {
-    /// the session; absent: the one that the connection watches
-    pub session_id: Option<Named>,
-    /// the text exactly as typed
-    pub content: String,
-    /// ids of uploads that ride with it
-    pub files: Vec<String>,
-    /// small facts that ride with it
-    pub metadata: Metadata,
-}
-
 /// Why a frame was not accepted. Becomes exactly one `error` frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rejection {
@@ -144,7 +88,6 @@ pub struct Rejection {
 
 #[derive(Deserialize, Serialize, Default)]
 #[serde(default)]
-#[expect(clippy::struct_excessive_bools, reason = "the contract's flags, field by field")]
 struct Envelope {
     #[serde(skip_serializing_if = "Option::is_none")]
     r#type: Option<String>,
@@ -200,6 +143,7 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
 
 /// Writes a request as a client sends it: JSON without a line feed.
 #[must_use]
+#[expect(clippy::expect_used, reason = "an envelope has string keys and is written to memory")]
 pub fn encode_request(request: &Request) -> Vec<u8> {
     let mut envelope = Envelope { id: request.id, ..Envelope::default() };
     let name = match &request.frame {
@@ -287,7 +231,8 @@ type Fault = (ErrorCode, String);
 fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
     limits(&envelope)?;
     let name = need(envelope.r#type.take(), "type")?;
-    let session_id = envelope.session_id.take().map(|text| text.parse::<Uuid>().map(SessionId).map_err(|_| text));
+    let session_id =
+        envelope.session_id.take().map(|text| text.parse::<Uuid>().map(SessionId).map_err(|_not_ours| text));
     Ok(match name.as_str() {
         "attach" => {
             let position = match (envelope.turn_id, envelope.offset) {

@@ -14,23 +14,25 @@ pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use serde::Deserialize;
-use tokio_util::task::TaskTracker;
+use serde::{Deserialize, Serialize};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Principal, Role},
     bus::Bus,
-    chat::{ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId, TurnId},
+    chat::{
+        ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId, TurnId,
+        ask::{Attach, Named, UserMessage},
+    },
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
     metrics::Metrics,
-    protocol::{Attach, Named, UserMessage, sentence},
     store::{self, Appended, Lease, NewEntry, NewTurn, Open, OpenSession, Store},
 };
 
 /// Sessions of a user, and their turns.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// active sessions of one user at a time
@@ -64,7 +66,7 @@ impl Refusal {
     /// A refusal with the sentence that the catalogue has for its code.
     #[must_use]
     pub const fn new(code: ErrorCode) -> Self {
-        Self { code, message: Cow::Borrowed(sentence(code)), retry_after: None }
+        Self { code, message: Cow::Borrowed(code.sentence()), retry_after: None }
     }
 }
 
@@ -117,6 +119,7 @@ struct Inner {
     node: NodeId,
     live: live::Turns,
     runners: TaskTracker,
+    cut: CancellationToken,
 }
 
 /// Something to say, and who says it from where.
@@ -138,7 +141,13 @@ impl Router {
     /// Makes the use cases over their parts. [`Self::recover`] is to be called once before the first request.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner { parts, node: NodeId::new(), live: live::Turns::default(), runners: TaskTracker::new() }))
+        Self(Arc::new(Inner {
+            parts,
+            node: NodeId::new(),
+            live: live::Turns::default(),
+            runners: TaskTracker::new(),
+            cut: CancellationToken::new(),
+        }))
     }
 
     /// The configured models.
@@ -191,10 +200,10 @@ impl Router {
         if parts.lifecycle.drains() {
             return Err(Refusal::new(ErrorCode::GoingAway));
         }
-        parts
-            .limiter
-            .message(&principal.user_id)
-            .map_err(|wait| Refusal { retry_after: Some(wait.0), ..Refusal::new(ErrorCode::TooManyRequests) })?;
+        parts.limiter.message(&principal.user_id).map_err(|wait| Refusal {
+            retry_after: Some(Duration::from_millis(wait.ms)),
+            ..Refusal::new(ErrorCode::TooManyRequests)
+        })?;
         let session_id = match &send.message.session_id {
             Some(named) => known(named)?,
             None => send.watched.ok_or_else(|| Refusal {
@@ -263,10 +272,20 @@ impl Router {
         }
     }
 
+    /// Ends every turn of this node as `interrupted`; each keeps its text.
+    pub fn interrupt_all(&self) {
+        self.0.cut.cancel();
+    }
+
     /// Waits until no turn runs on this node any more.
     pub async fn turns_ended(&self) {
         self.0.runners.close();
         self.0.runners.wait().await;
+    }
+
+    /// Closes the store once everything that was asked of it is durable.
+    pub async fn close(&self) {
+        self.0.parts.store.close().await;
     }
 
     /// Answers whether messages can be stored.

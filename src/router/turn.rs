@@ -199,7 +199,7 @@ impl Run<'_> {
         let answer = loop {
             tokio::select! {
                 biased;
-                () = parts.lifecycle.stopping() => return Some(Ending::of(TurnState::Interrupted)),
+                () = self.router.0.cut.cancelled() => return Some(Ending::of(TurnState::Interrupted)),
                 () = self.live.stopped() => return Some(Ending::of(TurnState::Stopped)),
                 answer = &mut answer => match answer {
                     Ok(answer) => break answer,
@@ -231,7 +231,7 @@ impl Run<'_> {
             let silent = log.length() == 0;
             tokio::select! {
                 biased;
-                () = parts.lifecycle.stopping() => break Ending { usage, ..Ending::of(TurnState::Interrupted) },
+                () = self.router.0.cut.cancelled() => break Ending { usage, ..Ending::of(TurnState::Interrupted) },
                 () = self.live.stopped() => break Ending { usage, ..Ending::of(TurnState::Stopped) },
                 kept = log.saved() => if !kept { return None },
                 chunk = answer.next() => match chunk {

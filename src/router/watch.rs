@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     bus::{Delivery, Subscription},
-    chat::{ConnectionId, Entry, Event, Sender, Session, SessionId, TurnId},
-    protocol::Position,
+    chat::{ConnectionId, Entry, Event, Sender, Session, SessionId, TurnId, ask::Position},
     store::{self, Range},
 };
 

@@ -268,7 +268,7 @@ pub struct Lost {
 }
 
 /// Where the store is.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `sqlite:PATH`, relative to the working directory; `sqlite:` alone is `chatbox.db` in the data directory
@@ -299,9 +299,6 @@ pub fn open(
         _ => return Err(sqlite::OpenError::Url(config.url.clone())),
     };
     let seal = seal::Seal::new(&config.encryption_keys)?;
-    if seal.plain() {
-        tracing::error!("no encryption key is configured: messages are stored as plain text");
-    }
     Ok(Arc::new(sqlite::Sqlite::open(&path, seal, &sqlite::Options::default(), metrics)?))
 }
 

@@ -12,9 +12,10 @@ use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     rand::{SecureRandom, SystemRandom},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
+use crate::config::secret::Secret;
 
 /// The key id of plain bytes.
 const PLAIN: u32 = 0;
@@ -22,19 +23,13 @@ const PLAIN: u32 = 0;
 /// One configured key: `{ id = 1, key = "<base64 of 32 random bytes>" }`.
 ///
 /// One key may seal 2^32 values at most, because nonces are random (SP 800-38D, section 8.3).
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// its name in every value that it sealed; 1 or more, never used again for another key
     pub id: u32,
     /// standard base64 of exactly 32 bytes
-    pub key: String,
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").field("id", &self.id).field("key", &"redacted").finish()
-    }
+    pub key: Secret,
 }
 
 /// Why a list of keys cannot be used. The server must not start then.
@@ -94,7 +89,7 @@ impl Seal {
     pub fn new(keys: &[Key]) -> std::result::Result<Self, KeyError> {
         let mut ready = BTreeMap::new();
         for Key { id, key } in keys {
-            let bytes = STANDARD.decode(key).map_err(|_decode| KeyError::Length(*id))?;
+            let bytes = STANDARD.decode(key.expose()).map_err(|_decode| KeyError::Length(*id))?;
             let unbound = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_length| KeyError::Length(*id))?;
             if *id == PLAIN {
                 return Err(KeyError::Reserved);
@@ -170,7 +165,7 @@ mod tests {
     const HERE: Place<'_> = Place { table: "entries", row: &[7; 16], field: "content" };
 
     fn key(id: u32, byte: u8, length: usize) -> Key {
-        Key { id, key: STANDARD.encode(vec![byte; length]) }
+        Key { id, key: Secret::new(STANDARD.encode(vec![byte; length])) }
     }
 
     fn seal(keys: &[Key]) -> Seal {
@@ -237,7 +232,7 @@ mod tests {
         for length in [0, 16, 31, 33, 44] {
             assert_eq!(Seal::new(&[key(3, 1, length)]).unwrap_err(), KeyError::Length(3), "{length} bytes");
         }
-        assert_eq!(Seal::new(&[Key { id: 3, key: "ß".to_owned() }]).unwrap_err(), KeyError::Length(3));
+        assert_eq!(Seal::new(&[Key { id: 3, key: Secret::new("ß") }]).unwrap_err(), KeyError::Length(3));
         assert_eq!(Seal::new(&[key(0, 1, 32)]).unwrap_err(), KeyError::Reserved);
         assert_eq!(Seal::new(&[key(1, 1, 32), key(1, 2, 32)]).unwrap_err(), KeyError::Twice(1));
     }

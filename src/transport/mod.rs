@@ -1,4 +1,13 @@
 //! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
 
 pub mod bind;
+mod demux;
+mod http3;
+pub mod lines;
+pub mod quic;
+pub mod streams;
+pub mod tcp;
 pub mod tls;
+pub mod websocket;
+pub mod webtransport;
+pub mod wire;

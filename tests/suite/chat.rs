@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, Server, Via, id, over_both, openai,
+    Client, Server, Via, id, openai, over_both,
     provider::{Gate, Provider, Script},
 };
 
@@ -42,7 +42,10 @@ async fn message_is_answered_piece_by_piece(via: Via) {
     let message = json!({"type": "user_message", "id": request, "session_id": status["session_id"], "content": "What is chatbox?"});
     let mut exchange = client.exchange(message).await;
     let accepted = exchange.next().await.expect("accepted");
-    assert_eq!((&accepted["type"], &accepted["seq"], &accepted["re"]), (&json!("accepted"), &json!(1), &json!(request)));
+    assert_eq!(
+        (&accepted["type"], &accepted["seq"], &accepted["re"]),
+        (&json!("accepted"), &json!(1), &json!(request))
+    );
     let loading = exchange.next().await.expect("loading");
     assert_eq!((&loading["type"], &loading["seq"]), (&json!("loading"), &json!(2)));
     assert_eq!(loading["turn_id"], accepted["turn_id"]);
@@ -188,8 +191,7 @@ async fn messages_of_one_session_are_answered_in_order(via: Via) {
 }
 
 async fn three_sessions_stream_side_by_side(via: Via) {
-    let gate = Gate::new();
-    let provider = Provider::start(Script::answer(["a", "b"]).gated(&gate)).await;
+    let provider = Provider::start(Script::answer(["a", "b"]).stall_after(1)).await;
     let server = Server::with(|config| {
         openai(config, &provider);
         config.sessions.active_per_user = 3;
@@ -208,13 +210,17 @@ async fn three_sessions_stream_side_by_side(via: Via) {
         let message = json!({"type": "user_message", "id": id(), "session_id": session, "content": "hello"});
         exchanges.push(client.exchange(message).await);
     }
-    gate.release(3);
+    let mut turns = Vec::new();
     for exchange in &mut exchanges {
-        assert_eq!(exchange.until("ai_response").await["content"], "a", "all three are under way");
+        let piece = exchange.until("ai_response").await;
+        assert_eq!(piece["content"], "a", "all three are under way");
+        turns.push(piece["turn_id"].clone());
     }
-    gate.open();
+    for turn in turns {
+        watches[0].0.send(json!({"type": "stop", "id": id(), "turn_id": turn})).await;
+    }
     for exchange in &mut exchanges {
-        assert_eq!(exchange.reply_from("a".to_owned()).await.0, "ab");
+        assert_eq!(exchange.reply_from("a".to_owned()).await.1["state"], "stopped");
     }
 }
 
@@ -256,6 +262,7 @@ async fn watch_that_leaves_no_room_is_refused(via: Via) {
     }
     let mut refused = client.exchange(json!({"type": "attach", "id": id(), "new": true})).await;
     assert_eq!(refused.next().await.unwrap()["error"]["code"], "TOO_MANY_REQUESTS");
+    drop(refused);
     let mut exchange = client.say("count to 2").await;
     assert_eq!(exchange.reply().await.1["state"], "complete", "there is room for an exchange");
 }
@@ -273,12 +280,8 @@ async fn history_goes_to_the_model(via: Via) {
     assert_eq!(last["usage"], json!({"prompt_tokens": 7, "completion_tokens": 2, "estimated": false}));
     client.say("Sure?").await.reply().await;
     let told = provider.request(1).await;
-    let expected = [
-        ("system", "Be brief."),
-        ("user", "Is <a&b> \"safe\"?\n"),
-        ("assistant", "It is."),
-        ("user", "Sure?"),
-    ];
+    let expected =
+        [("system", "Be brief."), ("user", "Is <a&b> \"safe\"?\n"), ("assistant", "It is."), ("user", "Sure?")];
     assert_eq!(told.messages(), expected);
 }
 

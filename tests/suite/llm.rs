@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use chatbox::{
     chat::{ErrorCode, Usage, UserId},
+    config::secret::Secret,
     llm::{
-        Answer, Chunk, Config, Error, Message, Models, Prompt, Provider as _, Role, Secret,
+        Answer, Chunk, Config, Error, Message, Models, Prompt, Provider as _, Role,
         demo::{self, Demo},
         openai::{OpenAi, Settings},
     },
@@ -20,7 +21,7 @@ fn settings(provider: &Provider) -> Settings {
     Settings {
         provider: "fast".into(),
         endpoint: provider.endpoint().parse().unwrap(),
-        api_key: Some(Secret::new("sk-secret".to_owned())),
+        api_key: Some(Secret::new("sk-secret")),
         model: "vendor-1".to_owned(),
         max_tokens: None,
         timeout: Duration::from_secs(20),

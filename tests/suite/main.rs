@@ -1,6 +1,27 @@
-//! Everything that is tested over real sockets and files, as one binary.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "the harness fails loudly")]
+//! Everything that is tested over real sockets and files, as one binary. A line for each module says what belongs
+//! there.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cognitive_complexity,
+    clippy::string_slice,
+    reason = "the harness fails loudly"
+)]
 
+mod auth; // which tokens are accepted, and which are not
+mod bad_input; // what is refused, how it is told, and that nothing else is harmed
+mod chat; // one message, end to end, over both transports
+mod cli; // the binary: commands, output, exit codes
+mod config; // file, environment and flags together; what refuses the start
+mod drain; // the end of a server, wanted or not
 mod harness; // servers, clients and providers that tests start
+mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
+mod ops; // pages, discovery, sign-in, health and metrics over HTTP
+mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
 mod store; // every store's contract, and the file's own promises
+mod tidy; // the repository's own rules, checked on its text
+mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain

@@ -12,11 +12,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    WebSocketStream,
     tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame},
 };
 
-use super::server::Server;
+use super::server::{Server, Target};
 
 /// How long anything that must come may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ pub(crate) enum Via {
 }
 
 pub(crate) enum Client {
-    WebTransport(web_transport_quinn::Session),
+    WebTransport(Box<web_transport_quinn::Session>),
     WebSocket {
         requests: mpsc::Sender<(Value, Option<mpsc::Sender<Value>>)>,
         closed: oneshot::Receiver<u16>,
@@ -45,40 +45,41 @@ pub(crate) enum Lines {
 
 impl Client {
     /// Opens a connection that is not attached yet.
-    pub(crate) async fn open(server: &Server, via: Via) -> Self {
+    pub(crate) async fn open(server: &Target, via: Via) -> Self {
         match via {
             Via::WebTransport => {
-                let session = timeout(PATIENCE, server.webtransport().connect(server.webtransport_url()));
-                Self::WebTransport(session.await.expect("session in time").expect("session"))
+                let client = server.webtransport();
+                let session = timeout(PATIENCE, client.connect(server.webtransport_url()));
+                Self::WebTransport(Box::new(session.await.expect("session in time").expect("session")))
             }
             Via::WebSocket => {
                 let mut request = server.websocket_url().as_str().into_client_request().unwrap();
                 request.headers_mut().insert("sec-websocket-protocol", "chatbox.v1".parse().unwrap());
-                let (socket, _response) = timeout(PATIENCE, tokio_tungstenite::connect_async(request))
-                    .await
-                    .expect("in time")
-                    .expect("socket");
+                let stream =
+                    TcpStream::connect(server.url.socket_addrs(|| None).unwrap().as_slice()).await.expect("connect");
+                let upgrade = timeout(PATIENCE, tokio_tungstenite::client_async(request, stream));
+                let (socket, _response) = upgrade.await.expect("in time").expect("socket");
                 Self::over_socket(socket)
             }
         }
     }
 
-    pub(crate) fn over_socket(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+    pub(crate) fn over_socket(socket: WebSocketStream<TcpStream>) -> Self {
         let (requests, inbox) = mpsc::channel(64);
         let (closing, closed) = oneshot::channel();
         let task = tokio::spawn(async move {
             if let Some(code) = pump(socket, inbox).await {
-                drop(closing.send(code));
+                closing.send(code).unwrap_or_default();
             }
         });
         Self::WebSocket { requests, closed, task }
     }
 
     /// Opens, attaches as `user` with `fields` on top, and reads the status.
-    pub(crate) async fn attached(server: &Server, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
+    pub(crate) async fn attached(server: &Target, via: Via, user: &str, fields: Value) -> (Self, Lines, Value) {
         let mut client = Self::open(server, via).await;
         let mut frame = json!({"type": "attach", "id": id(), "token": server.token(user)});
-        merge(&mut frame, fields);
+        merge(&mut frame, &fields);
         let mut watch = client.exchange(frame).await;
         let status = watch.next().await.expect("status");
         assert_eq!(status["type"], "connection_status", "{status}");
@@ -134,6 +135,26 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Sends bytes as the one frame of an exchange; WebTransport only.
+    pub(crate) async fn raw(&mut self, frame: &[u8]) -> Lines {
+        let Self::WebTransport(session) = self else { panic!("a socket has no streams") };
+        let (mut send, recv) = session.open_bi().await.expect("stream");
+        send.write_all(frame).await.expect("stream open");
+        send.write_all(b"\n").await.expect("stream open");
+        send.finish().expect("stream open");
+        Lines::Stream { send, recv, buffer: BytesMut::new() }
+    }
+
+    /// Closes and waits until the server has noticed.
+    pub(crate) async fn leave(self, server: &Server) {
+        let open = server.open_connections();
+        match self {
+            Self::WebTransport(session) => session.close(0, b""),
+            Self::WebSocket { task, .. } => task.abort(),
+        }
+        server.connections_fall_below(open).await;
     }
 
     /// Vanishes without a word, as a phone in a tunnel does.
@@ -214,7 +235,7 @@ impl Lines {
 
 /// Routes one socket's frames: by `re` to its exchange, else by `session_id` to its watch, else to the first.
 async fn pump(
-    mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    mut socket: WebSocketStream<TcpStream>,
     mut inbox: mpsc::Receiver<(Value, Option<mpsc::Sender<Value>>)>,
 ) -> Option<u16> {
     let mut exchanges: HashMap<String, mpsc::Sender<Value>> = HashMap::new();
@@ -266,6 +287,14 @@ async fn pump(
     }
 }
 
+/// A client for ordinary HTTP requests that follows no redirect.
+pub(crate) fn http() -> reqwest::Client {
+    // Only the first test of the process installs it; nothing here depends on which.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none());
+    client.build().expect("client")
+}
+
 /// A fresh request id.
 pub(crate) fn id() -> String {
     uuid::Uuid::new_v4().to_string()
@@ -275,7 +304,7 @@ pub(crate) fn sha256(text: &str) -> String {
     hex::encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()))
 }
 
-fn merge(frame: &mut Value, fields: Value) {
+fn merge(frame: &mut Value, fields: &Value) {
     for (key, value) in fields.as_object().cloned().unwrap_or_default() {
         frame[key] = value;
     }

@@ -1,11 +1,12 @@
 //! What tests start: real servers, clients and providers, never stand-ins for our own traits.
 
 pub(crate) mod client;
+pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod server;
 
 pub(crate) use client::{Client, Via, id};
-pub(crate) use server::{Server, openai};
+pub(crate) use server::{Server, gate, openai};
 
 /// Runs each behaviour over both transports.
 macro_rules! over_both {

@@ -1,27 +1,49 @@
 //! The server under test: in this process on free ports, or as the real binary that can be killed.
 
-use std::time::Duration;
+use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use chatbox::{
-    auth::{Role, issuer::Issuer},
+    auth::{Role, Verifier, issuer::Issuer},
+    bus::Local,
     chat::UserId,
-    config::{Address, Config},
-    llm::{Kind, ProviderConfig},
+    config::{Address, Config, secret::Secret},
+    connection::Gate,
+    lifecycle::Lifecycle,
+    limit::Limiter,
+    llm::{Kind, Models, ProviderConfig},
+    metrics::Metrics,
+    router::{self, Router},
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use url::Url;
 
-/// A server in this process. It ends when this is dropped.
-pub(crate) struct Server {
-    pub(crate) config: Config,
+/// Where a server is, and what its tokens are signed with.
+pub(crate) struct Target {
     pub(crate) url: Url,
     pub(crate) quic_url: Url,
-    pub(crate) ops_url: Url,
     pub(crate) certificate_sha256: String,
-    lifecycle: chatbox::lifecycle::Lifecycle,
+    pub(crate) secret: Secret,
+}
+
+/// A server in this process. It ends when this is dropped.
+pub(crate) struct Server {
+    pub(crate) ops: SocketAddr,
+    pub(crate) metrics: Arc<Metrics>,
+    /// what the printed URL signs in with
+    pub(crate) code: Option<String>,
+    target: Target,
+    lifecycle: Lifecycle,
     task: Option<JoinHandle<anyhow::Result<()>>>,
     _dir: Option<TempDir>,
+}
+
+impl Deref for Server {
+    type Target = Target;
+
+    fn deref(&self) -> &Target {
+        &self.target
+    }
 }
 
 impl Server {
@@ -58,29 +80,68 @@ impl Server {
 
     /// Starts with exactly this configuration.
     pub(crate) async fn run(config: Config) -> Self {
-        let server = chatbox::server::Server::bind(config.clone()).await.expect("bind");
+        let server = chatbox::server::Server::bind(config).await.expect("bind");
         let addresses = server.addresses().clone();
         Self {
-            url: addresses.http,
-            quic_url: addresses.quic,
-            ops_url: server.ops_url(),
-            certificate_sha256: addresses.certificate_sha256.expect("self-signed"),
+            ops: server.ops_address().expect("ops listener"),
+            metrics: Arc::clone(server.metrics()),
+            code: server.url().split_once("#code=").map(|(_, code)| code.to_owned()),
+            target: Target {
+                url: addresses.http,
+                quic_url: addresses.quic,
+                certificate_sha256: addresses.certificate_sha256.unwrap_or_default(),
+                secret: server.secrets().jwt.clone(),
+            },
             lifecycle: server.lifecycle().clone(),
-            config: server.config().clone(),
             task: Some(tokio::spawn(server.run())),
             _dir: None,
         }
     }
 
+    /// Connections that the server holds open.
+    pub(crate) fn open_connections(&self) -> i64 {
+        let open = |via| self.metrics.connections_open.with_label_values(&[via]).get();
+        open("webtransport") + open("websocket")
+    }
+
+    /// Waits until fewer are open.
+    pub(crate) async fn connections_fall_below(&self, open: i64) {
+        let fallen = async {
+            while self.open_connections() >= open {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(super::client::PATIENCE, fallen).await.expect("a connection ends");
+    }
+
+    /// Begins to drain, as the first signal does.
+    pub(crate) fn drain(&self) {
+        self.lifecycle.drain();
+    }
+
+    /// Waits until the server has ended by itself.
+    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
+        self.task.take().expect("runs").await.expect("no panic")
+    }
+}
+
+impl Target {
     /// A token of an hour.
     pub(crate) fn token(&self, user: &str) -> String {
         self.token_for(user, Role::User, Duration::from_secs(3600))
     }
 
     pub(crate) fn token_for(&self, user: &str, role: Role, ttl: Duration) -> String {
-        let secret = self.config.auth.jwt_secret.clone().expect("secret");
         let user = UserId::parse(user).expect("user id");
-        Issuer::new(&self.config.auth, &secret).issue(&user, role, None, ttl).expect("token")
+        Issuer::new(&chatbox::auth::Config::default(), &self.secret).issue(&user, role, None, ttl).expect("token")
+    }
+
+    /// A token with a valid signature that ended an hour ago.
+    pub(crate) fn expired_token(&self, user: &str) -> String {
+        let ended = i64::try_from(jsonwebtoken::get_current_timestamp()).unwrap() - 3600;
+        let claims = serde_json::json!({"user_id": user, "exp": ended});
+        let key = jsonwebtoken::EncodingKey::from_secret(self.secret.expose().as_bytes());
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("token")
     }
 
     pub(crate) fn websocket_url(&self) -> Url {
@@ -98,22 +159,6 @@ impl Server {
         let hash = hex::decode(&self.certificate_sha256).unwrap();
         web_transport_quinn::ClientBuilder::new().with_server_certificate_hashes(vec![hash]).expect("client")
     }
-
-    /// Begins to drain, as the first signal does.
-    pub(crate) fn drain(&self) {
-        self.lifecycle.drain();
-    }
-
-    /// Waits until the server has ended by itself.
-    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
-        self.task.take().expect("runs").await.expect("no panic")
-    }
-
-    /// Stops at once, as the second signal does, and waits.
-    pub(crate) async fn stop(self) {
-        self.lifecycle.stop();
-        self.ended().await.expect("clean end");
-    }
 }
 
 impl Drop for Server {
@@ -128,4 +173,29 @@ pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) 
     model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
     model.model = Some("scripted".to_owned());
     config.llm.providers.insert("scripted".to_owned(), model);
+}
+
+/// What makes connections, without a listener: over a store of its own that lives as long as the process.
+pub(crate) fn gate(metrics: &Arc<Metrics>, lifecycle: &Lifecycle) -> Arc<Gate> {
+    let dir = tempfile::tempdir().expect("temporary directory").keep();
+    let config = Server::config(&dir);
+    let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
+    let router = Router::new(router::Parts {
+        store: chatbox::store::open(&config.store, &dir, Arc::clone(metrics)).expect("store"),
+        bus: Arc::new(Local::new(Arc::clone(metrics))),
+        models: Models::new(&config.llm).expect("models"),
+        limiter: Arc::clone(&limiter),
+        lifecycle: lifecycle.clone(),
+        metrics: Arc::clone(metrics),
+        config: config.sessions.clone(),
+        queued_turns: config.limits.queued_turns,
+    });
+    Arc::new(Gate {
+        router,
+        verifier: Arc::new(Verifier::new(&config.auth, &Secret::random())),
+        limiter,
+        lifecycle: lifecycle.clone(),
+        metrics: Arc::clone(metrics),
+        limits: config.limits,
+    })
 }

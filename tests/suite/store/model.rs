@@ -121,7 +121,7 @@ impl Model {
             let reply = room.end(id, state, None).await.unwrap().reply;
             self.log.push((String::new(), Some(state)));
             assert_eq!(
-                (places(&[reply.clone()])[0], reply.reply_to),
+                (places(std::slice::from_ref(&reply))[0], reply.reply_to),
                 (u64::try_from(self.log.len()).unwrap(), Some(message))
             );
             self.ended = Some((id, message));

@@ -4,6 +4,7 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration
 
 use chatbox::{
     chat::TurnState,
+    config::secret::Secret,
     metrics::Metrics,
     store::{
         self, Error, NewEntry, Open, OpenSession, Range, Store,
@@ -33,7 +34,7 @@ impl Shelf {
 
 /// A key of 32 bytes from a letter whose place in the alphabet of base64 is a multiple of four.
 fn key(id: u32, letter: &str) -> Key {
-    Key { id, key: format!("{}=", letter.repeat(43)) }
+    Key { id, key: Secret::new(format!("{}=", letter.repeat(43))) }
 }
 
 #[tokio::test]
@@ -103,7 +104,7 @@ fn url_says_where_the_file_is() {
 #[tokio::test]
 async fn keys_that_cannot_be_used_keep_the_store_closed() {
     let shelf = Shelf::new();
-    let short = Key { id: 1, key: "AAAA".to_owned() };
+    let short = Key { id: 1, key: Secret::new("AAAA") };
     assert!(matches!(shelf.try_open(&[short]), Err(OpenError::Key(KeyError::Length(1)))));
     assert!(!shelf.path().exists());
 }

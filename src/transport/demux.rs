@@ -1,0 +1,263 @@
+//! Our `h3::quic` backend over quinn: WebTransport streams go to the session, everything else to h3.
+//!
+//! h3 0.0.8 reads WebTransport streams itself, one after the other: one half-written header stops all that come
+//! later (hyperium/h3 issue 348). Here the headers of all streams are read side by side, each with a deadline.
+//! It knows stream types and SETTINGS, not requests and not sessions.
+//!
+//! Everything runs inside the task that polls h3; there are no channels and no tasks of its own. What can wait
+//! here is limited by the stream credit of the connection.
+
+mod halves;
+
+pub(crate) use halves::{Bidi, Outgoing, Receive, Send, varint};
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h3::{
+    error::Code,
+    quic::{self, ConnectionErrorIncoming, StreamErrorIncoming},
+};
+use quinn::ConnectionError;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::ReusableBoxFuture;
+
+use self::halves::{connection_error, internal};
+use super::wire::{self, FrameGuard, Header, Kind};
+use crate::metrics::Metrics;
+
+/// How long a stream may take to say what it is.
+const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A bidirectional WebTransport stream, its header read.
+pub(crate) struct Peeled {
+    pub(crate) session: u64,
+    pub(crate) send: quinn::SendStream,
+    pub(crate) receive: quinn::RecvStream,
+}
+
+impl Peeled {
+    /// Refuses a stream of a session that does not exist.
+    pub(crate) fn reject(mut self) {
+        let code = varint(wire::BUFFERED_STREAM_REJECTED);
+        // Errors only say that the peer has closed that half itself.
+        drop(self.send.reset(code));
+        drop(self.receive.stop(code));
+    }
+}
+
+/// One QUIC connection, as h3 sees it.
+pub(crate) struct Demux {
+    quic_conn: quinn::Connection,
+    opener: h3_quinn::OpenStreams,
+    settings_sent: bool,
+    incoming_bi: ReusableBoxFuture<'static, Result<(quinn::SendStream, quinn::RecvStream), ConnectionError>>,
+    incoming_uni: ReusableBoxFuture<'static, Result<quinn::RecvStream, ConnectionError>>,
+    waiting: Vec<Waiting>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    requests: VecDeque<Bidi>,
+    unidirectional: VecDeque<Receive>,
+    /// WebTransport streams that nobody has taken yet.
+    pub(crate) peeled: VecDeque<Peeled>,
+    metrics: Arc<Metrics>,
+}
+
+/// A stream whose header is not whole.
+struct Waiting {
+    header: Header,
+    since: Instant,
+    /// Absent on a unidirectional stream.
+    send: Option<quinn::SendStream>,
+    receive: quinn::RecvStream,
+}
+
+impl Demux {
+    pub(crate) fn new(quic_conn: quinn::Connection, metrics: Arc<Metrics>) -> Self {
+        let binding = h3_quinn::Connection::new(quic_conn.clone());
+        Self {
+            opener: quic::Connection::<Bytes>::opener(&binding),
+            settings_sent: false,
+            incoming_bi: ReusableBoxFuture::new(accept_bi(quic_conn.clone())),
+            incoming_uni: ReusableBoxFuture::new(accept_uni(quic_conn.clone())),
+            quic_conn,
+            waiting: Vec::new(),
+            deadline: None,
+            requests: VecDeque::new(),
+            unidirectional: VecDeque::new(),
+            peeled: VecDeque::new(),
+            metrics,
+        }
+    }
+
+    /// Takes in what has arrived. Only an error of the connection ends it.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionErrorIncoming> {
+        while let Poll::Ready(accepted) = self.incoming_bi.poll(cx) {
+            let (send, receive) = accepted.map_err(connection_error)?;
+            self.incoming_bi.set(accept_bi(self.quic_conn.clone()));
+            self.take(Header::new(wire::BIDIRECTIONAL), Some(send), receive);
+        }
+        while let Poll::Ready(accepted) = self.incoming_uni.poll(cx) {
+            let receive = accepted.map_err(connection_error)?;
+            self.incoming_uni.set(accept_uni(self.quic_conn.clone()));
+            self.take(Header::new(wire::UNIDIRECTIONAL), None, receive);
+        }
+        for stream in std::mem::take(&mut self.waiting) {
+            self.recognise(stream, cx);
+        }
+        self.expire(cx);
+        Ok(())
+    }
+
+    fn take(&mut self, header: Header, send: Option<quinn::SendStream>, receive: quinn::RecvStream) {
+        self.waiting.push(Waiting { header, since: Instant::now(), send, receive });
+    }
+
+    fn recognise(&mut self, mut stream: Waiting, cx: &mut Context<'_>) {
+        let kind = match stream.poll_header(cx) {
+            Poll::Pending => return self.waiting.push(stream),
+            Poll::Ready(Some(kind)) => kind,
+            Poll::Ready(None) => return self.refuse(stream, "header_incomplete"),
+        };
+        let Waiting { send, mut receive, .. } = stream;
+        match (kind, send) {
+            (Kind::WebTransport { session }, Some(send)) => self.peeled.push_back(Peeled { session, send, receive }),
+            (Kind::WebTransport { .. }, None) => {
+                self.metrics.refusals_total.with_label_values(&["unidirectional_stream"]).inc();
+                drop(receive.stop(varint(wire::to_http3(0))));
+            }
+            (Kind::Http3 { read, .. }, Some(send)) => {
+                let guard = FrameGuard::after(&read);
+                let receive = Receive::new(receive, read, Some(guard));
+                self.requests.push_back(Bidi::new(send, receive));
+            }
+            (Kind::Http3 { first, read }, None) => {
+                // Only on the control stream does the type stand before frames.
+                let guard = (first == wire::CONTROL_STREAM).then(FrameGuard::default);
+                self.unidirectional.push_back(Receive::new(receive, read, guard));
+            }
+        }
+    }
+
+    fn refuse(&self, mut stream: Waiting, reason: &str) {
+        self.metrics.streams_broken_total.with_label_values(&[reason]).inc();
+        let code = varint(Code::H3_REQUEST_INCOMPLETE.value());
+        if let Some(send) = &mut stream.send {
+            drop(send.reset(code));
+        }
+        drop(stream.receive.stop(code));
+    }
+
+    /// Drops streams that took too long. A timer exists only while some stream waits.
+    fn expire(&mut self, cx: &mut Context<'_>) {
+        while let Some(oldest) = self.waiting.first() {
+            let due = oldest.since + HEADER_DEADLINE;
+            let timer = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            let stream = self.waiting.remove(0);
+            self.refuse(stream, "header_deadline");
+        }
+        self.deadline = None;
+    }
+
+    fn open(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outgoing, StreamErrorIncoming>> {
+        let stream = ready!(quic::OpenStreams::<Bytes>::poll_open_send(&mut self.opener, cx))?;
+        // h3 opens the control stream before all others.
+        let control = !std::mem::replace(&mut self.settings_sent, true);
+        Poll::Ready(Ok(Outgoing::new(stream, control)))
+    }
+}
+
+impl Waiting {
+    /// `None` when the stream ended before its header did.
+    fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Option<Kind>> {
+        let mut buffer = [0; 8];
+        loop {
+            let Some(wanted) = buffer.get_mut(..self.header.wanted()) else { return Poll::Ready(None) };
+            let Ok(read @ 1..) = ready!(self.receive.poll_read(cx, wanted)) else { return Poll::Ready(None) };
+            let kind = wanted.iter().take(read).find_map(|byte| self.header.push(*byte));
+            if kind.is_some() {
+                return Poll::Ready(kind);
+            }
+        }
+    }
+}
+
+async fn accept_bi(quic_conn: quinn::Connection) -> Result<(quinn::SendStream, quinn::RecvStream), ConnectionError> {
+    quic_conn.accept_bi().await
+}
+
+async fn accept_uni(quic_conn: quinn::Connection) -> Result<quinn::RecvStream, ConnectionError> {
+    quic_conn.accept_uni().await
+}
+
+impl quic::Connection<Bytes> for Demux {
+    type RecvStream = Receive;
+    type OpenStreams = Opener;
+
+    fn poll_accept_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Receive, ConnectionErrorIncoming>> {
+        self.poll(cx)?;
+        self.unidirectional.pop_front().map_or(Poll::Pending, |stream| Poll::Ready(Ok(stream)))
+    }
+
+    fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bidi, ConnectionErrorIncoming>> {
+        self.poll(cx)?;
+        self.requests.pop_front().map_or(Poll::Pending, |stream| Poll::Ready(Ok(stream)))
+    }
+
+    fn opener(&self) -> Opener {
+        Opener(self.quic_conn.clone())
+    }
+}
+
+impl quic::OpenStreams<Bytes> for Demux {
+    type BidiStream = Bidi;
+    type SendStream = Outgoing;
+
+    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Bidi, StreamErrorIncoming>> {
+        Poll::Ready(Err(never_opened()))
+    }
+
+    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outgoing, StreamErrorIncoming>> {
+        self.open(cx)
+    }
+
+    fn close(&mut self, code: Code, reason: &[u8]) {
+        self.quic_conn.close(varint(code.value()), reason);
+    }
+}
+
+/// Closes the connection. A server of HTTP/3 opens no streams but the first three, which [`Demux`] opens.
+pub(crate) struct Opener(quinn::Connection);
+
+impl quic::OpenStreams<Bytes> for Opener {
+    type BidiStream = Bidi;
+    type SendStream = Outgoing;
+
+    fn poll_open_bidi(&mut self, _: &mut Context<'_>) -> Poll<Result<Bidi, StreamErrorIncoming>> {
+        Poll::Ready(Err(never_opened()))
+    }
+
+    fn poll_open_send(&mut self, _: &mut Context<'_>) -> Poll<Result<Outgoing, StreamErrorIncoming>> {
+        Poll::Ready(Err(never_opened()))
+    }
+
+    fn close(&mut self, code: Code, reason: &[u8]) {
+        self.0.close(varint(code.value()), reason);
+    }
+}
+
+fn never_opened() -> StreamErrorIncoming {
+    internal("a server opens no requests")
+}

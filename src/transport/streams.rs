@@ -1,0 +1,481 @@
+//! Chat over a WebTransport session: one stream for each exchange, long-lived ones for watches.
+//!
+//! It reads frames, hands them to the [`Connection`], and writes what comes back. What a frame means it does not
+//! know. A stream is a task that ends with both halves ended, because only then the client gets its credit back;
+//! the halves see to that when they are dropped.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::IpAddr,
+    ops::ControlFlow,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, Fuse},
+    stream::ReadyChunks,
+};
+use http::StatusCode;
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+    time::{sleep, timeout},
+};
+
+use super::{
+    lines::Lines,
+    webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
+};
+use crate::{
+    connection::{ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, Outcome, Transport, WRITE_DEADLINE},
+    metrics::Metrics,
+    protocol::CloseCode,
+};
+
+/// Answers that are ready together are written together, up to this many frames.
+const FRAMES_AT_ONCE: usize = 16;
+
+/// Answers to requests on an attach stream that wait to be written; then the stream is read no further.
+const INLINE_ANSWERS_MAX: usize = 4;
+
+/// What is read from a stream at once.
+const READ_BYTES_MAX: usize = 16 * 1024;
+
+/// How long the client may take to acknowledge the last frame before its session is closed.
+const LAST_FRAME_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long the client may take to read the last frame before its session is closed: a page loses what it has
+/// not read by then.
+const FAREWELL: Duration = Duration::from_millis(250);
+
+/// How long requests that are being handled may go on when their client has left.
+const HANDLE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Chats over WebTransport.
+impl Host for Arc<Gate> {
+    type Connection = Connection;
+
+    fn open(&self, address: IpAddr, token: Option<String>) -> Result<Connection, StatusCode> {
+        Gate::open(self, Transport::WebTransport, address, token).map_err(|code| match code {
+            CloseCode::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
+            CloseCode::Unauthorized | CloseCode::TokenExpired => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        })
+    }
+
+    async fn serve(&self, session: Session, connection: Connection) {
+        let driver = Driver {
+            credit: session.credit(),
+            session,
+            streams: JoinSet::new(),
+            connection: connection.clone(),
+            frame_bytes_max: self.frame_bytes_max(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let code = driver.run().await;
+        connection.closed(code);
+    }
+}
+
+/// What a stream asks of its session when it ends.
+type Ended = ControlFlow<CloseCode>;
+
+struct Driver {
+    session: Session,
+    credit: Credit,
+    streams: JoinSet<Ended>,
+    connection: Connection,
+    frame_bytes_max: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Driver {
+    /// Serves streams until the client, a stream or the connection ends the session; says with which code.
+    async fn run(mut self) -> CloseCode {
+        let code = match self.serve().await {
+            Ok(code) => {
+                self.farewell().await;
+                self.session.close(code.webtransport(), code.reason()).await;
+                code
+            }
+            Err(end) => {
+                tracing::debug!(?end, "client has left");
+                self.session.leave().await;
+                CloseCode::Done
+            }
+        };
+        // Nothing can be read or written any longer. A request that is being handled is handled to its end, so
+        // that what was stored is also started.
+        let ended = async { while self.streams.join_next().await.is_some() {} };
+        drop(timeout(HANDLE_DEADLINE, ended).await);
+        code
+    }
+
+    /// Ends with our code, or with the client's end.
+    async fn serve(&mut self) -> Result<CloseCode, End> {
+        let connection = self.connection.clone();
+        let mut over = pin!(connection.over());
+        let mut attach = Some(Box::pin(sleep(ATTACH_DEADLINE)));
+        loop {
+            tokio::select! {
+                biased;
+                code = &mut over => return Ok(code),
+                Some(ended) = self.streams.join_next(), if !self.streams.is_empty() => {
+                    if let ControlFlow::Break(code) = self.ended(ended) {
+                        return Ok(code);
+                    }
+                }
+                incoming = self.session.next() => match incoming {
+                    Incoming::Stream(send, receive) => self.begin(send, receive),
+                    Incoming::Ended(end) => return Err(end),
+                },
+                () = deadline(&mut attach), if attach.is_some() => {
+                    attach = None;
+                    if !self.credit.raised() {
+                        return Ok(CloseCode::Unauthorized);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, send: SendStream, receive: RecvStream) {
+        let stream = Stream {
+            writer: Writer { stopped: send.stopped().boxed().fuse(), send, metrics: Arc::clone(&self.metrics) },
+            reader: Reader { receive, lines: Lines::new(self.frame_bytes_max) },
+            connection: self.connection.clone(),
+            credit: self.credit.clone(),
+        };
+        self.streams.spawn(stream.run());
+    }
+
+    fn ended(&self, ended: Result<Ended, JoinError>) -> Ended {
+        ended.unwrap_or_else(|error| {
+            if error.is_panic() {
+                self.metrics.panics_total.inc();
+            }
+            Ended::Continue(())
+        })
+    }
+
+    /// Lets streams write what they have and the client read it, for a moment.
+    async fn farewell(&mut self) {
+        let Self { session, streams, .. } = self;
+        let moment = async {
+            loop {
+                match session.next().await {
+                    // Too late: the stream is refused by being dropped.
+                    Incoming::Stream(..) => {}
+                    Incoming::Ended(_) => return,
+                }
+            }
+        };
+        let written = async {
+            while streams.join_next().await.is_some() {}
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            () = moment => {}
+            never = written => match never {},
+            () = sleep(FAREWELL) => {}
+        }
+    }
+}
+
+async fn deadline(timer: &mut Option<Pin<Box<tokio::time::Sleep>>>) {
+    match timer {
+        Some(timer) => timer.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One stream of the client.
+struct Stream {
+    reader: Reader,
+    writer: Writer,
+    connection: Connection,
+    credit: Credit,
+}
+
+/// Why a stream is not read any further.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unread {
+    /// the client finished it
+    Finished,
+    /// the client reset it, or is gone
+    Broken,
+    /// a frame took too long
+    Late,
+    /// a frame is too large
+    TooLarge,
+}
+
+impl Unread {
+    const fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Finished => None,
+            Self::Broken => Some("reset"),
+            Self::Late => Some("frame_deadline"),
+            Self::TooLarge => Some("frame_too_large"),
+        }
+    }
+}
+
+/// What is wrong with answering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unwritten {
+    /// The client wants nothing more of this stream.
+    Unwanted,
+    /// The client reads nothing.
+    Slow,
+}
+
+impl Stream {
+    async fn run(mut self) -> Ended {
+        // The client opened the stream to say something; until it has, the stream blocks its credit.
+        let line = match timeout(FRAME_DEADLINE, self.reader.next()).await.unwrap_or(Err(Unread::Late)) {
+            Ok(line) => line,
+            Err(unread) => return self.without_frame(unread).await,
+        };
+        if !self.credit.raised() && std::str::from_utf8(&line).is_err() {
+            return Ended::Break(CloseCode::ProtocolError);
+        }
+        // Boxed, so that a watch, which lives on, does not keep room for it.
+        let outcome = Box::pin(self.connection.handle(&line)).await;
+        drop(line);
+        match outcome {
+            Outcome::Answers(answers) => {
+                self.reader.receive.stop(0);
+                let written = self.writer.write_all(answers).await;
+                self.finish(&written)
+            }
+            Outcome::Watch { streams, answers } => {
+                self.credit.raise(streams);
+                self.watch(answers).await
+            }
+            Outcome::Close(frame, code) => self.last(frame.map(|frame| frame.line()), code).await,
+        }
+    }
+
+    /// Ends a stream on which no frame came.
+    async fn without_frame(mut self, unread: Unread) -> Ended {
+        let attached = self.credit.raised();
+        if let Some(reason) = unread.reason() {
+            self.writer.metrics.streams_broken_total.with_label_values(&[reason]).inc();
+        }
+        match unread {
+            Unread::TooLarge if attached => {
+                self.reader.receive.stop(0);
+                let frame = self.connection.too_large().line();
+                let written = self.writer.write(vec![frame]).await;
+                self.finish(&written)
+            }
+            Unread::TooLarge => {
+                let frame = self.connection.too_large().line();
+                self.last(Some(frame), CloseCode::FrameTooLarge).await
+            }
+            // Before it is attached the client has one stream, and five seconds.
+            Unread::Finished | Unread::Broken | Unread::Late => Ended::Continue(()),
+        }
+    }
+
+    fn finish(mut self, written: &Result<(), Unwritten>) -> Ended {
+        match written {
+            Ok(()) => self.writer.send.finish(),
+            Err(Unwritten::Unwanted) => {}
+            Err(Unwritten::Slow) => return Ended::Break(CloseCode::SlowConsumer),
+        }
+        Ended::Continue(())
+    }
+
+    /// Writes a last frame and waits for a moment until the client has it.
+    async fn last(mut self, frame: Option<Bytes>, code: CloseCode) -> Ended {
+        self.reader.receive.stop(0);
+        if let Some(frame) = frame
+            && self.writer.write(vec![frame]).await.is_ok()
+        {
+            self.writer.send.finish();
+            drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped).await);
+        }
+        Ended::Break(code)
+    }
+
+    /// Writes the events of a watch while it reads the requests that come on its stream. Neither waits for the
+    /// other: a `stop` is heard while a piece of text is stuck.
+    async fn watch(mut self, answers: Answers) -> Ended {
+        let (inline_tx, inline) = mpsc::channel(INLINE_ANSWERS_MAX);
+        // Each ends when the other has: the writer after the answers to all requests, so that no frame is cut;
+        // the reader after the request that is being handled.
+        let (end, written) = tokio::join!(
+            read_requests(&mut self.reader, &self.connection, inline_tx),
+            self.writer.write_watch(answers, inline),
+        );
+        match end {
+            Request::Close(frame, code) => self.last(frame, code).await,
+            Request::Unread(unread) => self.unwatched(unread, written).await,
+            Request::Unheard => {
+                self.reader.receive.stop(0);
+                self.finish(&written)
+            }
+        }
+    }
+
+    /// Ends a watch on whose stream nothing more is read.
+    async fn unwatched(self, unread: Unread, written: Result<(), Unwritten>) -> Ended {
+        if let Some(reason) = unread.reason() {
+            self.writer.metrics.streams_broken_total.with_label_values(&[reason]).inc();
+        }
+        match unread {
+            Unread::Finished => self.finish(&written),
+            Unread::Broken => Ended::Continue(()),
+            Unread::Late => Ended::Break(CloseCode::ProtocolError),
+            Unread::TooLarge => {
+                let frame = self.connection.too_large().line();
+                self.last(Some(frame), CloseCode::FrameTooLarge).await
+            }
+        }
+    }
+}
+
+/// Why the requests on an attach stream end.
+enum Request {
+    Close(Option<Bytes>, CloseCode),
+    Unread(Unread),
+    /// the watch is over
+    Unheard,
+}
+
+/// Hands the requests on an attach stream in, one after the other, and their answers on.
+async fn read_requests(reader: &mut Reader, connection: &Connection, inline: mpsc::Sender<Answers>) -> Request {
+    loop {
+        let line = tokio::select! {
+            biased;
+            () = inline.closed() => return Request::Unheard,
+            line = reader.next_within(FRAME_DEADLINE) => match line {
+                Ok(line) => line,
+                Err(unread) => return Request::Unread(unread),
+            },
+        };
+        if std::str::from_utf8(&line).is_err() {
+            return Request::Close(None, CloseCode::ProtocolError);
+        }
+        match Box::pin(connection.handle_inline(&line)).await {
+            Outcome::Answers(answers) | Outcome::Watch { answers, .. } => {
+                // Nobody waits for the answer when the watch is over.
+                drop(inline.send(answers).await);
+            }
+            Outcome::Close(frame, code) => return Request::Close(frame.map(|frame| frame.line()), code),
+        }
+    }
+}
+
+/// Reads frames.
+struct Reader {
+    receive: RecvStream,
+    lines: Lines,
+}
+
+impl Reader {
+    /// The next frame, for which the client may take its time. Cancel safe.
+    async fn next(&mut self) -> Result<Bytes, Unread> {
+        loop {
+            if let Some(line) = self.lines.next_line().map_err(|_too_long| Unread::TooLarge)? {
+                return Ok(line);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The next frame, which has to be whole within `deadline` once it has begun. Cancel safe.
+    async fn next_within(&mut self, deadline: Duration) -> Result<Bytes, Unread> {
+        while !self.lines.partial() {
+            self.fill().await?;
+        }
+        timeout(deadline, self.next()).await.unwrap_or(Err(Unread::Late))
+    }
+
+    async fn fill(&mut self) -> Result<(), Unread> {
+        match self.receive.read(READ_BYTES_MAX.min(self.lines.room())).await {
+            Ok(Some(bytes)) => self.lines.push(&bytes),
+            // The end of the stream ends its last line.
+            Ok(None) if self.lines.partial() => self.lines.push(b"\n"),
+            Ok(None) => return Err(Unread::Finished),
+            Err(StreamError::Ended(_) | StreamError::Gone) => return Err(Unread::Broken),
+        }
+        Ok(())
+    }
+}
+
+/// Writes frames.
+struct Writer {
+    send: SendStream,
+    stopped: Fuse<BoxFuture<'static, Option<StreamError>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    /// Writes all answers of an exchange. Gives up at once when the client stops the stream.
+    async fn write_all(&mut self, answers: Answers) -> Result<(), Unwritten> {
+        let mut answers = answers.ready_chunks(FRAMES_AT_ONCE);
+        while let Some(frames) = self.wanted(answers.next()).await? {
+            self.write(frames.iter().map(|frame| frame.line()).collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the events of a watch, and between them the answers to requests that came on its stream, until
+    /// either ends.
+    async fn write_watch(&mut self, events: Answers, mut inline: mpsc::Receiver<Answers>) -> Result<(), Unwritten> {
+        let mut events: ReadyChunks<Answers> = events.ready_chunks(FRAMES_AT_ONCE);
+        loop {
+            let next = async {
+                tokio::select! {
+                    biased;
+                    answers = inline.recv() => Next::Inline(answers),
+                    frames = events.next() => Next::Events(frames),
+                }
+            };
+            match self.wanted(next).await? {
+                Next::Inline(Some(answers)) => self.write_all(answers).await?,
+                Next::Inline(None) => return Ok(()),
+                Next::Events(Some(frames)) => self.write(frames.iter().map(|frame| frame.line()).collect()).await?,
+                Next::Events(None) => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for what comes next unless the client stops the stream before.
+    async fn wanted<T>(&mut self, next: impl Future<Output = T>) -> Result<T, Unwritten> {
+        tokio::select! {
+            biased;
+            _stopped = &mut self.stopped => Err(Unwritten::Unwanted),
+            next = next => Ok(next),
+        }
+    }
+
+    /// Writes frames. The client is slow when it takes nothing at all for [`WRITE_DEADLINE`].
+    async fn write(&mut self, mut frames: Vec<Bytes>) -> Result<(), Unwritten> {
+        let mut left = frames.as_mut_slice();
+        while !left.is_empty() {
+            let written = match timeout(WRITE_DEADLINE, self.send.write(left)).await {
+                Ok(Ok(written)) => written,
+                Ok(Err(_ended)) => return Err(Unwritten::Unwanted),
+                Err(_elapsed) => return Err(Unwritten::Slow),
+            };
+            left = left.get_mut(written..).unwrap_or_default();
+        }
+        let count = u64::try_from(frames.len()).unwrap_or_default();
+        self.metrics.frames_sent_total.with_label_values(&[Transport::WebTransport.name()]).inc_by(count);
+        Ok(())
+    }
+}
+
+enum Next {
+    Inline(Option<Answers>),
+    Events(Option<Vec<crate::protocol::Encoded>>),
+}

@@ -1,0 +1,77 @@
+/** The box that messages are typed in: grows with its text, counts near the limit, sends on Enter. */
+
+/** From this share of the limit on, the count is shown. */
+const COUNT_FROM = 0.9;
+
+const LINES_PX_MAX = 220;
+
+export class Composer {
+  #limit = 10_000;
+
+  /**
+   * @param {{form: HTMLFormElement, text: HTMLTextAreaElement, send: HTMLButtonElement, counter: HTMLElement}} elements
+   * @param {(content: string) => void} submit
+   */
+  constructor({ form, text, send, counter }, submit) {
+    this.text = text;
+    this.send = send;
+    this.counter = counter;
+    this.submit = submit;
+    form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    text.addEventListener('input', () => this.#changed());
+    text.addEventListener('keydown', (event) => {
+      // While an input method composes, Enter picks a word.
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+      event.preventDefault();
+      this.#submit();
+    });
+    this.#changed();
+  }
+
+  /** @param {number} characters */
+  set limit(characters) {
+    this.#limit = characters;
+    this.#changed();
+  }
+
+  /** Where there is a keyboard, typing may begin at once; on a phone it would cover half the page. */
+  focus() {
+    if (!matchMedia('(pointer: coarse)').matches) this.text.focus();
+  }
+
+  #submit() {
+    const content = this.text.value;
+    if (!this.#valid()) return;
+    this.text.value = '';
+    this.#changed();
+    this.submit(content);
+  }
+
+  #valid() {
+    return this.text.value.trim() !== '' && this.#count() <= this.#limit;
+  }
+
+  /** In characters as the server counts them, not in UTF-16 units. */
+  #count() {
+    const { value } = this.text;
+    return value.length < this.#limit * COUNT_FROM ? value.length : [...value].length;
+  }
+
+  #changed() {
+    const { text } = this;
+    text.style.height = 'auto';
+    text.style.height = `${Math.min(text.scrollHeight, LINES_PX_MAX)}px`;
+    const count = this.#count();
+    const over = count > this.#limit;
+    this.counter.hidden = count < this.#limit * COUNT_FROM;
+    this.counter.textContent = over
+      ? `${(count - this.#limit).toLocaleString()} characters too many`
+      : `${(this.#limit - count).toLocaleString()} characters left`;
+    this.counter.classList.toggle('over', over);
+    text.setAttribute('aria-invalid', String(over));
+    this.send.disabled = !this.#valid();
+  }
+}

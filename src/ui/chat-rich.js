@@ -1,0 +1,79 @@
+/**
+ * Finished replies as the server renders them: its sanitised HTML, parsed where nothing runs or loads, and given
+ * what only a page can give: copy buttons, and boxes in which wide things scroll.
+ */
+
+const UNWANTED = 'script, style, iframe, object, embed, link, meta, base, form, svg, math, img, video, audio';
+
+/**
+ * @param {string} html
+ * @returns {DocumentFragment}
+ */
+export function rich(html) {
+  const parsed = new DOMParser().parseFromString(html, 'text/html').body;
+  // The server lets none of these through; a second wall costs little.
+  for (const element of parsed.querySelectorAll(UNWANTED)) element.remove();
+  for (const element of parsed.querySelectorAll('*')) {
+    for (const { name } of [...element.attributes]) {
+      if (name.startsWith('on') || name === 'style') element.removeAttribute(name);
+    }
+  }
+  for (const link of parsed.querySelectorAll('a[href]')) {
+    if (!/^(https?|mailto):/i.test(link.getAttribute('href'))) link.removeAttribute('href');
+    link.target = '_blank';
+    link.rel = 'noopener noreferrer nofollow';
+  }
+  for (const table of parsed.querySelectorAll('table')) scrollable(table, 'Table', 'wide-box');
+  for (const block of parsed.querySelectorAll('pre')) code(block);
+  for (const box of parsed.querySelectorAll('input[type=checkbox]')) box.disabled = true;
+  const fragment = document.createDocumentFragment();
+  fragment.append(...parsed.childNodes);
+  return fragment;
+}
+
+/** What scrolls sideways can be reached and scrolled with the keyboard. */
+function scrollable(element, label, className) {
+  const box = document.createElement('div');
+  box.className = className;
+  box.tabIndex = 0;
+  box.setAttribute('role', 'group');
+  box.setAttribute('aria-label', label);
+  element.replaceWith(box);
+  box.append(element);
+}
+
+function code(block) {
+  const figure = document.getElementById('code-template').content.firstElementChild.cloneNode(true);
+  const language = /language-([\w+#.-]+)/.exec(block.querySelector('code')?.className ?? '')?.[1];
+  figure.querySelector('.language').textContent = language ?? 'code';
+  const button = figure.querySelector('.copy');
+  const text = block.textContent;
+  button.setAttribute('aria-label', 'Copy code');
+  copies(button, () => text);
+  block.tabIndex = 0;
+  block.setAttribute('role', 'group');
+  block.setAttribute('aria-label', language ? `Code, ${language}` : 'Code');
+  block.replaceWith(figure);
+  figure.append(block);
+}
+
+/** Makes a button copy a text, and say so. @param {HTMLButtonElement} button @param {() => string} text */
+export function copies(button, text) {
+  if (!navigator.clipboard) {
+    button.remove();
+    return;
+  }
+  const label = button.querySelector('span');
+  const words = label.textContent;
+  let timer;
+  button.addEventListener('click', async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      label.textContent = 'Copied';
+    } catch {
+      label.textContent = 'Not allowed';
+    }
+    clearTimeout(timer);
+    timer = setTimeout(() => (label.textContent = words), 2000);
+  });
+}

@@ -1,0 +1,184 @@
+/**
+ * What a client holds of a session: the text of unfinished turns by byte offset, and how far its log goes.
+ * Pure bookkeeping: no transport, no page.
+ */
+
+import { Deferred, hexOf } from './sdk-wire.js';
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** How many `seq` numbers beyond the contiguous part are remembered. More means a fault of the server's. */
+const AHEAD_MAX = 4096;
+
+/** How many finished turns are remembered, to drop what a second connection tells of them once more. */
+const FINISHED_MAX = 256;
+
+/** Which entries the client holds in their final state. */
+export class Position {
+  /** the largest n for which every entry up to n is held; `null` until a snapshot's first entry says where it begins */
+  #contiguous = 0;
+  #ahead = new Set();
+
+  /** What an `attach` names as `after_seq`. */
+  get afterSeq() {
+    return this.#contiguous ?? 0;
+  }
+
+  /** @param {number} seq @returns {boolean} */
+  holds(seq) {
+    return (this.#contiguous !== null && seq <= this.#contiguous) || this.#ahead.has(seq);
+  }
+
+  /** Notes that an entry is held. @param {number} seq @returns {boolean} false: it had been before */
+  hold(seq) {
+    if (this.#contiguous === null) this.#contiguous = seq - 1;
+    if (this.holds(seq)) return false;
+    this.#ahead.add(seq);
+    while (this.#ahead.delete(this.#contiguous + 1)) this.#contiguous += 1;
+    if (this.#ahead.size > AHEAD_MAX) this.#ahead.delete(this.#ahead.values().next().value);
+    return true;
+  }
+
+  /** Notes that an entry is held that came beside the log, so it does not tell where a snapshot begins. */
+  note(seq) {
+    if (this.#contiguous === null) this.#ahead.add(seq);
+    else this.hold(seq);
+  }
+
+  /** Forgets everything. @param {boolean} snapshot the first entry that comes is the first that there will be */
+  reset(snapshot) {
+    this.#contiguous = snapshot ? null : 0;
+    this.#ahead.clear();
+  }
+}
+
+/** A set that forgets its oldest members. */
+export class Recent {
+  #members = new Set();
+
+  add(member) {
+    this.#members.add(member);
+    if (this.#members.size > FINISHED_MAX) this.#members.delete(this.#members.values().next().value);
+  }
+
+  has(member) {
+    return this.#members.has(member);
+  }
+}
+
+/** One reply, from its first piece to its last frame. */
+export class Turn {
+  #changed = new Deferred();
+  #reply = new Deferred();
+
+  /** @param {string} id */
+  constructor(id) {
+    /** the turn's id */
+    this.id = id;
+    /** the reply's place in the log, once it has one */
+    this.seq = null;
+    /** the model that answers, once it is known */
+    this.model_id = null;
+    /** the text so far */
+    this.text = '';
+    /** UTF-8 bytes of `text` */
+    this.length = 0;
+    /** the last frame has come; its text may still be under verification */
+    this.ended = false;
+    /** its pieces come on the watch, not on an exchange of this client's */
+    this.elsewhere = false;
+    /** why it failed, where it did */
+    this.error = null;
+  }
+
+  /** Settles with the finished reply. */
+  get reply() {
+    return this.#reply.promise;
+  }
+
+  /**
+   * Adds a piece. What is held already is dropped, by bytes.
+   * @param {number} offset
+   * @param {string} content
+   * @returns {string | null} the text that was new (maybe empty), or `null` when text before it is missing
+   */
+  add(offset, content) {
+    if (offset > this.length) return null;
+    const bytes = encoder.encode(content);
+    const known = this.length - offset;
+    if (known >= bytes.length) return '';
+    const fresh = known === 0 ? content : decoder.decode(bytes.subarray(known));
+    this.text += fresh;
+    this.length += bytes.length - known;
+    this.#notify();
+    return fresh;
+  }
+
+  /** Takes back what lies beyond `length` bytes: text that came after the turn had ended elsewhere. */
+  truncate(length) {
+    if (length >= this.length) return;
+    this.text = decoder.decode(encoder.encode(this.text).subarray(0, length));
+    this.length = length;
+  }
+
+  /** Takes the text as a whole, whatever was held. @param {string} text */
+  replace(text) {
+    this.text = text;
+    this.length = encoder.encode(text).length;
+    this.#notify();
+  }
+
+  /**
+   * Compares the text with what the last frame says about it.
+   * @param {{length: number, sha256: string}} expected
+   * @returns {Promise<boolean>} true also where the browser gives no SHA-256 (plain HTTP) and the length agrees
+   */
+  async matches({ length, sha256 }) {
+    if (this.length !== length) return false;
+    if (!sha256 || !globalThis.crypto?.subtle) return true;
+    const digest = await crypto.subtle.digest('SHA-256', encoder.encode(this.text));
+    return hexOf(new Uint8Array(digest)) === sha256.toLowerCase();
+  }
+
+  /** Ends the turn. @param {object} reply */
+  finish(reply) {
+    this.ended = true;
+    this.#reply.resolve(reply);
+    this.#notify();
+  }
+
+  /** Gives the turn up: nothing more will be heard of it. @param {Error} err */
+  abandon(err) {
+    if (this.#reply.settled) return;
+    this.ended = true;
+    this.error = err;
+    this.#reply.reject(err);
+    this.#notify();
+  }
+
+  /**
+   * The text as it grows. Each reader has its own place in the one text, so a slow one gets larger pieces.
+   * @returns {AsyncGenerator<string, void, void>}
+   */
+  async *pieces() {
+    let at = 0;
+    for (;;) {
+      if (this.text.length > at) {
+        const piece = this.text.slice(at);
+        at = this.text.length;
+        yield piece;
+      } else if (this.#reply.settled) {
+        await this.reply;
+        return;
+      } else {
+        await this.#changed.promise;
+      }
+    }
+  }
+
+  #notify() {
+    this.#changed.resolve();
+    this.#changed = new Deferred();
+  }
+}

@@ -1,0 +1,94 @@
+//! The real binary as a process of its own, which a test can kill.
+
+use std::{ops::Deref, path::Path, process::Stdio, time::Duration};
+
+use chatbox::config::secret::Secret;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+use url::Url;
+
+use super::{
+    client::{PATIENCE, http},
+    provider::Provider,
+    server::Target,
+};
+
+pub(crate) struct Process {
+    child: Child,
+    target: Target,
+    database: std::path::PathBuf,
+}
+
+impl Deref for Process {
+    type Target = Target;
+
+    fn deref(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl Process {
+    /// Starts the binary in `dir` on free ports, answered by `provider`.
+    pub(crate) async fn start(dir: &Path, provider: &Provider) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_chatbox"))
+            .current_dir(dir)
+            // Every CHATBOX_ variable is a setting to the server, and this one is none.
+            .env_remove("CHATBOX_TEST_STRICT")
+            .env("CHATBOX_LISTEN__HTTP", "localhost:0")
+            .env("CHATBOX_LISTEN__QUIC", "localhost:0")
+            .env("CHATBOX_LISTEN__OPS", "localhost:0")
+            .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__TYPE", "openai")
+            .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__MODEL", "scripted")
+            .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__ENDPOINT", provider.endpoint())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("start the binary");
+        let mut output = BufReader::new(child.stdout.take().expect("output"));
+        let mut line = String::new();
+        timeout(PATIENCE, output.read_line(&mut line)).await.expect("a line in time").expect("output");
+        let url = Url::parse(line.split_whitespace().find(|word| word.starts_with("http")).expect("a URL")).unwrap();
+        let discovery = http().get(url.join(".well-known/chatbox").unwrap()).send().await.expect("discovery");
+        let known: Value = serde_json::from_slice(&discovery.bytes().await.unwrap()).unwrap();
+        let secret = std::fs::read_to_string(dir.join("data/jwt_secret")).expect("generated secret");
+        Self {
+            child,
+            target: Target {
+                quic_url: Url::parse(known["webtransport"].as_str().unwrap()).unwrap(),
+                certificate_sha256: known["certificate_sha256"].as_str().unwrap().to_owned(),
+                secret: Secret::new(secret.trim()),
+                url,
+            },
+            database: dir.join("data/chatbox.db"),
+        }
+    }
+
+    /// Waits until so many bytes of a turn's text are in its log.
+    pub(crate) async fn written(&self, turn: &Value, bytes: i64) {
+        let turn: uuid::Uuid = turn.as_str().unwrap().parse().unwrap();
+        let written = async {
+            let mut look = tokio::time::interval(Duration::from_millis(20));
+            while self.log_length(turn) < bytes {
+                look.tick().await;
+            }
+        };
+        timeout(PATIENCE, written).await.expect("the log is written");
+    }
+
+    fn log_length(&self, turn: uuid::Uuid) -> i64 {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let database = rusqlite::Connection::open_with_flags(&self.database, flags).expect("database");
+        let length = "SELECT length FROM turns WHERE id = ?1";
+        let length: Option<i64> = database.query_row(length, [turn.as_bytes()], |row| row.get(0)).expect("turn");
+        length.unwrap_or_default()
+    }
+
+    /// Kills it as a crash does: no handler runs.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.expect("kill");
+    }
+}

@@ -1,0 +1,6 @@
+//! The QUIC listener with nothing above it: sessions are served by an echo, requests by a few handlers.
+
+mod listener; // admission, reset after a restart, drain
+mod requests; // ordinary HTTP/3
+mod sessions; // WebTransport: who gets in, streams, credit, codes
+mod site;

@@ -1,0 +1,143 @@
+/**
+ * Chromium by Playwright and Firefox by Puppeteer (WebDriver BiDi), behind the few verbs that the behaviours need.
+ * Every page is in a context of its own, and collects what goes wrong in it.
+ */
+
+import { setTimeout as pause } from 'node:timers/promises';
+import { chromium as playwright } from 'playwright-core';
+import puppeteer from 'puppeteer-core';
+
+const WAIT_MS = 15_000;
+const POLL_MS = 25;
+
+const CHROMIUM = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
+const FIREFOX = process.env.FIREFOX_BIN ?? '/usr/bin/firefox-esr';
+
+const CHROMIUM_FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+
+/** Runs in the page before anything else: what the content security policy forbids is not always in the console. */
+function watchPolicy() {
+  globalThis.policyViolations = [];
+  document.addEventListener('securitypolicyviolation', (event) => {
+    globalThis.policyViolations.push(`${event.violatedDirective}: ${event.blockedURI}`);
+  });
+}
+
+/** One page in one browser. */
+class Page {
+  /** what the console and the page reported as an error */
+  problems = [];
+
+  constructor(raw) {
+    this.raw = raw;
+    raw.on('console', (message) => {
+      const type = typeof message.type === 'function' ? message.type() : message.type;
+      if (type === 'error') this.problems.push(message.text());
+    });
+    raw.on('pageerror', (err) => this.problems.push(String(err)));
+  }
+
+  async goto(url) {
+    await this.raw.goto(url);
+  }
+
+  async reload() {
+    await this.raw.reload();
+  }
+
+  /** Runs a function in the page, with one argument. */
+  evaluate(action, argument) {
+    return this.raw.evaluate(action, argument);
+  }
+
+  /** Waits until a function in the page gives something true, and returns that. */
+  async until(condition, argument, ms = WAIT_MS) {
+    const deadline = Date.now() + ms;
+    let last;
+    while (Date.now() < deadline) {
+      last = await this.evaluate(condition, argument);
+      if (last) return last;
+      await pause(POLL_MS);
+    }
+    const seen = await this.evaluate(() => `${document.getElementById('status')?.innerText}\n${document.body.innerText}`);
+    throw new Error(`waited ${ms} ms for ${condition}; the page shows:\n${seen}\nproblems: ${this.problems.join('\n')}`);
+  }
+
+  click(selector) {
+    return this.raw.click(selector);
+  }
+
+  type(text) {
+    return this.raw.keyboard.type(text);
+  }
+
+  press(key) {
+    return this.raw.keyboard.press(key);
+  }
+
+  async shiftPress(key) {
+    await this.raw.keyboard.down('Shift');
+    await this.raw.keyboard.press(key);
+    await this.raw.keyboard.up('Shift');
+  }
+
+  screenshot(path) {
+    return this.raw.screenshot({ path });
+  }
+
+  /** Errors of the page and of its policy, but for those that a test provokes. @param {RegExp} [expected] */
+  async faults(expected = /$^/) {
+    const violations = await this.evaluate(() => globalThis.policyViolations);
+    return [...this.problems, ...violations].filter((problem) => !expected.test(problem));
+  }
+}
+
+export async function chromium() {
+  const browser = await playwright.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
+  return {
+    name: 'Chromium',
+    darkness: true,
+    async open({ width = 1280, height = 800, dark = false, touch = false } = {}) {
+      const context = await browser.newContext({
+        viewport: { width, height },
+        colorScheme: dark ? 'dark' : 'light',
+        hasTouch: touch,
+        isMobile: touch,
+        deviceScaleFactor: touch ? 2 : 1,
+      });
+      const raw = await context.newPage();
+      await raw.addInitScript(watchPolicy);
+      const page = new Page(raw);
+      page.resize = (size) => raw.setViewportSize(size);
+      page.close = () => context.close();
+      return page;
+    },
+    close: () => browser.close(),
+  };
+}
+
+export async function firefox() {
+  const browser = await puppeteer.launch({ browser: 'firefox', executablePath: FIREFOX, headless: true });
+  return {
+    name: 'Firefox',
+    darkness: false,
+    async open({ width = 1280, height = 800 } = {}) {
+      const context = await browser.createBrowserContext();
+      const raw = await context.newPage();
+      await raw.setViewport({ width, height });
+      await raw.evaluateOnNewDocument(watchPolicy);
+      const page = new Page(raw);
+      page.resize = (size) => raw.setViewport(size);
+      page.close = () => context.close();
+      return page;
+    },
+    close: () => browser.close(),
+  };
+}

@@ -1,0 +1,87 @@
+/** Proxies that can be cut, and ports that nobody listens on. Both loopback families, as browsers try `::1` first. */
+
+import dgram from 'node:dgram';
+import net from 'node:net';
+import { once } from 'node:events';
+
+/** @returns {Promise<number>} a port that was free a moment ago, for TCP and UDP */
+export async function freePort() {
+  const server = net.createServer().listen(0, '::1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** Carries UDP to a port on this machine, until it is cut. @param {number} target */
+export async function udpProxy(target) {
+  const port = await freePort();
+  let open = true;
+  const sockets = [];
+  const upstreams = new Map();
+  for (const [type, address] of [['udp6', '::1'], ['udp4', '127.0.0.1']]) {
+    const socket = dgram.createSocket(type);
+    sockets.push(socket);
+    socket.on('message', (packet, from) => {
+      const key = `${type}:${from.port}`;
+      let upstream = upstreams.get(key);
+      if (!upstream) {
+        upstream = dgram.createSocket('udp4');
+        upstream.on('message', (answer) => open && socket.send(answer, from.port, from.address));
+        upstream.on('error', () => {});
+        upstreams.set(key, upstream);
+      }
+      if (open) upstream.send(packet, target, '127.0.0.1');
+    });
+    socket.bind(port, address);
+    await once(socket, 'listening');
+  }
+  return {
+    port,
+    /** From now on packets vanish, as on a network that has begun to drop UDP. */
+    cut: () => (open = false),
+    close: () => [...sockets, ...upstreams.values()].forEach((socket) => socket.close()),
+  };
+}
+
+/** Carries TCP to a port on this machine; connections can be reset, and new ones refused. @param {number} target */
+export async function tcpProxy(target, port) {
+  let open = true;
+  const sockets = new Set();
+  const servers = [];
+  for (const address of ['::1', '127.0.0.1']) {
+    const server = net.createServer((client) => {
+      if (!open) {
+        client.resetAndDestroy();
+        return;
+      }
+      const upstream = net.connect(target, '127.0.0.1');
+      for (const socket of [client, upstream]) {
+        sockets.add(socket);
+        socket.on('error', () => {});
+        socket.on('close', () => {
+          sockets.delete(socket);
+          client.destroy();
+          upstream.destroy();
+        });
+      }
+      client.pipe(upstream);
+      upstream.pipe(client);
+    });
+    servers.push(server);
+    server.listen(port, address);
+    await once(server, 'listening');
+  }
+  return {
+    cut: () => {
+      open = false;
+      for (const socket of sockets) socket.resetAndDestroy();
+    },
+    mend: () => (open = true),
+    close: () => {
+      for (const socket of sockets) socket.destroy();
+      for (const server of servers) server.close();
+    },
+  };
+}

@@ -1,0 +1,67 @@
+/** The real binary on free loopback ports, with a data directory of its own. */
+
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+
+const START_MS = 20_000;
+const STOP_MS = 10_000;
+
+const BINARY = process.env.CHATBOX_BIN ?? fileURLToPath(new URL('../../../target/debug/chatbox', import.meta.url));
+
+/**
+ * @param {Record<string, string>} [env] more configuration
+ * @returns {Promise<{signIn: string, base: string, stop: () => Promise<void>}>}
+ */
+export async function startServer(env = {}) {
+  if (!existsSync(BINARY)) throw new Error(`no binary at ${BINARY}: build it, or set CHATBOX_BIN`);
+  const directory = await mkdtemp(join(tmpdir(), 'chatbox-ui-'));
+  const child = spawn(BINARY, ['serve'], {
+    cwd: directory,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: {
+      PATH: process.env.PATH,
+      CHATBOX_LISTEN__HTTP: 'localhost:0',
+      CHATBOX_LISTEN__QUIC: 'localhost:0',
+      CHATBOX_LISTEN__OPS: 'localhost:0',
+      CHATBOX_DATA_DIR: join(directory, 'data'),
+      CHATBOX_LIMITS__PUBLIC_PER_MINUTE: '10000',
+      ...env,
+    },
+  });
+  let log = '';
+  child.stderr.on('data', (chunk) => (log = (log + chunk).slice(-20_000)));
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  const signIn = await Promise.race([
+    firstUrl(child.stdout),
+    ended.then((code) => {
+      throw new Error(`the server ended with ${code}:\n${log}`);
+    }),
+    after(START_MS, () => new Error(`the server printed no URL:\n${log}`)),
+  ]);
+  const stop = async () => {
+    child.kill('SIGKILL');
+    await Promise.race([ended, after(STOP_MS, () => new Error('the server did not end'))]);
+    await rm(directory, { recursive: true, force: true });
+  };
+  return { signIn, base: signIn.split('#')[0], stop };
+}
+
+async function firstUrl(stdout) {
+  for await (const line of createInterface({ input: stdout })) {
+    const url = /https?:\/\/\S+/.exec(line)?.[0];
+    if (!url) continue;
+    // What comes later is not needed, but must not fill the pipe.
+    stdout.resume();
+    return url;
+  }
+  return new Promise(() => {});
+}
+
+function after(ms, error) {
+  return new Promise((_, reject) => setTimeout(() => reject(error()), ms).unref());
+}
