@@ -22,8 +22,7 @@ const COPY_PAGES: i32 = (8 << 20) / PAGE_BYTES;
 /// Length of the log, in pages, at which the writer makes it begin again: 64 MiB.
 const RESTART_PAGES: i32 = (64 << 20) / PAGE_BYTES;
 
-#[expect(clippy::as_conversions, reason = "the size of a page is a small constant")]
-const PAGE_BYTES: i32 = schema::PAGE_BYTES as i32;
+const PAGE_BYTES: i32 = schema::PAGE_BYTES.cast_signed();
 
 thread_local! {
     /// Pages in the log after this thread's last commit: the database tells it to a bare function only.
