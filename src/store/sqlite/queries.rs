@@ -60,9 +60,9 @@ queries! {
     SESSION_GROWN = "UPDATE sessions SET rev = ?2, last_seq = ?3, entries = entries + ?4, \
         last_activity = max(last_activity, ?5), name = coalesce(name, ?6) WHERE id = ?1";
     /// Anything else has changed.
-    SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1 RETURNING rev";
+    SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1";
     /// A reply is settled.
-    SESSION_SETTLED = "UPDATE sessions SET prompt_tokens = prompt_tokens + ?2, \
+    SESSION_SETTLED = "UPDATE sessions SET rev = rev + 1, prompt_tokens = prompt_tokens + ?2, \
         completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
         response_ms_sum = response_ms_sum + ?5, response_ms_max = max(response_ms_max, ?5) WHERE id = ?1";
 
