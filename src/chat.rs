@@ -248,7 +248,7 @@ pub struct Session {
     pub last_seq: u64,
     /// when it was made
     pub created_at: Timestamp,
-    /// when its log last grew
+    /// when its log last grew, or it was made active again
     pub last_activity: Timestamp,
     /// who of the staff holds it
     pub assist: Option<Assist>,

@@ -39,31 +39,37 @@ impl Append {
         Ok(Self { entry, content, files, metadata, name })
     }
 
-    /// Stores it, unless it is there.
+    /// Stores it, unless it is there. That is seen by the unique indexes as the row goes in: nearly every call is
+    /// the first one, and pays for no look-up.
     pub(super) fn run(self, connection: &Connection, seal: &Seal) -> Result<Appended> {
-        if let Some(first) = self.first(connection, seal)? {
-            let rev =
-                connection.prepare_cached(queries::SESSION_REV)?.query_row([first.session_id], |row| row.get(0))?;
-            return Ok(Appended { entry: first, rev, duplicate: true, started: None });
-        }
         let session_id = self.entry.session_id;
         let head = Head::read(connection, session_id)?.filter(|head| head.user_id == self.entry.owner);
-        let mut head = head.ok_or(Error::NotFound)?;
+        let Some(mut head) = head else { return self.repeated(connection, seal, Error::NotFound) };
         if head.state == SessionState::Ended {
-            return Err(Error::Ended);
+            return self.repeated(connection, seal, Error::Ended);
         }
         let now = now();
         let before = head.last_seq;
         head.last_seq += 1;
         head.rev += 1;
         let (seq, rev) = (head.last_seq, head.rev);
-        self.insert(connection, seq, now)?;
+        if !self.insert(connection, seq, now)? {
+            let taken = Error::Database("an entry with other owners has this id".into());
+            return self.repeated(connection, seal, taken);
+        }
         let started = match &self.entry.turn {
             Some(turn) => self.queue(connection, turn, &mut head, now)?,
             None => None,
         };
         turns::grown(connection, session_id, &head, before, self.name.as_deref())?;
         Ok(Appended { entry: self.stored(seq, now), rev, duplicate: false, started })
+    }
+
+    /// What the first call with this request or row has made; without one, `refusal`.
+    fn repeated(&self, connection: &Connection, seal: &Seal, refusal: Error) -> Result<Appended> {
+        let entry = self.first(connection, seal)?.ok_or(refusal)?;
+        let rev = connection.prepare_cached(queries::SESSION_REV)?.query_row([entry.session_id], |row| row.get(0))?;
+        Ok(Appended { entry, rev, duplicate: true, started: None })
     }
 
     /// The entry that an earlier call with the same request, or the same row, has made.
@@ -77,12 +83,14 @@ impl Append {
         }
         let mut statement = connection.prepare_cached(queries::ENTRY_OF_ID)?;
         let mut rows = statement.query([self.entry.id])?;
-        rows.next()?.map(|row| values::entry(row, seal)).transpose()
+        let same = rows.next()?.map(|row| values::entry(row, seal)).transpose()?;
+        Ok(same.filter(|same| same.user_id == self.entry.user_id && same.session_id == self.entry.session_id))
     }
 
-    fn insert(&self, connection: &Connection, seq: u64, now: Timestamp) -> Result<()> {
+    /// Stores the row; `false` when its request or its id is there.
+    fn insert(&self, connection: &Connection, seq: u64, now: Timestamp) -> Result<bool> {
         let entry = &self.entry;
-        connection.prepare_cached(queries::ENTRY_INSERT)?.execute(params![
+        let inserted = connection.prepare_cached(queries::ENTRY_INSERT)?.execute(params![
             entry.session_id,
             seq,
             entry.id,
@@ -96,7 +104,7 @@ impl Append {
             self.metadata,
             now,
         ])?;
-        Ok(())
+        Ok(inserted == 1)
     }
 
     fn queue(

@@ -4,6 +4,7 @@
 //! directory names a type of the driver.
 
 mod append;
+mod checkpoint;
 mod queries;
 mod readers;
 mod reads;
@@ -116,9 +117,8 @@ impl Sqlite {
     ) -> std::result::Result<Self, OpenError> {
         let lock = lock(path)?;
         create(path).map_err(OpenError::Io)?;
-        let connection = schema::writer(path)?;
+        let writer = Writer::start(path, lock, options.queue_max, Arc::clone(&metrics))?;
         let readers = Readers::open(path, options.readers)?;
-        let writer = Writer::start(connection, lock, options.queue_max, Arc::clone(&metrics))?;
         Ok(Self { writer, readers, seal: Arc::new(seal), deadline: options.deadline, metrics })
     }
 

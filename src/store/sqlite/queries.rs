@@ -60,9 +60,9 @@ queries! {
     SESSION_GROWN = "UPDATE sessions SET rev = ?2, last_seq = ?3, entries = entries + ?4, \
         last_activity = max(last_activity, ?5), name = coalesce(name, ?6) WHERE id = ?1";
     /// Anything else has changed.
-    SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1 RETURNING rev";
+    SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1";
     /// A reply is settled.
-    SESSION_SETTLED = "UPDATE sessions SET prompt_tokens = prompt_tokens + ?2, \
+    SESSION_SETTLED = "UPDATE sessions SET rev = rev + 1, prompt_tokens = prompt_tokens + ?2, \
         completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
         response_ms_sum = response_ms_sum + ?5, response_ms_max = max(response_ms_max, ?5) WHERE id = ?1";
 
@@ -77,9 +77,10 @@ queries! {
         ORDER BY seq LIMIT ?3";
     /// The last entries, newest first.
     ENTRIES_LAST = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 ORDER BY seq DESC LIMIT ?2";
-    /// A new entry that nobody changes later.
+    /// A new entry that nobody changes later, unless its request or id is there.
     ENTRY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, client_id, turn_id, sender, kind, content, \
-        files, metadata, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+        files, metadata, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
+        ON CONFLICT DO NOTHING";
     /// The place of a reply.
     REPLY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, turn_id, reply_to, sender, kind, state, \
         model_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'ai', 'text', ?7, ?8, ?9)";

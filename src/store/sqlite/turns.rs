@@ -239,11 +239,11 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
     let reply = settle(connection, entry_at(connection, session_id, reply_seq, seal)?, end, text, seal)?;
     count(connection, session_id, end, ending.started_at.map(|started| now.0 - started.0))?;
-    let rev = changed(connection, session_id)?;
+    let rev = connection.prepare_cached(queries::SESSION_REV)?.query_row([session_id], |row| row.get(0))?;
     Ok(Some(EndedTurn { reply, rev }))
 }
 
-/// Moves the session's counters: tokens of every reply, number and time of complete ones.
+/// Moves the session's `rev` and counters: tokens of every reply, number and time of complete ones.
 fn count(connection: &Connection, session: SessionId, end: &EndTurn, took_ms: Option<i64>) -> Result<()> {
     let usage = end.usage.unwrap_or_default();
     let response_ms = took_ms.filter(|_took| end.state == TurnState::Complete);
@@ -330,12 +330,8 @@ pub(super) fn requeue(connection: &Connection, ended: TurnId, new: TurnId) -> Re
         position,
         now()
     ])?;
-    changed(connection, session_id)?;
+    connection.prepare_cached(queries::SESSION_CHANGED)?.execute([session_id])?;
     Ok(true)
-}
-
-fn changed(connection: &Connection, session: SessionId) -> Result<u64> {
-    Ok(connection.prepare_cached(queries::SESSION_CHANGED)?.query_row([session], |row| row.get(0))?)
 }
 
 fn entry_at(connection: &Connection, session: SessionId, seq: u64, seal: &Seal) -> Result<Entry> {

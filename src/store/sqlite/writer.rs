@@ -7,6 +7,7 @@
 use std::{
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
 };
@@ -20,7 +21,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     super::{Error, Result},
-    OpenError, queries,
+    OpenError,
+    checkpoint::Checkpointer,
+    queries, schema,
 };
 use crate::metrics::Metrics;
 
@@ -41,13 +44,15 @@ enum Message {
 }
 
 impl Writer {
-    /// Starts the thread. `lock` is held until its connection is closed.
+    /// Opens the connection and starts the thread. `lock` is held until its connection is closed.
     pub(super) fn start(
-        connection: Connection,
+        path: &Path,
         lock: File,
         queue_max: usize,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, OpenError> {
+        let connection = schema::writer(path)?;
+        let checkpointer = Checkpointer::start(path)?;
         let (queue, messages) = mpsc::channel(queue_max.max(1));
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
@@ -55,7 +60,7 @@ impl Writer {
         let worker = Worker { connection, messages, metrics, _lock: lock, _ended: guard };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(|| worker.run())
+            .spawn(|| worker.run(checkpointer))
             .map_err(OpenError::Io)?;
         Ok(Self { queue, thread: Mutex::new(Some(thread)), ended })
     }
@@ -159,7 +164,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self) {
+    fn run(mut self, mut checkpointer: Checkpointer) {
+        Checkpointer::watch(&self.connection);
         let mut batch = Vec::new();
         while let Some(first) = self.messages.blocking_recv() {
             self.take(first, &mut batch);
@@ -170,8 +176,10 @@ impl Worker {
             }
             if !batch.is_empty() {
                 self.commit(&mut batch);
+                checkpointer.committed(&self.connection);
             }
         }
+        checkpointer.finish(&self.connection);
     }
 
     fn take(&mut self, message: Message, batch: &mut Vec<Box<dyn Write>>) {
@@ -243,8 +251,7 @@ mod tests {
         let path = dir.path().join("chatbox.db");
         let lock = File::create(dir.path().join("lock")).unwrap();
         let metrics = Metrics::new();
-        let connection = super::super::schema::writer(&path).unwrap();
-        let writer = Arc::new(Writer::start(connection, lock, 1024, Arc::clone(&metrics)).unwrap());
+        let writer = Arc::new(Writer::start(&path, lock, 1024, Arc::clone(&metrics)).unwrap());
         Bench { writer, metrics, dir, path }
     }
 
@@ -276,7 +283,7 @@ mod tests {
         done
     }
 
-    fn probe(path: &std::path::Path) -> i64 {
+    fn probe(path: &Path) -> i64 {
         Connection::open(path).unwrap().query_row(queries::PROBE_READ, [], |row| row.get(0)).unwrap()
     }
 
