@@ -202,18 +202,27 @@ async fn accept_uni(quic_conn: quinn::Connection) -> Result<quinn::RecvStream, C
     quic_conn.accept_uni().await
 }
 
+/// Takes the oldest. An empty queue keeps no room: most connections see a few streams at first and no more for long.
+pub(crate) fn next<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let next = queue.pop_front();
+    if queue.is_empty() {
+        queue.shrink_to_fit();
+    }
+    next
+}
+
 impl quic::Connection<Bytes> for Demux {
     type RecvStream = Receive;
     type OpenStreams = Opener;
 
     fn poll_accept_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Receive, ConnectionErrorIncoming>> {
         self.poll(cx)?;
-        self.unidirectional.pop_front().map_or(Poll::Pending, |stream| Poll::Ready(Ok(stream)))
+        next(&mut self.unidirectional).map_or(Poll::Pending, |stream| Poll::Ready(Ok(stream)))
     }
 
     fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bidi, ConnectionErrorIncoming>> {
         self.poll(cx)?;
-        self.requests.pop_front().map_or(Poll::Pending, |stream| Poll::Ready(Ok(stream)))
+        next(&mut self.requests).map_or(Poll::Pending, |stream| Poll::Ready(Ok(stream)))
     }
 
     fn opener(&self) -> Opener {

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::demux::{Bidi, Demux, Peeled, Receive, varint};
+use super::demux::{self, Bidi, Demux, Peeled, Receive, varint};
 use crate::metrics::Metrics;
 
 /// Advertised; a larger header section is answered with 431.
@@ -295,7 +295,7 @@ fn poll_server(
     if purpose == Purpose::Undecided {
         return Poll::Pending;
     }
-    server.inner.conn.peeled.pop_front().map_or(Poll::Pending, |stream| Poll::Ready(Incoming::Stream(stream)))
+    demux::next(&mut server.inner.conn.peeled).map_or(Poll::Pending, |stream| Poll::Ready(Incoming::Stream(stream)))
 }
 
 async fn idle(timer: &mut Option<Pin<Box<Sleep>>>) {
