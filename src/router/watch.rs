@@ -54,7 +54,7 @@ impl Asked {
 pub struct Watch {
     router: Router,
     subscription: Subscription,
-    session: Session,
+    session_id: SessionId,
     origin: ConnectionId,
     asked: Arc<Asked>,
     /// Every entry up to here was shown, or the client did not ask for it.
@@ -110,7 +110,7 @@ impl Router {
             origin: from.origin,
             asked: from.asked,
             upto: session.last_seq,
-            session: session.clone(),
+            session_id: session.id,
             running: None,
             ready: VecDeque::new(),
         };
@@ -123,7 +123,7 @@ impl Watch {
     /// The session that is watched.
     #[must_use]
     pub const fn session_id(&self) -> SessionId {
-        self.session.id
+        self.session_id
     }
 
     /// Waits for what is to be shown next. Cancel safe.
@@ -148,12 +148,12 @@ impl Watch {
     /// Reads what the client misses. `false`: its position could not be honoured, and what is read is a snapshot.
     async fn replay(&mut self, after_seq: Option<u64>, position: Option<Position>) -> store::Result<bool> {
         let store = Arc::clone(&self.router.0.parts.store);
-        let running = store.running_turn(self.session.id).await?;
+        let running = store.running_turn(self.session_id).await?;
         let left = match position {
             Some(position) => self.left(position).await?,
             None => Left::Nowhere,
         };
-        let last_seq = self.session.last_seq;
+        let last_seq = self.upto;
         let gap = |after_seq: u64| last_seq.checked_sub(after_seq).and_then(|gap| u32::try_from(gap).ok());
         let range = match (&left, after_seq.map(gap)) {
             (Left::Unknown, _) | (_, Some(None)) => Some(Range::Last(REPLAY_ENTRIES_MAX)),
@@ -162,7 +162,7 @@ impl Watch {
             (_, None) => None,
         };
         if let Some(range) = range {
-            let entries = store.entries(self.session.id, range).await?;
+            let entries = store.entries(self.session_id, range).await?;
             self.upto = entries.first().map_or(last_seq, |first| first.seq - 1);
             for entry in entries {
                 match &left {
@@ -195,11 +195,11 @@ impl Watch {
     async fn left(&self, position: Position) -> store::Result<Left> {
         let store = &self.router.0.parts.store;
         let cursor = Cursor { offset: position.offset, ..Cursor::start(position.turn_id) };
-        let turn = store.turn(position.turn_id).await?.filter(|turn| turn.session_id == self.session.id);
+        let turn = store.turn(position.turn_id).await?.filter(|turn| turn.session_id == self.session_id);
         Ok(match turn {
             Some(turn) if turn.state.ended() => {
                 let after = turn.reply_seq.unwrap_or_default().saturating_sub(1);
-                let reply = store.entries(self.session.id, Range::After(after, 1)).await?.into_iter().next();
+                let reply = store.entries(self.session_id, Range::After(after, 1)).await?.into_iter().next();
                 match reply.filter(|reply| reply.length.is_some_and(|length| position.offset <= length)) {
                     Some(reply) => Left::Ended(Arc::new(reply), cursor),
                     None => Left::Unknown,
@@ -301,7 +301,7 @@ impl Watch {
         loop {
             let after = self.running.as_ref().map_or(self.upto, |running| running.seq - 1);
             let range = Range::After(after, REPLAY_ENTRIES_MAX);
-            let entries = self.router.0.parts.store.entries(self.session.id, range).await?;
+            let entries = self.router.0.parts.store.entries(self.session_id, range).await?;
             let more = entries.len() >= usize::try_from(REPLAY_ENTRIES_MAX).unwrap_or(usize::MAX);
             for entry in entries {
                 self.take(Arc::new(entry));

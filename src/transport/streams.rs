@@ -15,14 +15,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_channel::mpsc;
 use futures_util::{
-    FutureExt as _, StreamExt as _,
+    FutureExt as _, SinkExt as _, StreamExt as _,
     future::{BoxFuture, Fuse},
     stream::ReadyChunks,
 };
 use http::StatusCode;
 use tokio::{
-    sync::mpsc,
+    sync::Notify,
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
@@ -325,12 +326,14 @@ impl Stream {
     /// Writes the events of a watch while it reads the requests that come on its stream. Neither waits for the
     /// other: a `stop` is heard while a piece of text is stuck.
     async fn watch(mut self, answers: Answers) -> Ended {
+        // A fifth of what tokio's channel takes, for one that is empty nearly always.
         let (inline_tx, inline) = mpsc::channel(INLINE_ANSWERS_MAX);
+        let unheard = Notify::new();
         // Each ends when the other has: the writer after the answers to all requests, so that no frame is cut;
         // the reader after the request that is being handled.
         let (end, written) = tokio::join!(
-            read_requests(&mut self.reader, &self.connection, inline_tx),
-            self.writer.write_watch(answers, inline),
+            read_requests(&mut self.reader, &self.connection, inline_tx, &unheard),
+            self.writer.write_watch(answers, inline).inspect(|_written| unheard.notify_one()),
         );
         match end {
             Request::Close(frame, code) => Box::pin(self.last(frame, code)).await,
@@ -368,11 +371,16 @@ enum Request {
 }
 
 /// Hands the requests on an attach stream in, one after the other, and their answers on.
-async fn read_requests(reader: &mut Reader, connection: &Connection, inline: mpsc::Sender<Answers>) -> Request {
+async fn read_requests(
+    reader: &mut Reader,
+    connection: &Connection,
+    mut inline: mpsc::Sender<Answers>,
+    unheard: &Notify,
+) -> Request {
     loop {
         let line = tokio::select! {
             biased;
-            () = inline.closed() => return Request::Unheard,
+            () = unheard.notified() => return Request::Unheard,
             line = reader.next_within(FRAME_DEADLINE) => match line {
                 Ok(line) => line,
                 Err(unread) => return Request::Unread(unread),
@@ -453,7 +461,7 @@ impl Writer {
             let next = async {
                 tokio::select! {
                     biased;
-                    answers = inline.recv() => Next::Inline(answers),
+                    answers = inline.next() => Next::Inline(answers),
                     frames = events.next() => Next::Events(frames),
                 }
             };
