@@ -1,6 +1,6 @@
 //! The configuration: load, merge, validate, redact. Each section's type lives beside its user.
 //!
-//! One TOML file, over it the environment, over that the flags ([`load`]); every fault is reported, not only the
+//! One TOML file, over it the environment, over that the flags ([`load()`]); every fault is reported, not only the
 //! first. Nothing else in this package reads the environment.
 
 mod check;
