@@ -223,8 +223,7 @@ label = \"Fast\"\n\
 ```\n\n\
 and give the key through the environment as `CHATBOX_LLM__PROVIDERS__FAST__API_KEY`. Any server that speaks chat \
 completions will do. Then:\n\n\
-- [ ] `auth.jwt_secret` (32 characters or more), `auth.public_key_file` or `auth.jwks_url`: outside loopback the server \
-does not start without one\n\
+- [ ] `auth.jwt_secret`, 32 random characters or more: outside loopback the server does not start without it\n\
 - [ ] `listen.http` and `listen.quic` on addresses that clients reach, **UDP** included\n\
 - [ ] `tls.cert_file` and `tls.key_file`\n\
 - [ ] `auth.allowed_origins`: the sites that embed the chat\n\
@@ -255,8 +254,7 @@ does not start without one\n\
 - **Stored** in an embedded SQLite file unless configured otherwise, with full synchronisation: `accepted` means it is \
 on disk.\n\
 - **Encrypted at rest** with AES-256-GCM when `store.encryption_keys` are set. Keys rotate; old ones stay readable.\n\
-- **Yours alone**: someone else's session looks exactly like one that does not exist. Staff can watch and take over; \
-what they note beside a conversation is never shown to its owner.\n\
+- **Yours alone**: someone else's session looks exactly like one that does not exist.\n\
 - **Out of the logs**: content, prompts, tokens and keys are never written there.\n\
 - **To the model** go the system prompt and the conversation, and nothing that says who you are.\n\n\
 This demo sends nothing anywhere.",
@@ -285,13 +283,12 @@ dropped.",
         title: "what chatbox is",
         words: &["chatbox", "demo", "features", "product", "yourself", "you", "this"],
         text: "## What chatbox is\n\n\
-A real-time chat server for AI-assisted support. A host application embeds it; its users talk to a language model, \
-and **staff** can watch a conversation, take it over and hand it back.\n\n\
+A real-time chat server that a host application embeds; its users talk to a language model.\n\n\
 1. **Nothing is lost, doubled or reordered.** An answer that was streaming goes on where it was, byte for byte, and \
 the client can check it by length and SHA-256.\n\
 2. **No stall across messages.** Each exchange has its own QUIC stream.\n\
 3. **Stop means stop.** The request to the provider is cut, and the text so far is kept.\n\
-4. **Takeover means silence.** When staff take over, the model's text ends at one stated byte on every device.\n\n\
+4. **The transport is the limiter.** The cap on parallel requests is QUIC stream credit; nothing is dropped.\n\n\
 One binary holds the server, the pages and an embedded database. It runs with no configuration, no account and no key, \
 which is why you are reading a demo.",
     },

@@ -229,7 +229,14 @@ impl Router {
             metadata: message.metadata,
             turn: Some(NewTurn { id: send.turn_id, lease: self.lease(), queued_max: parts.queued_turns }),
         };
-        let appended = parts.store.append(entry).await?;
+        let appended = match parts.store.append(entry).await {
+            // Staff may read the session, and only its owner, or who holds it, may write in it.
+            Err(store::Error::NotFound) if principal.role == Role::Staff => {
+                self.readable(principal, session_id).await?;
+                return Err(Refusal::new(ErrorCode::InsufficientPermissions));
+            }
+            appended => appended?,
+        };
         if appended.duplicate {
             parts.metrics.duplicates_total.inc();
             return Ok(appended);

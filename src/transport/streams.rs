@@ -4,6 +4,8 @@
 //! know. A stream is a task that ends with both halves ended, because only then the client gets its credit back;
 //! the halves see to that when they are dropped.
 
+mod read;
+
 use std::{
     convert::Infallible,
     future::Future,
@@ -28,6 +30,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use self::read::{Reader, Unread};
 use super::{
     lines::Lines,
     webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
@@ -43,9 +46,6 @@ const FRAMES_AT_ONCE: usize = 16;
 
 /// Answers to requests on an attach stream that wait to be written; then the stream is read no further.
 const INLINE_ANSWERS_MAX: usize = 4;
-
-/// What is read from a stream at once.
-const READ_BYTES_MAX: usize = 16 * 1024;
 
 /// How long the client may take to acknowledge the last frame before its session is closed.
 const LAST_FRAME_DEADLINE: Duration = Duration::from_secs(1);
@@ -211,30 +211,6 @@ enum Unopened {
     NotText,
 }
 
-/// Why a stream is not read any further.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Unread {
-    /// the client finished it
-    Finished,
-    /// the client reset it, or is gone
-    Broken,
-    /// a frame took too long
-    Late,
-    /// a frame is too large
-    TooLarge,
-}
-
-impl Unread {
-    const fn reason(self) -> Option<&'static str> {
-        match self {
-            Self::Finished => None,
-            Self::Broken => Some("reset"),
-            Self::Late => Some("frame_deadline"),
-            Self::TooLarge => Some("frame_too_large"),
-        }
-    }
-}
-
 /// What is wrong with answering.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unwritten {
@@ -396,43 +372,6 @@ async fn read_requests(
             }
             Outcome::Close(frame, code) => return Request::Close(frame.map(|frame| frame.line()), code),
         }
-    }
-}
-
-/// Reads frames.
-struct Reader {
-    receive: RecvStream,
-    lines: Lines,
-}
-
-impl Reader {
-    /// The next frame, for which the client may take its time. Cancel safe.
-    async fn next(&mut self) -> Result<Bytes, Unread> {
-        loop {
-            if let Some(line) = self.lines.next_line().map_err(|_too_long| Unread::TooLarge)? {
-                return Ok(line);
-            }
-            self.fill().await?;
-        }
-    }
-
-    /// The next frame, which has to be whole within `deadline` once it has begun. Cancel safe.
-    async fn next_within(&mut self, deadline: Duration) -> Result<Bytes, Unread> {
-        while !self.lines.partial() {
-            self.fill().await?;
-        }
-        timeout(deadline, self.next()).await.unwrap_or(Err(Unread::Late))
-    }
-
-    async fn fill(&mut self) -> Result<(), Unread> {
-        match self.receive.read(READ_BYTES_MAX.min(self.lines.room())).await {
-            Ok(Some(bytes)) => self.lines.push(&bytes),
-            // The end of the stream ends its last line.
-            Ok(None) if self.lines.partial() => self.lines.push(b"\n"),
-            Ok(None) => return Err(Unread::Finished),
-            Err(StreamError::Ended(_) | StreamError::Gone) => return Err(Unread::Broken),
-        }
-        Ok(())
     }
 }
 

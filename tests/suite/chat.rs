@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chatbox::auth::Role;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -27,6 +28,8 @@ over_both! {
     stop_keeps_the_text_and_cuts_the_request,
     foreign_session_looks_unknown,
     new_session_is_made_once_for_a_repeated_attach,
+    staff_watch_a_session_and_do_not_write_in_it,
+    a_client_that_reads_nothing_costs_nobody_else,
 }
 
 async fn message_is_answered_piece_by_piece(via: Via) {
@@ -350,4 +353,36 @@ async fn new_session_is_made_once_for_a_repeated_attach(via: Via) {
     let again = elsewhere.exchange(attach).await.next().await.unwrap();
     assert_ne!(first["session_id"], status["session_id"]);
     assert_eq!(first["session_id"], again["session_id"]);
+}
+
+async fn staff_watch_a_session_and_do_not_write_in_it(via: Via) {
+    let server = Server::start().await;
+    let (mut ann, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;
+    let token = server.token_for("sue", Role::Staff, Duration::from_secs(60));
+    let attach = json!({"token": token, "session_id": status["session_id"]});
+    let (mut sue, mut seen, hers) = Client::attached(&server, via, "sue", attach).await;
+    assert_eq!((&hers["session_id"], &hers["limits"]["streams"]), (&status["session_id"], &json!(64)));
+    ann.say("count to 2").await.reply().await;
+    let message = seen.next().await.unwrap();
+    assert_eq!((&message["content"], &message["id"]), (&json!("count to 2"), &Value::Null), "the id is its author's");
+    seen.reply().await;
+    let said = json!({"type": "user_message", "id": id(), "session_id": status["session_id"], "content": "hi"});
+    let refused = sue.exchange(said).await.next().await.unwrap();
+    assert_eq!(refused["error"]["code"], "INSUFFICIENT_PERMISSIONS");
+}
+
+/// A watcher lags behind a queue of 64 pieces, and then reads all of them at once, later, from the one text.
+async fn a_client_that_reads_nothing_costs_nobody_else(via: Via) {
+    let server = Server::with(|config| config.limits.streams = 6).await;
+    let (mut client, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;
+    let (_idle, mut unread, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let (text, _last) = client.say("count to 1000").await.reply().await;
+    assert_eq!(text.lines().count(), 1000);
+    let (later, last) = unread.reply().await;
+    assert_eq!((later == text, &last["state"]), (true, &json!("complete")));
+    let attach = json!({"session_id": status["session_id"], "after_seq": 0});
+    let (_third, mut replay, _status) = Client::attached(&server, via, "ann", attach).await;
+    replay.until("user_message").await;
+    let (again, _last) = replay.reply().await;
+    assert!(again == text, "the replay is the same text");
 }

@@ -75,6 +75,9 @@ impl Server {
         config.limits.connections_per_user = 1_000;
         config.limits.public_per_minute = 100_000;
         config.sessions.turn_lease = Duration::from_secs(1);
+        let mut demo = ProviderConfig::new(Kind::Demo);
+        demo.pace = Some(Duration::ZERO);
+        config.llm.providers.insert("demo".to_owned(), demo);
         config
     }
 
@@ -172,6 +175,7 @@ pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) 
     let mut model = ProviderConfig::new(Kind::Openai);
     model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
     model.model = Some("scripted".to_owned());
+    config.llm.providers.clear();
     config.llm.providers.insert("scripted".to_owned(), model);
 }
 

@@ -239,7 +239,9 @@ async fn trailers_of_a_request_reach_the_handler() {
         body.trailers().and_then(|trailers| trailers.get("x-end").cloned()).unwrap().to_str().unwrap().to_owned()
     };
     let site = serving(Router::new().route("/", post(read)));
-    let mut stream = site.http3().await.send(request(&site, Method::POST, "/")).await;
+    // The connection closes with its last handle.
+    let mut client = site.http3().await;
+    let mut stream = client.send(request(&site, Method::POST, "/")).await;
     stream.send_data(Bytes::from_static(b"data")).await.unwrap();
     let mut trailers = HeaderMap::new();
     trailers.insert("x-end", "yes".parse().unwrap());
