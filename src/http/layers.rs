@@ -13,8 +13,24 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
 use super::{Parts, problem::Problem};
-use crate::chat::ErrorCode;
+use crate::{auth::origins::Origins, chat::ErrorCode};
+
+/// Lets pages of the allowed origins read answers, and tells their preflights what they may send.
+pub(super) fn cross_origin(origins: &Arc<Origins>) -> CorsLayer {
+    let origins = Arc::clone(origins);
+    let allowed = move |origin: &HeaderValue, _: &_| origin.to_str().is_ok_and(|origin| origins.allows(origin));
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(allowed))
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("idempotency-key")])
+        .max_age(PREFLIGHT_MAX_AGE)
+}
+
+/// How long a browser may remember the answer to a preflight.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Refuses an address that asks for more than its share.
 pub(super) async fn limit_public(State(parts): State<Arc<Parts>>, request: Request, next: Next) -> Response {

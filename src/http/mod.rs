@@ -80,6 +80,7 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
         .route("/", to_home.clone())
         .route(&prefix, to_home)
         .fallback(problem::no_route)
+        .layer(layers::cross_origin(&parts.origins))
         .layer(middleware::from_fn_with_state(parts, layers::finish))
 }
 

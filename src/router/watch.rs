@@ -137,7 +137,8 @@ impl Watch {
                 Delivery::Lagged => Fit::Hole,
             };
             if fit == Fit::Hole {
-                while let Err(err) = self.resync().await {
+                // Boxed, being rare: an idle watch keeps no room for it.
+                while let Err(err) = Box::pin(self.resync()).await {
                     tracing::warn!(error = &err as &dyn std::error::Error, "missed events are not read yet");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }

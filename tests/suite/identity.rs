@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::harness::{Client, Server, Via, id, over_both};
 
 over_both! {
+    connection_that_does_not_attach_is_closed,
     connection_ends_with_its_token,
     renewed_token_keeps_the_connection,
     token_of_another_user_does_not_renew,
@@ -16,6 +17,15 @@ over_both! {
 }
 
 const SHORT: Duration = Duration::from_secs(2);
+
+async fn connection_that_does_not_attach_is_closed(via: Via) {
+    let server = Server::start().await;
+    let client = Client::open(&server, via).await;
+    let opened = std::time::Instant::now();
+    assert_eq!(client.closed().await, 1);
+    let (least, most) = (Duration::from_millis(4_500), Duration::from_millis(6_500));
+    assert!((least..most).contains(&opened.elapsed()), "closed after {:?}", opened.elapsed());
+}
 
 async fn connection_ends_with_its_token(via: Via) {
     let server = Server::start().await;

@@ -171,3 +171,23 @@ async fn an_address_that_asks_too_often_is_told_when_to_come_back() {
     assert_eq!(json_of(refused).await["code"], "TOO_MANY_REQUESTS");
     assert_eq!(get(&server, "/chatbox/sdk.js").await.status(), StatusCode::OK, "pages are not limited");
 }
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_read_answers_and_others_may_not() {
+    let host = "https://host.example";
+    let server = Server::with(|config| config.auth.allowed_origins = Some(vec![host.to_owned()])).await;
+    let discovery = server.url.join("/chatbox/.well-known/chatbox").unwrap();
+    for (origin, allowed) in [(host, host), ("https://evil.example", "")] {
+        let answer = http().get(discovery.clone()).header(header::ORIGIN, origin).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(header_of(&answer, header::ACCESS_CONTROL_ALLOW_ORIGIN), allowed);
+        let preflight = http()
+            .request(reqwest::Method::OPTIONS, discovery.clone())
+            .header(header::ORIGIN, origin)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+            .header(header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization");
+        let preflight = preflight.send().await.unwrap();
+        assert_eq!(header_of(&preflight, header::ACCESS_CONTROL_ALLOW_ORIGIN), allowed);
+        assert!(header_of(&preflight, header::ACCESS_CONTROL_ALLOW_HEADERS).contains("authorization"));
+    }
+}
