@@ -69,6 +69,16 @@
 //! - **The replay after `attach` begins a running turn with `loading`**, which names its place in the log.
 //! - **Pages, scripts and discovery do not count against `limits.public_per_minute`**: they are bytes in memory, and a
 //!   page of a dozen modules would use up the budget of an office in a minute.
+//! - **A turn that ends while it is queued gets an empty reply** at the end of the log, so that each turn has one end
+//!   that every watcher sees.
+//! - **`listen.ops` answers until the very end of a drain**, on a lifecycle of its own: a node that drains is alive
+//!   and not ready, and a probe that finds no listener would have it killed in the middle.
+//! - **`sqlite:` alone means `chatbox.db` in `data_dir`**, and is the default: whoever moves the data moves all of it.
+//! - **Replies above 128 KiB come without `html`**, and those above 64 KiB as pieces even when they are replayed: a
+//!   frame must stay far below `limits.frame_bytes` whatever JSON makes of the text.
+//! - **The bus's queue, the hand-over of inline answers and empty stream queues take no memory while they are empty**,
+//!   which is why they are not tokio's channels: an idle connection is what the server has most of.
+//! - **Number casts are linted, `as` is not**: `&err as &dyn Error` is how logs get an error with its causes.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 
