@@ -102,6 +102,10 @@ impl Router {
     /// `NOT_FOUND` when the session is gone, `DATABASE_ERROR`.
     pub async fn watch(&self, session: Session, from: From) -> Result<Start, Refusal> {
         let store = &self.0.parts.store;
+        if let Some(position) = from.position {
+            // Whoever names a turn wants to see it here, although an exchange of the connection had shown it.
+            from.asked.remove(position.turn_id);
+        }
         let subscription = self.0.parts.bus.subscribe(session.id).await;
         let session = store.session(session.id).await?.ok_or(store::Error::NotFound)?;
         let mut watch = Watch {

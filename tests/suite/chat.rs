@@ -18,6 +18,7 @@ over_both! {
     other_device_sees_message_and_reply_once,
     viewer_joins_in_the_middle_of_an_answer,
     resume_goes_on_at_the_byte,
+    exchange_that_is_not_read_is_shown_again_by_attach,
     ended_turn_is_replayed_from_the_offset,
     messages_of_one_session_are_answered_in_order,
     three_sessions_stream_side_by_side,
@@ -143,6 +144,25 @@ async fn resume_goes_on_at_the_byte(via: Via) {
     gate.open();
     let (text, _last) = seen.reply_from("abcdéf".to_owned()).await;
     assert_eq!(text, "abcdéfghi");
+}
+
+async fn exchange_that_is_not_read_is_shown_again_by_attach(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["seen ", "unseen ", "later"]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let mut exchange = client.say("hello").await;
+    let turn = exchange.until("accepted").await["turn_id"].clone();
+    gate.release(1);
+    exchange.until("ai_response").await;
+    drop(exchange);
+    gate.release(1);
+    assert!(watch.silent(MOMENT).await, "its pieces are not moved elsewhere");
+    let attach = json!({"type": "attach", "id": id(), "turn_id": turn, "offset": 5});
+    let mut again = client.exchange(attach).await;
+    assert_eq!(again.next().await.unwrap()["recovered"], true);
+    gate.open();
+    assert_eq!(again.reply_from("seen ".to_owned()).await.0, "seen unseen later");
 }
 
 async fn ended_turn_is_replayed_from_the_offset(via: Via) {
