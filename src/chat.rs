@@ -364,11 +364,6 @@ pub enum Event {
         /// the reply, settled
         entry: Arc<Entry>,
     },
-    /// the session itself changed: its name, model, state or holder
-    Updated {
-        /// the session's `rev` with this change
-        rev: u64,
-    },
 }
 
 /// Why a request was refused or a turn failed, as clients see it.

@@ -21,11 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    auth::{Denied, Principal, Role, now},
+    auth::{Denied, Principal, Role},
     chat::{
         ConnectionId, ErrorCode, RequestId, SessionId, TurnId,
         ask::{Attach, Named, Scope, UserMessage},
     },
+    clock::now,
     limit::{ConnectionPermit, UserPermit},
     protocol::{
         Accepted, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, Limits, Model, Rejection,

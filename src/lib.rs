@@ -86,6 +86,7 @@ pub mod auth;
 pub mod bus;
 pub mod chat;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod connection;
 pub mod http;

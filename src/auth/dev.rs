@@ -13,6 +13,7 @@ use ring::hmac;
 use super::{Config, Role, issuer::Issuer};
 use crate::{
     chat::{Timestamp, UserId},
+    clock::now,
     config::secret::{Secret, random_bytes},
 };
 
@@ -75,13 +76,13 @@ impl DevSessions {
     /// Takes a code: each works once.
     #[must_use]
     pub fn redeem(&self, code: &str) -> Option<Grant> {
-        self.redeem_at(code, Instant::now()).then(|| self.grant(super::now()))?
+        self.redeem_at(code, Instant::now()).then(|| self.grant(now()))?
     }
 
     /// Takes a cookie's value, any number of times until it expires.
     #[must_use]
     pub fn resume(&self, cookie: &str) -> Option<Grant> {
-        self.resume_at(cookie, super::now())
+        self.resume_at(cookie, now())
     }
 
     fn code_at(&self, now: Instant) -> String {

@@ -7,7 +7,7 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
 use super::{Algorithm, Config, Role};
-use crate::{chat::UserId, config::secret::Secret};
+use crate::{chat::UserId, clock::now, config::secret::Secret};
 
 /// Signs tokens that a [`Verifier`](super::Verifier) of the same configuration accepts.
 pub struct Issuer {
@@ -49,7 +49,7 @@ impl Issuer {
     /// # Errors
     /// When `ttl` reaches beyond what a clock can show.
     pub fn issue(&self, user: &UserId, role: Role, name: Option<&str>, ttl: Duration) -> anyhow::Result<String> {
-        let iat = super::now().0 / 1000;
+        let iat = now().0 / 1000;
         let exp = i64::try_from(ttl.as_secs()).ok().and_then(|ttl| iat.checked_add(ttl)).context("ttl is too long")?;
         let claims = Claims {
             user_id: user,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chat::{Timestamp, UserId},
+    clock::now,
     config::secret::Secret,
 };
 
@@ -240,11 +241,6 @@ fn display_name(name: Option<&str>, user_id: &UserId) -> String {
         shown.take(NAME_CHARACTERS_MAX).collect()
     };
     name.map(clean).filter(|name| !name.trim().is_empty()).unwrap_or_else(|| clean(user_id.as_str()))
-}
-
-/// The present moment by this machine's clock, which is the one that tokens are checked with.
-pub(crate) fn now() -> Timestamp {
-    Timestamp(i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

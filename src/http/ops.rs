@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::Parts;
-use crate::auth::now;
+use crate::clock::now;
 
 /// How long the store may take to say that it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(2);

@@ -241,7 +241,6 @@ impl Watch {
                 }
                 Fit::Seamless
             }
-            Event::Updated { .. } => Fit::Seamless,
         }
     }
 

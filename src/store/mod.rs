@@ -15,9 +15,10 @@ use std::{
 use async_trait::async_trait;
 
 use crate::chat::{
-    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, RequestId, Sender, Session, SessionId, Timestamp, Turn,
-    TurnId, TurnState, Usage, UserId,
+    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, RequestId, Sender, Session, SessionId, Turn, TurnId,
+    TurnState, Usage, UserId,
 };
+use crate::clock::now;
 use crate::metrics::Metrics;
 
 /// Why the store did not do what it was asked for.
@@ -300,9 +301,4 @@ pub fn open(
     };
     let seal = seal::Seal::new(&config.encryption_keys)?;
     Ok(Arc::new(sqlite::Sqlite::open(&path, seal, &sqlite::Options::default(), metrics)?))
-}
-
-/// The present moment, as rows keep it.
-fn now() -> Timestamp {
-    Timestamp(i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or_default())
 }

@@ -27,7 +27,7 @@ const IMPORTS: [(&str, &[&str]); 15] = [
     ("protocol", &[]),
 ];
 /// The vocabulary, and what has no dependencies of its own.
-const EVERYWHERE: [&str; 3] = ["chat", "metrics", "lifecycle"];
+const EVERYWHERE: [&str; 4] = ["chat", "clock", "metrics", "lifecycle"];
 /// How values look in a file. Whoever has such a value needs its form, and depends on no file.
 const FORMS: [&str; 3] = ["config::secret", "config::duration", "config::Address"];
 /// These import nothing of ours, not even the above.
