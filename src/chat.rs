@@ -250,8 +250,88 @@ pub struct Session {
     pub created_at: Timestamp,
     /// when its log last grew, or it was made active again
     pub last_activity: Timestamp,
+    /// when it ended
+    pub ended_at: Option<Timestamp>,
+    /// its owner asked for a person
+    pub help_requested: bool,
     /// who of the staff holds it
     pub assist: Option<Assist>,
+    /// whether staff ever held it
+    pub admin_assisted: bool,
+    /// what its log adds up to
+    pub counters: Counters,
+}
+
+/// What a session's log adds up to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// entries, replies included
+    pub entries: u64,
+    /// tokens that went to models
+    pub prompt_tokens: u64,
+    /// tokens that came back
+    pub completion_tokens: u64,
+    /// complete replies
+    pub responses: u64,
+    /// milliseconds that complete replies took from their start to their end, together
+    pub response_ms_sum: u64,
+    /// milliseconds of the longest one
+    pub response_ms_max: u64,
+}
+
+/// What a change of a session changed, as its watchers and its owner's lists are told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionUpdate {
+    /// the session
+    pub session_id: SessionId,
+    /// its new name
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// the model that answers from here on
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_id: Option<String>,
+    /// whether it takes messages
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<SessionState>,
+    /// whether its owner waits for a person
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help_requested: Option<bool>,
+    /// when its log last grew; to lists only
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_activity: Option<Timestamp>,
+    /// entries of its log; to lists only
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_count: Option<u64>,
+    /// it was deleted with everything in it
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+}
+
+impl SessionUpdate {
+    /// An update that says nothing yet.
+    #[must_use]
+    pub const fn of(session_id: SessionId) -> Self {
+        Self {
+            session_id,
+            name: None,
+            model_id: None,
+            state: None,
+            help_requested: None,
+            last_activity: None,
+            message_count: None,
+            deleted: false,
+        }
+    }
+}
+
+/// What the owner of a session thinks of a reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rating {
+    /// it helped
+    Up,
+    /// it did not
+    Down,
 }
 
 /// One row of a session's log.
@@ -291,6 +371,8 @@ pub struct Entry {
     pub usage: Option<Usage>,
     /// on a reply: the model that wrote it
     pub model_id: Option<String>,
+    /// on a reply: what the session's owner thinks of it
+    pub rating: Option<Rating>,
     /// when it was stored
     pub created_at: Timestamp,
 }
@@ -364,6 +446,36 @@ pub enum Event {
         /// the reply, settled
         entry: Arc<Entry>,
     },
+    /// the session itself changed
+    Session {
+        /// the session's `rev` with this change
+        rev: u64,
+        /// what changed
+        update: Arc<SessionUpdate>,
+    },
+    /// somebody types; not stored, and nobody misses it
+    Typing {
+        /// the connection that they type on
+        origin: ConnectionId,
+        /// who, seen from the session
+        sender: Sender,
+        /// whether they still do
+        active: bool,
+    },
+}
+
+impl Event {
+    /// The session's `rev` with this change; `None` for what changes nothing that is stored.
+    #[must_use]
+    pub const fn rev(&self) -> Option<u64> {
+        match self {
+            Self::Appended { rev, .. }
+            | Self::Loading { rev, .. }
+            | Self::Ended { rev, .. }
+            | Self::Session { rev, .. } => Some(*rev),
+            Self::Piece { .. } | Self::Typing { .. } => None,
+        }
+    }
 }
 
 /// Why a request was refused or a turn failed, as clients see it.

@@ -181,7 +181,8 @@ impl Router {
             _ => SessionId::new(),
         };
         let active_max = self.0.parts.config.active_per_user;
-        Ok(self.0.parts.store.open_session(OpenSession { user_id, open, id: session_id, active_max }).await?)
+        let opened = self.0.parts.store.open_session(OpenSession { user_id, open, id: session_id, active_max }).await?;
+        Ok(opened.session)
     }
 
     async fn readable(&self, principal: &Principal, id: SessionId) -> Result<Session, Refusal> {

@@ -241,6 +241,7 @@ impl Watch {
                 }
                 Fit::Seamless
             }
+            Event::Session { .. } | Event::Typing { .. } => Fit::Seamless,
         }
     }
 

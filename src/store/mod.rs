@@ -13,10 +13,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use crate::chat::{
-    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, RequestId, Sender, Session, SessionId, Turn, TurnId,
-    TurnState, Usage, UserId,
+    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, Rating, RequestId, Sender, Session, SessionId, Timestamp,
+    Turn, TurnId, TurnState, Usage, UserId,
 };
 use crate::clock::now;
 use crate::metrics::Metrics;
@@ -72,6 +73,178 @@ pub struct OpenSession {
     pub id: SessionId,
     /// how many sessions of one user are active at a time
     pub active_max: u32,
+}
+
+/// What `open_session` did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Opened {
+    /// the session, active
+    pub session: Session,
+    /// the call made it, or made it active again; a repeated one finds that done
+    pub changed: bool,
+    /// the sessions that ended to make room
+    pub ended: Vec<Session>,
+}
+
+/// What is to change of a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// its owner names it; no later guess replaces that
+    Name(String),
+    /// the model names it; of no effect once its owner has
+    BetterName(String),
+    /// this model answers from here on
+    Model(String),
+    /// it ends
+    End,
+    /// it ends, if its log has not grown since, it is still active, and none of its turns is open
+    EndIdle {
+        /// the latest activity that counts as idle
+        since: Timestamp,
+    },
+    /// its owner asks for a person, or no longer does
+    Help(bool),
+}
+
+/// What `change_session` did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Changed {
+    /// the session after it
+    pub session: Session,
+    /// whether anything is other than before; `rev` was raised only then
+    pub changed: bool,
+    /// its turns that have not ended, after `End`: the caller ends them
+    pub open_turns: Vec<Turn>,
+}
+
+/// Asks for a page of a user's sessions. Those without an entry are left out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListSessions {
+    /// the owner
+    pub user_id: UserId,
+    /// in which order
+    pub order: Order,
+    /// behind this one, the last of the page before
+    pub after: Option<Place>,
+    /// at most so many
+    pub limit: u32,
+}
+
+/// In which order sessions are listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// latest activity first
+    Activity,
+    /// newest first
+    Created,
+}
+
+/// Where in a list a session stands: the moment that the order looks at, then its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// `last_activity` or `created_at`
+    pub at: Timestamp,
+    /// the session
+    pub id: SessionId,
+}
+
+/// A page of a user's sessions.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Page {
+    /// the sessions
+    pub sessions: Vec<Session>,
+    /// whether more follow
+    pub more: bool,
+    /// how many there are on all pages
+    pub total: u64,
+}
+
+/// Asks for the sessions of a user in whose name or text some words occur, letters' case aside.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Search {
+    /// the owner
+    pub user_id: UserId,
+    /// the words, as one text
+    pub text: String,
+    /// behind this one, in the order of activity
+    pub after: Option<Place>,
+    /// at most so many sessions
+    pub limit: u32,
+    /// at most so many entries are opened and read
+    pub entries_max: u32,
+}
+
+/// What a search found, latest activity first.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Found {
+    /// each session with the text around its first hit
+    pub sessions: Vec<(Session, String)>,
+    /// where the next search goes on; `None` when all was read
+    pub next: Option<Place>,
+    /// the limit of entries was reached before the limit of sessions
+    pub truncated: bool,
+}
+
+/// A regenerated reply on its way in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Regenerate {
+    /// the turn that is answered again: the last one of its session, ended
+    pub turn_id: TurnId,
+    /// its session must belong to this user, else `NotFound`
+    pub owner: UserId,
+    /// the id that the client chose
+    pub client_id: Option<RequestId>,
+    /// the new turn's name
+    pub new: TurnId,
+    /// who runs it
+    pub lease: Lease,
+}
+
+/// What `regenerate` did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Regenerated {
+    /// the session
+    pub session_id: SessionId,
+    /// the turn that answers: the first one, when the same request was made before
+    pub turn_id: TurnId,
+    /// the place of its reply
+    pub reply_seq: u64,
+    /// the turn, started; `None`: the same request was made before, and nothing was written
+    pub started: Option<StartedTurn>,
+}
+
+/// A share of a session on its way in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewShare {
+    /// its name. A repeated call with the same id finds what the first one made
+    pub id: Uuid,
+    /// the session
+    pub session_id: SessionId,
+    /// must own it, else `NotFound`
+    pub owner: UserId,
+    /// when it ends; `None`: when it is revoked
+    pub expires_at: Option<Timestamp>,
+    /// shares of one session that are kept; the oldest goes first
+    pub shares_max: u32,
+}
+
+/// A conversation as it was when it was shared.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Share {
+    /// its name
+    pub id: Uuid,
+    /// the session
+    pub session_id: SessionId,
+    /// the session's name at that time
+    pub name: Option<String>,
+    /// the last place of the log at that time
+    pub last_seq: u64,
+    /// the place of the reply that was running then, which is not shown
+    pub running_seq: Option<u64>,
+    /// when it was made
+    pub created_at: Timestamp,
+    /// when it ends
+    pub expires_at: Option<Timestamp>,
 }
 
 /// An entry on its way into a log.
@@ -196,6 +369,8 @@ pub struct TurnText {
 pub enum Range {
     /// those after this place, oldest first, at most so many
     After(u64, u32),
+    /// the last so many before this place, oldest first
+    Before(u64, u32),
     /// the last so many, oldest first
     Last(u32),
 }
@@ -207,7 +382,31 @@ pub enum Range {
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Finds or makes a session of a user. Keeps at most `active_max` active ones, also under concurrent calls.
-    async fn open_session(&self, ask: OpenSession) -> Result<Session>;
+    async fn open_session(&self, ask: OpenSession) -> Result<Opened>;
+
+    /// Changes a session of `owner`; of anyone, when `None`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Ended` when an ended session cannot change so (its model, a request for help).
+    async fn change_session(&self, id: SessionId, owner: Option<UserId>, change: Change) -> Result<Changed>;
+
+    /// Deletes a session of `owner` with everything in it. Gives the session as it was, and the turns that were open.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn delete_session(&self, id: SessionId, owner: UserId) -> Result<Changed>;
+
+    /// Reads a page of a user's sessions.
+    async fn sessions(&self, ask: ListSessions) -> Result<Page>;
+
+    /// Searches a user's own names and texts.
+    async fn search(&self, ask: Search) -> Result<Found>;
+
+    /// Finds active sessions without activity since a moment, at most `limit`.
+    async fn idle_sessions(&self, since: Timestamp, limit: u32) -> Result<Vec<SessionId>>;
+
+    /// Reads `rev` of the sessions of each of these users: the `limit` with the latest activity that have an entry.
+    async fn user_revs(&self, users: &[UserId], limit: u32) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>>;
 
     /// Reads a session.
     async fn session(&self, id: SessionId) -> Result<Option<Session>>;
@@ -225,6 +424,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn entries(&self, session: SessionId, range: Range) -> Result<Vec<Entry>>;
 
     /// Starts the oldest queued turn of a session; `None` when there is none, or another one runs.
+    ///
+    /// # Errors
+    /// `Ended` when turns are queued and the session has ended: the caller ends them.
     async fn start_turn(&self, session: SessionId, lease: Lease) -> Result<Option<StartedTurn>>;
 
     /// Adds text at the end of a running turn's log and renews its lease; `false` when the turn is no longer
@@ -244,6 +446,46 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Ends a turn: the one compare-and-set that fixes its text. `None` when it had ended before, is unknown, or
     /// is not lost although only a lost one was meant.
     async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>>;
+
+    /// Reads the turns of a session that have not ended, in the order of its queue.
+    async fn open_turns(&self, session: SessionId) -> Result<Vec<Turn>>;
+
+    /// Starts a new turn for the message of the last turn of a session, once for each `client_id` of a user.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such turn, it is not the last one, or it has not ended; `Ended`.
+    async fn regenerate(&self, ask: Regenerate) -> Result<Regenerated>;
+
+    /// Notes what the owner of a session thinks of a settled reply, and why; a later call replaces an earlier one.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such reply, or its session is not the owner's.
+    async fn rate(
+        &self,
+        session: SessionId,
+        seq: u64,
+        owner: UserId,
+        rating: Rating,
+        why: Option<String>,
+    ) -> Result<()>;
+
+    /// Makes a link's row.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn share(&self, new: NewShare) -> Result<Share>;
+
+    /// Reads a share that has neither been revoked nor ended.
+    async fn shared(&self, id: Uuid) -> Result<Option<Share>>;
+
+    /// Reads the newest share of each of these sessions that has neither been revoked nor ended.
+    async fn shares_of(&self, sessions: &[SessionId]) -> Result<Vec<Share>>;
+
+    /// Revokes all shares of a session; tells how many there were.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn unshare(&self, session: SessionId, owner: UserId) -> Result<u64>;
 
     /// Adds a new queued turn for the message of an ended one, at the front of its session's queue.
     async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool>;

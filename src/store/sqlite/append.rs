@@ -155,6 +155,7 @@ impl Append {
             sha256: None,
             usage: None,
             model_id: None,
+            rating: None,
             created_at,
         }
     }

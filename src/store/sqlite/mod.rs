@@ -26,15 +26,17 @@ use std::{
 use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
 use super::{
-    Appended, EndTurn, EndedTurn, Error, Lease, Lost, NewEntry, OpenSession, Range, Result, StartedTurn, Store,
-    TurnText, now,
+    Appended, Change, Changed, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry, NewShare,
+    OpenSession, Opened, Page, Range, Regenerate, Regenerated, Result, Search, Share, StartedTurn, Store, TurnText,
+    now,
     seal::{KeyError, Seal},
 };
 use crate::{
-    chat::{Entry, NodeId, Session, SessionId, Turn, TurnId},
+    chat::{Entry, NodeId, Rating, Session, SessionId, Timestamp, Turn, TurnId, UserId},
     metrics::Metrics,
 };
 
@@ -156,8 +158,68 @@ impl Sqlite {
 
 #[async_trait]
 impl Store for Sqlite {
-    async fn open_session(&self, ask: OpenSession) -> Result<Session> {
-        self.write("open_session", move |connection, seal| sessions::open(connection, &ask, seal)).await
+    async fn open_session(&self, ask: OpenSession) -> Result<Opened> {
+        let open = move |connection: &Connection, seal: &Seal| sessions::open(connection, &ask, seal);
+        Ok(Opened { session: self.write("open_session", open).await?, changed: false, ended: Vec::new() })
+    }
+
+    async fn change_session(&self, _id: SessionId, _owner: Option<UserId>, _change: Change) -> Result<Changed> {
+        Err(reads::unwritten())
+    }
+
+    async fn delete_session(&self, _id: SessionId, _owner: UserId) -> Result<Changed> {
+        Err(reads::unwritten())
+    }
+
+    async fn sessions(&self, _ask: ListSessions) -> Result<Page> {
+        Err(reads::unwritten())
+    }
+
+    async fn search(&self, _ask: Search) -> Result<Found> {
+        Err(reads::unwritten())
+    }
+
+    async fn idle_sessions(&self, _since: Timestamp, _limit: u32) -> Result<Vec<SessionId>> {
+        Ok(Vec::new())
+    }
+
+    async fn user_revs(&self, _users: &[UserId], _limit: u32) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>> {
+        Err(reads::unwritten())
+    }
+
+    async fn open_turns(&self, _session: SessionId) -> Result<Vec<Turn>> {
+        Err(reads::unwritten())
+    }
+
+    async fn regenerate(&self, _ask: Regenerate) -> Result<Regenerated> {
+        Err(reads::unwritten())
+    }
+
+    async fn rate(
+        &self,
+        _session: SessionId,
+        _seq: u64,
+        _owner: UserId,
+        _rating: Rating,
+        _why: Option<String>,
+    ) -> Result<()> {
+        Err(reads::unwritten())
+    }
+
+    async fn share(&self, _new: NewShare) -> Result<Share> {
+        Err(reads::unwritten())
+    }
+
+    async fn shared(&self, _id: Uuid) -> Result<Option<Share>> {
+        Err(reads::unwritten())
+    }
+
+    async fn shares_of(&self, _sessions: &[SessionId]) -> Result<Vec<Share>> {
+        Err(reads::unwritten())
+    }
+
+    async fn unshare(&self, _session: SessionId, _owner: UserId) -> Result<u64> {
+        Err(reads::unwritten())
     }
 
     async fn session(&self, id: SessionId) -> Result<Option<Session>> {

@@ -11,7 +11,9 @@ macro_rules! queries {
 
 macro_rules! session_columns {
     () => {
-        "id, user_id, name, model_id, state, rev, last_seq, created_at, last_activity, assist_admin_id, assist_name"
+        "id, user_id, name, model_id, state, rev, last_seq, created_at, last_activity, ended_at, \
+         help_requested_at IS NOT NULL AS help_requested, assist_admin_id, assist_name, admin_assisted, entries, \
+         prompt_tokens, completion_tokens, responses, response_ms_sum, response_ms_max"
     };
 }
 

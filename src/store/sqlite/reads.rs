@@ -27,6 +27,7 @@ pub(super) fn entries(connection: &Connection, session: SessionId, range: Range,
             let seq = i64::try_from(seq).unwrap_or(i64::MAX);
             collect(connection, queries::ENTRIES_AFTER, &[&session, &seq, &limit], seal)
         }
+        Range::Before(..) => Err(unwritten()),
         Range::Last(limit) => {
             let mut entries = collect(connection, queries::ENTRIES_LAST, &[&session, &limit], seal)?;
             entries.reverse();
@@ -90,4 +91,8 @@ pub(super) fn lost(connection: &Connection, node: NodeId, limit: u32) -> Result<
     let mut statement = connection.prepare_cached(queries::SESSIONS_LOST)?;
     let sessions = statement.query_map([limit], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok(Lost { turns, sessions })
+}
+
+pub(super) fn unwritten() -> Error {
+    Error::Database("not written yet".into())
 }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::super::{Error, Result, seal::Place, seal::Seal};
 use crate::chat::{
-    Assist, Entry, EntryId, EntryKind, ErrorCode, NodeId, Sender, Session, SessionId, SessionState, Timestamp, Turn,
-    TurnId, TurnState, Usage, UserId,
+    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Sender, Session, SessionId, SessionState,
+    Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 
 macro_rules! ids {
@@ -179,6 +179,7 @@ pub(super) fn entry(row: &Row<'_>, seal: &Seal) -> Result<Entry> {
         sha256: open_text(seal, entry_place(&id, "sha256"), row.get("sha256")?)?,
         usage: usage(row)?,
         model_id: row.get("model_id")?,
+        rating: None,
         created_at: row.get("created_at")?,
         id,
     })
@@ -203,7 +204,18 @@ pub(super) fn session(row: &Row<'_>, seal: &Seal) -> Result<Session> {
         last_seq: row.get("last_seq")?,
         created_at: row.get("created_at")?,
         last_activity: row.get("last_activity")?,
+        ended_at: row.get("ended_at")?,
+        help_requested: row.get("help_requested")?,
         assist,
+        admin_assisted: row.get("admin_assisted")?,
+        counters: Counters {
+            entries: row.get("entries")?,
+            prompt_tokens: row.get("prompt_tokens")?,
+            completion_tokens: row.get("completion_tokens")?,
+            responses: row.get("responses")?,
+            response_ms_sum: row.get("response_ms_sum")?,
+            response_ms_max: row.get("response_ms_max")?,
+        },
         id,
     })
 }
