@@ -8,11 +8,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::{Bus, Delivery, QUEUE_EVENTS, Subscription};
-use crate::{
-    chat::{Event, SessionId},
-    metrics::Metrics,
-};
+use super::{Bus, Delivery, QUEUE_EVENTS, Subscription, Topic};
+use crate::{chat::Event, metrics::Metrics};
 
 /// Hands events to subscribers in the same process. A subscriber whose queue is full misses the event and is
 /// told `Lagged`; the publisher never waits.
@@ -25,11 +22,11 @@ struct Topics {
     metrics: Arc<Metrics>,
 }
 
-/// Publishers of different sessions rarely meet on one lock.
+/// Publishers of different topics rarely meet on one lock.
 const SHARDS: usize = 64;
 
-/// One list for each session that somebody watches; removed with its last subscriber.
-type Shard = HashMap<SessionId, Vec<Arc<Subscriber>>>;
+/// One list for each topic that somebody watches; removed with its last subscriber.
+type Shard = HashMap<Topic, Vec<Arc<Subscriber>>>;
 
 #[derive(Debug, Default)]
 struct Subscriber {
@@ -47,7 +44,7 @@ struct Queue {
 /// The receiving half of one subscription.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    session: SessionId,
+    topic: Topic,
     subscriber: Arc<Subscriber>,
     topics: Weak<Topics>,
 }
@@ -62,21 +59,21 @@ impl Local {
 
 #[async_trait]
 impl Bus for Local {
-    async fn publish(&self, session: SessionId, event: Arc<Event>) {
-        let shard = self.0.shard(session).lock().unwrap_or_else(PoisonError::into_inner);
-        for subscriber in shard.get(&session).into_iter().flatten() {
+    async fn publish(&self, topic: &Topic, event: Arc<Event>) {
+        let shard = self.0.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
+        for subscriber in shard.get(topic).into_iter().flatten() {
             if !subscriber.offer(&event) {
                 self.0.metrics.bus_lagged_total.inc();
             }
         }
     }
 
-    async fn subscribe(&self, session: SessionId) -> Subscription {
+    async fn subscribe(&self, topic: Topic) -> Subscription {
         let subscriber = Arc::new(Subscriber::default());
-        let mut shard = self.0.shard(session).lock().unwrap_or_else(PoisonError::into_inner);
-        shard.entry(session).or_default().push(Arc::clone(&subscriber));
+        let mut shard = self.0.shard(&topic).lock().unwrap_or_else(PoisonError::into_inner);
+        shard.entry(topic.clone()).or_default().push(Arc::clone(&subscriber));
         drop(shard);
-        Subscription(Receiver { session, subscriber, topics: Arc::downgrade(&self.0) })
+        Subscription(Receiver { topic, subscriber, topics: Arc::downgrade(&self.0) })
     }
 }
 
@@ -108,11 +105,14 @@ impl Subscriber {
 }
 
 impl Topics {
-    fn shard(&self, session: SessionId) -> &Mutex<Shard> {
+    fn shard(&self, topic: &Topic) -> &Mutex<Shard> {
         // The last bytes of a version 7 id are random.
-        let [.., last] = session.0.into_bytes();
+        let bits = match topic {
+            Topic::Session(id) => id.0.as_bytes().last().copied().unwrap_or_default(),
+            Topic::User(id) => id.as_str().bytes().fold(0, u8::wrapping_add),
+        };
         let [first, ..] = &self.shards;
-        self.shards.get(usize::from(last) % SHARDS).unwrap_or(first)
+        self.shards.get(usize::from(bits) % SHARDS).unwrap_or(first)
     }
 }
 
@@ -130,11 +130,11 @@ impl Receiver {
 impl Drop for Receiver {
     fn drop(&mut self) {
         let Some(topics) = self.topics.upgrade() else { return };
-        let mut shard = topics.shard(self.session).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(subscribers) = shard.get_mut(&self.session) {
+        let mut shard = topics.shard(&self.topic).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(subscribers) = shard.get_mut(&self.topic) {
             subscribers.retain(|other| !Arc::ptr_eq(other, &self.subscriber));
             if subscribers.is_empty() {
-                shard.remove(&self.session);
+                shard.remove(&self.topic);
             }
         }
     }

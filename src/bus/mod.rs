@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::chat::{Event, SessionId};
+use crate::chat::{Event, SessionId, UserId};
 
 /// What a subscription yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,14 +19,24 @@ pub enum Delivery {
     Lagged,
 }
 
-/// Carries events of a session to everyone who subscribed to it, in the order of one publisher's calls.
+/// What one subscribes to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Topic {
+    /// everything that happens in a session
+    Session(SessionId),
+    /// what changes in a user's list of sessions
+    User(UserId),
+}
+
+/// Carries events of a topic to everyone who subscribed to it, in the order of one publisher's calls.
 #[async_trait]
 pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Hands an event to the subscribers. Never waits for one of them.
-    async fn publish(&self, session: SessionId, event: Arc<Event>);
+    async fn publish(&self, topic: &Topic, event: Arc<Event>);
 
-    /// Subscribes. Every event that is published after this returns is delivered, or reported as `Lagged`.
-    async fn subscribe(&self, session: SessionId) -> Subscription;
+    /// Subscribes. Every event that is published after this returns is delivered, or reported as `Lagged`, unless the
+    /// bus has lost it.
+    async fn subscribe(&self, topic: Topic) -> Subscription;
 }
 
 /// One subscriber's end: a queue of at most [`QUEUE_EVENTS`] events. Dropping it ends the subscription.

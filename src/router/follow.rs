@@ -7,7 +7,7 @@ use super::{
     cursor::{Cursor, Fit, Shown},
 };
 use crate::{
-    bus::{Delivery, Subscription},
+    bus::{Delivery, Subscription, Topic},
     chat::{Event, SessionId, TurnId, TurnState},
     store::{self, Range},
 };
@@ -29,7 +29,7 @@ impl Router {
     pub async fn follow(&self, session_id: SessionId, turn_id: TurnId) -> Follow {
         Follow {
             router: self.clone(),
-            subscription: self.0.parts.bus.subscribe(session_id).await,
+            subscription: self.0.parts.bus.subscribe(Topic::Session(session_id)).await,
             session_id,
             cursor: Cursor::start(turn_id),
             loading_shown: false,

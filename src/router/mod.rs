@@ -19,9 +19,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Principal, Role},
-    bus::Bus,
+    bus::{Bus, Topic},
     chat::{
-        ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId, TurnId,
+        ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId,
+        SessionUpdate, TurnId,
         ask::{Attach, Named, UserMessage},
     },
     lifecycle::Lifecycle,
@@ -245,7 +246,7 @@ impl Router {
         parts.metrics.entries_stored_total.inc();
         let entry = Arc::new(appended.entry.clone());
         let event = Event::Appended { rev: appended.rev, origin: Some(send.origin), entry };
-        parts.bus.publish(session_id, Arc::new(event)).await;
+        parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
         if let Some(started) = appended.started.clone() {
             self.spawn_runner(started);
         }
@@ -268,6 +269,13 @@ impl Router {
             None => self.stop_idle(turn_id).await?,
         }
         Ok(session.id)
+    }
+
+    /// Tells the watchers of a session, and its owner's lists, what has changed of it.
+    pub(super) async fn tell(&self, session: &Session, update: SessionUpdate) {
+        let event = Arc::new(Event::Session { rev: session.rev, update: Arc::new(update) });
+        self.0.parts.bus.publish(&Topic::Session(session.id), Arc::clone(&event)).await;
+        self.0.parts.bus.publish(&Topic::User(session.user_id.clone()), event).await;
     }
 
     /// Names this node's lease on a turn that is about to start.

@@ -8,6 +8,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{Refusal, Router, live::Live};
 use crate::{
+    bus::Topic,
     chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, TurnId, TurnState, Usage},
     llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
     store::{EndTurn, Range, StartedTurn, TurnText},
@@ -104,7 +105,7 @@ impl Router {
             seq: started.reply_seq,
             model_id: started.model_id.as_str().into(),
         };
-        self.0.parts.bus.publish(started.turn.session_id, Arc::new(event)).await;
+        self.0.parts.bus.publish(&Topic::Session(started.turn.session_id), Arc::new(event)).await;
     }
 
     /// Fixes the end of a turn in the store and tells the watchers. Tries for some seconds while the store fails;
@@ -146,7 +147,7 @@ impl Router {
         info!(state = state_name(state), size_bytes = reply.length, "turn ended");
         let session_id = reply.session_id;
         let event = Event::Ended { rev: ended.rev, failure, entry: reply };
-        self.0.parts.bus.publish(session_id, Arc::new(event)).await;
+        self.0.parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
         Ok(true)
     }
 
@@ -268,7 +269,7 @@ impl Run<'_> {
     async fn publish(&self, text: &str) {
         let offset = self.live.push(text);
         let event = Event::Piece { turn_id: self.started.turn.id, offset, content: text.into() };
-        self.router.0.parts.bus.publish(self.started.turn.session_id, Arc::new(event)).await;
+        self.router.0.parts.bus.publish(&Topic::Session(self.started.turn.session_id), Arc::new(event)).await;
     }
 
     async fn prompt(&self, model: &Model) -> Result<Prompt, Refusal> {

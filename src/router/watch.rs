@@ -11,7 +11,7 @@ use super::{
     cursor::{Cursor, Fit, Shown, whole},
 };
 use crate::{
-    bus::{Delivery, Subscription},
+    bus::{Delivery, Subscription, Topic},
     chat::{ConnectionId, Entry, Event, Sender, Session, SessionId, TurnId, ask::Position},
     store::{self, Range},
 };
@@ -106,7 +106,7 @@ impl Router {
             // Whoever names a turn wants to see it here, although an exchange of the connection had shown it.
             from.asked.remove(position.turn_id);
         }
-        let subscription = self.0.parts.bus.subscribe(session.id).await;
+        let subscription = self.0.parts.bus.subscribe(Topic::Session(session.id)).await;
         let session = store.session(session.id).await?.ok_or(store::Error::NotFound)?;
         let mut watch = Watch {
             router: self.clone(),

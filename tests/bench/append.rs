@@ -174,7 +174,7 @@ async fn fill(store: &Arc<dyn Store>) -> SessionId {
 async fn session(store: &dyn Store, name: &str) -> Session {
     let user_id = UserId::parse(name).unwrap();
     let ask = OpenSession { user_id, open: Open::Current, id: SessionId::new(), active_max: 1 };
-    store.open_session(ask).await.unwrap()
+    store.open_session(ask).await.unwrap().session
 }
 
 fn turn() -> NewTurn {

@@ -141,7 +141,7 @@ fn user(name: &str) -> UserId {
 
 async fn open(store: &dyn Store, user: &UserId, open: Open, active_max: u32) -> Session {
     let ask = OpenSession { user_id: user.clone(), open, id: SessionId::new(), active_max };
-    store.open_session(ask).await.unwrap()
+    store.open_session(ask).await.unwrap().session
 }
 
 fn piece(offset: u64, text: &str) -> TurnText {
