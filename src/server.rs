@@ -209,7 +209,11 @@ impl Server {
         let quic = self.quic;
         lifecycle.spawn(async move { quic.run().await });
         let router = self.parts.router.clone();
-        lifecycle.spawn(async move { router.sweep().await });
+        lifecycle.spawn({
+            let router = router.clone();
+            async move { router.sweep().await }
+        });
+        lifecycle.spawn(async move { router.compare().await });
         lifecycle.spawn(self.tls.watch(lifecycle.clone()));
         Ok(())
     }

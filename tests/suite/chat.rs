@@ -62,6 +62,7 @@ async fn message_is_answered_piece_by_piece(via: Via) {
     if via == Via::WebTransport {
         assert_eq!(exchange.next().await, None, "the exchange finishes");
     }
+    assert_eq!(watch.next().await.unwrap()["name"], "What is chatbox?", "the first message names the session");
     assert!(watch.silent(MOMENT).await, "the exchange showed it already");
 }
 
@@ -95,6 +96,7 @@ async fn other_device_sees_message_and_reply_once(via: Via) {
     let message = seen.next().await.unwrap();
     assert_eq!((&message["type"], &message["content"]), (&json!("user_message"), &json!("count to 20")));
     assert_eq!((&message["id"], &message["seq"], &message["sender"]), (&json!(request), &json!(1), &json!("user")));
+    assert_eq!(seen.next().await.unwrap()["name"], "count to 20");
     assert_eq!(seen.next().await.unwrap()["type"], "loading");
     let (there, last) = seen.reply().await;
     let (here, _last) = exchange.reply().await;
@@ -156,6 +158,7 @@ async fn exchange_that_is_not_read_is_shown_again_by_attach(via: Via) {
     gate.release(1);
     exchange.until("ai_response").await;
     drop(exchange);
+    watch.until("session_update").await;
     gate.release(1);
     assert!(watch.silent(MOMENT).await, "its pieces are not moved elsewhere");
     let attach = json!({"type": "attach", "id": id(), "turn_id": turn, "offset": 5});
@@ -323,6 +326,7 @@ async fn failure_of_the_provider_is_told_once(via: Via) {
     assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("failed")), "the text that was shown stays");
     let (text, last) = seen.reply().await;
     assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("failed")));
+    watch.until("session_update").await;
     assert!(watch.silent(MOMENT).await);
     provider.script(Script::answer(["fine"]));
     assert_eq!(client.say("again").await.reply().await.0, "fine", "the session goes on");
