@@ -4,12 +4,15 @@
 mod cursor;
 mod follow;
 mod live;
+mod naming;
 mod recover;
+mod sessions;
 mod turn;
 mod watch;
 
 pub use cursor::Shown;
 pub use follow::Follow;
+pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -183,6 +186,9 @@ impl Router {
         };
         let active_max = self.0.parts.config.active_per_user;
         let opened = self.0.parts.store.open_session(OpenSession { user_id, open, id: session_id, active_max }).await?;
+        for session in &opened.ended {
+            self.after_end(session).await;
+        }
         Ok(opened.session)
     }
 
@@ -225,7 +231,7 @@ impl Router {
             user_id: principal.user_id.clone(),
             sender: Sender::User,
             kind: EntryKind::Text,
-            session_name: Some(name_from(&message.content)),
+            session_name: naming::from_message(&message.content),
             content: message.content,
             files: message.files,
             metadata: message.metadata,
@@ -325,20 +331,6 @@ fn derived(principal: &Principal, id: RequestId) -> SessionId {
     let mut bytes = [0; 16];
     bytes.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     SessionId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
-}
-
-/// Characters of a session's name that is taken from its first message.
-const NAME_CHARS_MAX: usize = 50;
-
-/// Takes a name from a message: its first line, cut between words where that is possible.
-fn name_from(content: &str) -> String {
-    let line = content.trim().lines().next().unwrap_or_default().trim();
-    if line.chars().count() <= NAME_CHARS_MAX {
-        return line.to_owned();
-    }
-    let cut: String = line.chars().take(NAME_CHARS_MAX - 1).collect();
-    let kept = cut.rsplit_once(char::is_whitespace).map_or(cut.as_str(), |(words, _)| words).trim_end();
-    format!("{kept}…")
 }
 
 /// A turn's text as a client may hold it: where a cut is allowed.
