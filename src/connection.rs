@@ -6,7 +6,7 @@
 mod answers;
 mod gate;
 
-pub use answers::Answers;
+pub use answers::{Answers, html};
 pub use gate::Gate;
 
 use std::{

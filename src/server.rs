@@ -12,7 +12,7 @@ use crate::{
     bus,
     config::{Address, Config, generated::Secrets},
     connection::Gate,
-    http::{self, Addresses},
+    http::{self, Addresses, links::Links},
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
@@ -73,6 +73,8 @@ impl Server {
             addresses,
             origins: Arc::clone(&origins),
             dev,
+            verifier: Arc::clone(&gate.verifier),
+            links: Links::new(&secrets.cluster),
             router: gate.router.clone(),
             limiter: Arc::clone(&gate.limiter),
             limits: Limits {
@@ -210,6 +212,8 @@ impl Server {
         lifecycle.spawn(async move { quic.run().await });
         let router = self.parts.router.clone();
         lifecycle.spawn(async move { router.sweep().await });
+        let router = self.parts.router.clone();
+        lifecycle.spawn(async move { router.sweep_idle().await });
         lifecycle.spawn(self.tls.watch(lifecycle.clone()));
         Ok(())
     }

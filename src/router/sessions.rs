@@ -293,6 +293,27 @@ impl Router {
         Ok(log)
     }
 
+    /// Names a session, chooses its model, or both: nothing changes unless all of it is accepted.
+    ///
+    /// # Errors
+    /// As [`Self::choose_model`].
+    pub async fn edit_session(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        name: Option<&str>,
+        model_id: Option<&str>,
+    ) -> Result<Listed, Refusal> {
+        let name = name.map(checked_name).transpose()?.map(Change::Name);
+        let model = model_id.map(|id| self.checked_model(id)).transpose()?.map(Change::Model);
+        let mut session = self.readable(principal, id).await?;
+        // Of the two only the model can be refused, by a session that has ended.
+        for change in model.into_iter().chain(name) {
+            session = self.change(principal, id, change).await?.session;
+        }
+        self.listed(principal, session).await
+    }
+
     /// Names a session.
     ///
     /// # Errors
