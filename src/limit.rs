@@ -33,7 +33,7 @@ pub struct Config {
     pub connections: u32,
     /// messages of one user in a minute
     pub messages_per_minute: u32,
-    /// requests of one user over HTTP, and small frames, in a minute
+    /// requests of one user that are no messages, in a minute
     pub requests_per_minute: u32,
     /// requests of one member of staff in a minute
     pub admin_per_minute: u32,

@@ -35,8 +35,17 @@ pub struct Gate {
     pub limits: limit::Config,
 }
 
+/// What a transport knows of a client before its first frame.
+#[derive(Clone, Debug, Default)]
+pub struct Hello {
+    /// the token that the transport carried, if it did
+    pub token: Option<String>,
+    /// speaks the protocol of the predecessor
+    pub old: bool,
+}
+
 impl Gate {
-    /// Opens a connection, not yet authenticated. `token` is what the transport carried, if it did.
+    /// Opens a connection, not yet authenticated.
     ///
     /// # Errors
     /// The close code when the server drains or has too many connections, in total or from this address.
@@ -44,7 +53,7 @@ impl Gate {
         self: &Arc<Self>,
         transport: Transport,
         address: IpAddr,
-        token: Option<String>,
+        hello: Hello,
     ) -> Result<Connection, CloseCode> {
         if self.lifecycle.drains() {
             self.metrics.refusals_total.with_label_values(&["drain"]).inc();
@@ -57,7 +66,8 @@ impl Gate {
             gate: Arc::clone(self),
             id: ConnectionId::new(),
             transport,
-            presented: token,
+            presented: hello.token,
+            old: hello.old,
             asked: Arc::default(),
             state: Mutex::default(),
             renewed: Notify::new(),

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{
-    ConnectionId, Entry, EntryId, ErrorCode, Metadata, RequestId, Sender, SessionId, Timestamp, TurnId, TurnState,
-    Usage, UserId,
+    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionUpdate, Timestamp,
+    TurnId, TurnState, Usage, UserId,
 };
 
 /// One frame from the server.
@@ -34,6 +34,17 @@ pub enum ServerFrame {
     AiResponse(Box<AiResponse>),
     /// a stored message
     UserMessage(Box<EntryFrame>),
+    /// the session itself has changed
+    SessionUpdate(Arc<SessionUpdate>),
+    /// somebody types
+    TypingIndicator {
+        /// the session
+        session_id: SessionId,
+        /// who, seen from the session
+        sender: Sender,
+        /// `state`: `start` or `stop`
+        metadata: BTreeMap<Cow<'static, str>, Cow<'static, str>>,
+    },
     /// a request failed
     Error {
         /// the request
@@ -119,8 +130,9 @@ pub struct Accepted {
     /// the request
     #[serde(skip_serializing_if = "Option::is_none")]
     pub re: Option<RequestId>,
-    /// the session
-    pub session_id: SessionId,
+    /// the session, unless a watch of no session has ended
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<SessionId>,
     /// the entry's place, where one was made
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
@@ -174,6 +186,9 @@ pub struct Reply {
     /// tokens
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// what the session's owner thinks of it
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rating: Option<Rating>,
     /// the text as HTML, safe to insert
     #[serde(skip_serializing_if = "Option::is_none")]
     pub html: Option<String>,
@@ -242,6 +257,13 @@ impl ServerFrame {
     pub fn error(re: Option<RequestId>, code: ErrorCode, message: impl Into<String>) -> Self {
         let error = ErrorBody { code, message: message.into(), recoverable: true, retry_after: None };
         Self::Error { re, turn_id: None, error }
+    }
+
+    /// Tells that somebody types, or has stopped.
+    #[must_use]
+    pub fn typing(session_id: SessionId, sender: Sender, active: bool) -> Self {
+        let state = if active { "start" } else { "stop" };
+        Self::TypingIndicator { session_id, sender, metadata: BTreeMap::from([("state".into(), state.into())]) }
     }
 
     /// Answers a request that failed; the connection ends.
@@ -326,6 +348,7 @@ impl Presented<'_> {
                 length: entry.length.unwrap_or_default(),
                 sha256: entry.sha256.clone().unwrap_or_default(),
                 usage: entry.usage,
+                rating: entry.rating,
                 html: self.html,
                 timestamp: entry.created_at,
             }),

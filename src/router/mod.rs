@@ -1,17 +1,23 @@
 //! The use cases: attach to a session, say something in it, stop a reply. The router owns turns; connections
 //! only watch. It knows no transport and no frame's shape.
 
+mod change;
+mod compare;
 mod cursor;
 mod follow;
+mod lists;
 mod live;
 mod naming;
 mod recover;
+mod send;
 mod sessions;
 mod turn;
 mod watch;
 
 pub use cursor::Shown;
 pub use follow::Follow;
+pub use lists::ListWatch;
+pub use send::{Regenerate, Send};
 pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
@@ -24,16 +30,18 @@ use crate::{
     auth::{Principal, Role},
     bus::{Bus, Topic},
     chat::{
-        ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId,
-        SessionUpdate, TurnId,
-        ask::{Attach, Named, UserMessage},
+        EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionUpdate, TurnId,
+        ask::{Attach, Named},
     },
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
     metrics::Metrics,
-    store::{self, Appended, Lease, NewEntry, NewTurn, Open, OpenSession, Store},
+    store::{self, Lease, Open, OpenSession, Store},
 };
+
+/// Pause before a store that failed is asked again for what a watcher missed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sessions of a user, and their turns.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -44,6 +52,9 @@ pub struct Config {
     /// idle time after which a session ends
     #[serde(with = "crate::config::duration")]
     pub idle_end: Duration,
+    /// how often watched sessions are compared with the store, which finds what the bus has lost
+    #[serde(with = "crate::config::duration")]
+    pub compare_interval: Duration,
     /// how long a turn's lease holds without a sign of life
     #[serde(with = "crate::config::duration")]
     pub turn_lease: Duration,
@@ -51,7 +62,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { active_per_user: 1, idle_end: Duration::from_secs(24 * 3600), turn_lease: Duration::from_secs(10) }
+        Self {
+            active_per_user: 1,
+            idle_end: Duration::from_secs(24 * 3600),
+            compare_interval: Duration::from_secs(2),
+            turn_lease: Duration::from_secs(10),
+        }
     }
 }
 
@@ -126,21 +142,6 @@ struct Inner {
     cut: CancellationToken,
 }
 
-/// Something to say, and who says it from where.
-#[derive(Debug)]
-pub struct Send {
-    /// the request's id
-    pub client_id: Option<RequestId>,
-    /// the connection that it came over
-    pub origin: ConnectionId,
-    /// the session that the connection watches, for a message that names none
-    pub watched: Option<SessionId>,
-    /// the turn that is to answer, named by the caller so that it can listen first
-    pub turn_id: TurnId,
-    /// the message
-    pub message: UserMessage,
-}
-
 impl Router {
     /// Makes the use cases over their parts. [`Self::recover`] is to be called once before the first request.
     #[must_use]
@@ -197,66 +198,6 @@ impl Router {
         session
             .filter(|session| session.user_id == principal.user_id || principal.role == Role::Staff)
             .ok_or_else(|| Refusal::new(ErrorCode::NotFound))
-    }
-
-    /// Stores a message, tells the watchers, and has it answered. When it returns, the message is durable.
-    ///
-    /// # Errors
-    /// `TOO_MANY_REQUESTS`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`, `GOING_AWAY`; nothing is stored then.
-    pub async fn send(&self, principal: &Principal, send: Send) -> Result<Appended, Refusal> {
-        let parts = &self.0.parts;
-        if parts.lifecycle.drains() {
-            return Err(Refusal::new(ErrorCode::GoingAway));
-        }
-        parts.limiter.message(&principal.user_id).map_err(|wait| Refusal {
-            retry_after: Some(Duration::from_millis(wait.ms)),
-            ..Refusal::new(ErrorCode::TooManyRequests)
-        })?;
-        let session_id = match &send.message.session_id {
-            Some(named) => known(named)?,
-            None => send.watched.ok_or_else(|| Refusal {
-                message: "field `session_id` is missing, and this connection watches no session".into(),
-                ..Refusal::new(ErrorCode::MissingField)
-            })?,
-        };
-        if !send.message.files.is_empty() {
-            return Err(Refusal::new(ErrorCode::NotFound));
-        }
-        let message = send.message;
-        let entry = NewEntry {
-            session_id,
-            owner: principal.user_id.clone(),
-            id: EntryId::new(),
-            client_id: send.client_id,
-            user_id: principal.user_id.clone(),
-            sender: Sender::User,
-            kind: EntryKind::Text,
-            session_name: naming::from_message(&message.content),
-            content: message.content,
-            files: message.files,
-            metadata: message.metadata,
-            turn: Some(NewTurn { id: send.turn_id, lease: self.lease(), queued_max: parts.queued_turns }),
-        };
-        let appended = match parts.store.append(entry).await {
-            // Staff may read the session, and only its owner, or who holds it, may write in it.
-            Err(store::Error::NotFound) if principal.role == Role::Staff => {
-                self.readable(principal, session_id).await?;
-                return Err(Refusal::new(ErrorCode::InsufficientPermissions));
-            }
-            appended => appended?,
-        };
-        if appended.duplicate {
-            parts.metrics.duplicates_total.inc();
-            return Ok(appended);
-        }
-        parts.metrics.entries_stored_total.inc();
-        let entry = Arc::new(appended.entry.clone());
-        let event = Event::Appended { rev: appended.rev, origin: Some(send.origin), entry };
-        parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
-        if let Some(started) = appended.started.clone() {
-            self.spawn_runner(started);
-        }
-        Ok(appended)
     }
 
     /// Ends a turn that is queued or running: the provider's request is cut, the text so far is kept.

@@ -296,7 +296,8 @@ impl Router {
     /// Names a session, chooses its model, or both: nothing changes unless all of it is accepted.
     ///
     /// # Errors
-    /// As [`Self::choose_model`].
+    /// `INVALID_FORMAT`, `NOT_FOUND`, `SESSION_ENDED` for the model, `DATABASE_ERROR`, and to staff
+    /// `INSUFFICIENT_PERMISSIONS`.
     pub async fn edit_session(
         &self,
         principal: &Principal,
@@ -314,28 +315,10 @@ impl Router {
         self.listed(principal, session).await
     }
 
-    /// Names a session.
-    ///
-    /// # Errors
-    /// `INVALID_FORMAT`, `NOT_FOUND`, `INSUFFICIENT_PERMISSIONS` to staff, `DATABASE_ERROR`.
-    pub async fn rename_session(&self, principal: &Principal, id: SessionId, name: &str) -> Result<Session, Refusal> {
-        let name = checked_name(name)?;
-        Ok(self.change(principal, id, Change::Name(name)).await?.session)
-    }
-
-    /// Has another model answer from the next message on.
-    ///
-    /// # Errors
-    /// `INVALID_FORMAT` for a model that is not configured, `SESSION_ENDED`, and as [`Self::rename_session`].
-    pub async fn choose_model(&self, principal: &Principal, id: SessionId, model_id: &str) -> Result<Session, Refusal> {
-        let model = self.checked_model(model_id)?;
-        Ok(self.change(principal, id, Change::Model(model)).await?.session)
-    }
-
     /// Ends a session and what runs in it; one that has ended stays so.
     ///
     /// # Errors
-    /// As [`Self::rename_session`].
+    /// As [`Self::edit_session`].
     pub async fn end_session(&self, principal: &Principal, id: SessionId) -> Result<Session, Refusal> {
         let changed = self.change(principal, id, Change::End).await?;
         self.end_turns(&changed.open_turns).await;
@@ -345,7 +328,7 @@ impl Router {
     /// Deletes a session with everything in it. What runs in it is stopped first, so that whoever asked is told.
     ///
     /// # Errors
-    /// As [`Self::rename_session`].
+    /// As [`Self::edit_session`].
     pub async fn delete_session(&self, principal: &Principal, id: SessionId) -> Result<(), Refusal> {
         let changed = self.change(principal, id, Change::End).await?;
         let running: Vec<_> = changed.open_turns.iter().filter_map(|turn| self.0.live.get(turn.id)).collect();
@@ -387,7 +370,12 @@ impl Router {
     }
 
     /// Changes a session of the caller's and tells what changed.
-    async fn change(&self, principal: &Principal, id: SessionId, change: Change) -> Result<Changed, Refusal> {
+    pub(super) async fn change(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        change: Change,
+    ) -> Result<Changed, Refusal> {
         let update = self.update(id, &change);
         let changed = match self.0.parts.store.change_session(id, Some(principal.user_id.clone()), change).await {
             Err(store::Error::NotFound) => return Err(self.not_the_owner(principal, id).await),
@@ -424,7 +412,7 @@ impl Router {
     /// Makes a link to a session as it is now; a repeated request finds the first one's.
     ///
     /// # Errors
-    /// As [`Self::rename_session`].
+    /// As [`Self::edit_session`].
     pub async fn share(
         &self,
         principal: &Principal,
@@ -447,7 +435,7 @@ impl Router {
     /// Revokes every link to a session.
     ///
     /// # Errors
-    /// As [`Self::rename_session`].
+    /// As [`Self::edit_session`].
     pub async fn unshare(&self, principal: &Principal, id: SessionId) -> Result<(), Refusal> {
         match self.0.parts.store.unshare(id, principal.user_id.clone()).await {
             Err(store::Error::NotFound) => Err(self.not_the_owner(principal, id).await),
@@ -506,7 +494,7 @@ impl Router {
         Ok(())
     }
 
-    fn checked_model(&self, id: &str) -> Result<String, Refusal> {
+    pub(super) fn checked_model(&self, id: &str) -> Result<String, Refusal> {
         if self.models().get(id).is_some() {
             return Ok(id.to_owned());
         }

@@ -9,7 +9,8 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::{Refusal, Router, live::Live};
 use crate::{
     bus::Topic,
-    chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, TurnId, TurnState, Usage},
+    chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, SessionUpdate, TurnId, TurnState, Usage},
+    clock::now,
     llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
     store::{EndTurn, Range, StartedTurn, TurnText},
 };
@@ -81,6 +82,12 @@ impl Router {
         let began = Instant::now();
         metrics.turns_running.inc();
         self.announce(&started).await;
+        let update = SessionUpdate {
+            last_activity: Some(now()),
+            message_count: Some(started.reply_seq),
+            ..SessionUpdate::of(started.turn.session_id)
+        };
+        self.tell_list(started.user_id.clone(), started.rev, update).await;
         let run = Run { router: self, started: &started, live: &live, began };
         let ending = match AssertUnwindSafe(run.until_end()).catch_unwind().await {
             Ok(ending) => ending,

@@ -36,7 +36,9 @@ use super::{
     webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
 };
 use crate::{
-    connection::{ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, Outcome, Transport, WRITE_DEADLINE},
+    connection::{
+        ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, Hello, Outcome, Transport, WRITE_DEADLINE,
+    },
     metrics::Metrics,
     protocol::CloseCode,
 };
@@ -62,7 +64,8 @@ impl Host for Arc<Gate> {
     type Connection = Connection;
 
     fn open(&self, address: IpAddr, token: Option<String>) -> Result<Connection, StatusCode> {
-        Gate::open(self, Transport::WebTransport, address, token).map_err(|code| match code {
+        let hello = Hello { token, old: false };
+        Gate::open(self, Transport::WebTransport, address, hello).map_err(|code| match code {
             CloseCode::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
             CloseCode::Unauthorized | CloseCode::TokenExpired => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,

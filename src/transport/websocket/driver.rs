@@ -411,11 +411,18 @@ fn never_waits(request: &Incoming) -> bool {
     match request {
         Err(_) => true,
         Ok(request) => match &request.frame {
-            ClientFrame::Ping | ClientFrame::Auth { .. } | ClientFrame::Stop { .. } | ClientFrame::Detach { .. } => {
-                true
-            }
-            ClientFrame::Unsupported { name } => name == "typing_indicator",
-            ClientFrame::Attach(_) | ClientFrame::UserMessage(_) => false,
+            ClientFrame::Ping
+            | ClientFrame::Auth { .. }
+            | ClientFrame::Stop { .. }
+            | ClientFrame::Detach { .. }
+            | ClientFrame::Typing { .. } => true,
+            ClientFrame::Attach(_)
+            | ClientFrame::UserMessage(_)
+            | ClientFrame::Regenerate { .. }
+            | ClientFrame::ModelSelect { .. }
+            | ClientFrame::Help { .. }
+            | ClientFrame::Feedback(_)
+            | ClientFrame::Unsupported { .. } => false,
         },
     }
 }
