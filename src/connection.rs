@@ -9,7 +9,7 @@ mod predecessor;
 mod requests;
 mod watches;
 
-pub use answers::Answers;
+pub use answers::{Answers, html};
 pub use gate::{Gate, Hello};
 
 use std::{

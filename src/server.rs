@@ -12,7 +12,7 @@ use crate::{
     bus,
     config::{Address, Config, generated::Secrets},
     connection::Gate,
-    http::{self, Addresses},
+    http::{self, Addresses, links::Links},
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
@@ -73,6 +73,8 @@ impl Server {
             addresses,
             origins: Arc::clone(&origins),
             dev,
+            verifier: Arc::clone(&gate.verifier),
+            links: Links::new(&secrets.cluster),
             router: gate.router.clone(),
             limiter: Arc::clone(&gate.limiter),
             limits: Limits {
@@ -209,11 +211,9 @@ impl Server {
         let quic = self.quic;
         lifecycle.spawn(async move { quic.run().await });
         let router = self.parts.router.clone();
-        lifecycle.spawn({
-            let router = router.clone();
-            async move { router.sweep().await }
+        lifecycle.spawn(async move {
+            tokio::join!(router.sweep(), router.sweep_idle(), router.compare());
         });
-        lifecycle.spawn(async move { router.compare().await });
         lifecycle.spawn(self.tls.watch(lifecycle.clone()));
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What callers ask for, whatever frame or route it came in: checked, and not yet decided on.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Metadata, Rating, SessionId, TurnId};
@@ -8,7 +9,7 @@ use super::{Metadata, Rating, SessionId, TurnId};
 pub type Named = Result<SessionId, String>;
 
 /// What a watch is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// one session

@@ -169,6 +169,7 @@ fn numbers(config: &Config, fault: Report<'_>) {
         ("limits.connections_per_address", limits.connections_per_address),
         ("limits.connections", limits.connections),
         ("limits.messages_per_minute", limits.messages_per_minute),
+        ("limits.requests_per_minute", limits.requests_per_minute),
         ("limits.admin_per_minute", limits.admin_per_minute),
         ("limits.public_per_minute", limits.public_per_minute),
         ("limits.queued_turns", limits.queued_turns),

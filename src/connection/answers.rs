@@ -212,7 +212,9 @@ impl Connection {
 /// Longest reply that is rendered, in bytes: its HTML must fit a frame beside it.
 const HTML_SOURCE_BYTES_MAX: usize = 128 * 1024;
 
-fn html(entry: &Entry) -> Option<String> {
+/// The text of a reply as safe HTML; `None` for what is no reply, empty or too long.
+#[must_use]
+pub fn html(entry: &Entry) -> Option<String> {
     let rendered = entry.sender == Sender::Ai && (1..=HTML_SOURCE_BYTES_MAX).contains(&entry.content.len());
     rendered.then(|| markdown::render(&entry.content))
 }

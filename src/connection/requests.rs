@@ -105,7 +105,7 @@ impl Connection {
         model_id: String,
     ) -> Result<Outcome, Refusal> {
         let session_id = self.meant(principal, named).await?;
-        let session = self.0.gate.router.select_model(principal, session_id, model_id).await?;
+        let session = self.0.gate.router.select_model(principal, session_id, &model_id).await?;
         let status = self.session_status(principal, id, &session);
         Ok(self.answer(&ServerFrame::ConnectionStatus(Box::new(status))))
     }

@@ -1,5 +1,6 @@
 //! What clients send: one flat JSON object, decoded and checked in one go.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -122,7 +123,7 @@ pub struct Rejection {
     pub message: String,
 }
 
-#[derive(Deserialize, Serialize, Default)]
+#[derive(Deserialize, Serialize, Default, JsonSchema)]
 #[serde(default)]
 struct Envelope {
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,7 +6,7 @@ use super::{Refusal, Router};
 use crate::{
     auth::Principal,
     bus::Topic,
-    chat::{ConnectionId, ErrorCode, Event, Sender, Session, SessionId, SessionUpdate, ask::Feedback},
+    chat::{ConnectionId, Event, Sender, Session, SessionId, ask::Feedback},
     store::Change,
 };
 
@@ -15,19 +15,9 @@ impl Router {
     ///
     /// # Errors
     /// `INVALID_FORMAT` for a model that is not configured, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`.
-    pub async fn select_model(
-        &self,
-        principal: &Principal,
-        id: SessionId,
-        model_id: String,
-    ) -> Result<Session, Refusal> {
-        if self.models().get(&model_id).is_none() {
-            let known = self.models().iter().map(|model| format!("`{}`", model.id)).collect::<Vec<_>>().join(", ");
-            let message = format!("model `{model_id}` is not configured (have {known})").into();
-            return Err(Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) });
-        }
-        let update = SessionUpdate { model_id: Some(model_id.clone()), ..SessionUpdate::of(id) };
-        self.change(principal, Change::Model(model_id), update).await
+    pub async fn select_model(&self, principal: &Principal, id: SessionId, model_id: &str) -> Result<Session, Refusal> {
+        let model = self.checked_model(model_id)?;
+        Ok(self.change(principal, id, Change::Model(model)).await?.session)
     }
 
     /// Asks for a person in a session, or does no longer.
@@ -35,23 +25,7 @@ impl Router {
     /// # Errors
     /// `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`.
     pub async fn request_help(&self, principal: &Principal, id: SessionId, wanted: bool) -> Result<Session, Refusal> {
-        let update = SessionUpdate { help_requested: Some(wanted), ..SessionUpdate::of(id) };
-        self.change(principal, Change::Help(wanted), update).await
-    }
-
-    /// Changes a session of the caller and, if it is another one then, tells who watches it.
-    pub(super) async fn change(
-        &self,
-        principal: &Principal,
-        change: Change,
-        update: SessionUpdate,
-    ) -> Result<Session, Refusal> {
-        let owner = Some(principal.user_id.clone());
-        let changed = self.0.parts.store.change_session(update.session_id, owner, change).await?;
-        if changed.changed {
-            self.tell(&changed.session, update).await;
-        }
-        Ok(changed.session)
+        Ok(self.change(principal, id, Change::Help(wanted)).await?.session)
     }
 
     /// Notes what the owner of a session thinks of a reply.

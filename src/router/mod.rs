@@ -7,8 +7,10 @@ mod cursor;
 mod follow;
 mod lists;
 mod live;
+mod naming;
 mod recover;
 mod send;
+mod sessions;
 mod turn;
 mod watch;
 
@@ -16,6 +18,7 @@ pub use cursor::Shown;
 pub use follow::Follow;
 pub use lists::ListWatch;
 pub use send::{Regenerate, Send};
+pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -184,6 +187,9 @@ impl Router {
         };
         let active_max = self.0.parts.config.active_per_user;
         let opened = self.0.parts.store.open_session(OpenSession { user_id, open, id: session_id, active_max }).await?;
+        for session in &opened.ended {
+            self.after_end(session).await;
+        }
         Ok(opened.session)
     }
 

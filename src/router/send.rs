@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Follow, Refusal, Router, known};
+use super::{Follow, Refusal, Router, known, naming};
 use crate::{
     auth::{Principal, Role},
     bus::Topic,
@@ -60,7 +60,7 @@ impl Router {
             user_id: principal.user_id.clone(),
             sender: Sender::User,
             kind: EntryKind::Text,
-            session_name: Some(name_from(&message.content)),
+            session_name: naming::from_message(&message.content),
             content: message.content,
             files: message.files,
             metadata: message.metadata,
@@ -186,18 +186,4 @@ impl Router {
             }),
         }
     }
-}
-
-/// Characters of a session's name that is taken from its first message.
-const NAME_CHARS_MAX: usize = 50;
-
-/// Takes a name from a message: its first line, cut between words where that is possible.
-fn name_from(content: &str) -> String {
-    let line = content.trim().lines().next().unwrap_or_default().trim();
-    if line.chars().count() <= NAME_CHARS_MAX {
-        return line.to_owned();
-    }
-    let cut: String = line.chars().take(NAME_CHARS_MAX - 1).collect();
-    let kept = cut.rsplit_once(char::is_whitespace).map_or(cut.as_str(), |(words, _)| words).trim_end();
-    format!("{kept}…")
 }

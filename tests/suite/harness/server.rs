@@ -72,6 +72,7 @@ impl Server {
         config.tls.dir = dir.join("certs");
         config.store.url = format!("sqlite:{}", dir.join("data/chatbox.db").display());
         config.limits.messages_per_minute = 10_000;
+        config.limits.requests_per_minute = 100_000;
         config.limits.connections_per_user = 1_000;
         config.limits.public_per_minute = 100_000;
         config.sessions.turn_lease = Duration::from_secs(1);
