@@ -61,10 +61,7 @@ impl Server {
     ///
     /// # Errors
     /// Those of [`Self::bind`].
-    pub async fn bind_with_bus(
-        config: Config,
-        bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>,
-    ) -> anyhow::Result<Self> {
+    pub async fn bind_with_bus(config: Config, bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
         let (metrics, lifecycle) = (Metrics::new(), Lifecycle::default());
         let gate = gate(&config, &secrets, bus(Arc::clone(&metrics)), &metrics, &lifecycle)?;
