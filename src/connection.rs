@@ -38,9 +38,6 @@ pub const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the frame of a stream may take to arrive.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a client may leave one frame unread before it counts as gone.
-pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Transport {

@@ -9,6 +9,7 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use governor::clock::DefaultClock;
@@ -43,6 +44,9 @@ pub struct Config {
     pub frame_bytes: usize,
     /// turns that wait behind the running one of their session
     pub queued_turns: u32,
+    /// how long a client may leave what waits for it unread before it counts as gone
+    #[serde(with = "crate::config::duration")]
+    pub write_timeout: Duration,
 }
 
 impl Default for Config {
@@ -59,6 +63,7 @@ impl Default for Config {
             public_per_minute: 60,
             frame_bytes: 1024 * 1024,
             queued_turns: 16,
+            write_timeout: Duration::from_secs(30),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -79,6 +80,12 @@ impl Gate {
     #[must_use]
     pub const fn frame_bytes_max(&self) -> usize {
         self.limits.frame_bytes
+    }
+
+    /// How long a client may leave what waits for it unread.
+    #[must_use]
+    pub const fn write_timeout(&self) -> Duration {
+        self.limits.write_timeout
     }
 
     pub(super) fn error(&self, re: Option<RequestId>, refusal: &Refusal, recoverable: bool) -> Encoded {

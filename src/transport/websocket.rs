@@ -29,7 +29,7 @@ use tokio_tungstenite::{
     },
 };
 
-use self::driver::Driver;
+use self::driver::{Driver, Limits};
 use super::tcp::{Socket, Upgradable, contain, problem};
 use crate::{
     chat::ErrorCode,
@@ -219,7 +219,8 @@ async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
         let connection = handler.clone();
         async move { connection.handle_request(request).await }.boxed()
     };
-    let mut driver = Box::new(Driver::new(socket, handle, Arc::clone(&endpoint.metrics), frame_bytes_max));
+    let limits = Limits { frame_bytes_max, write_timeout: endpoint.gate.write_timeout() };
+    let mut driver = Box::new(Driver::new(socket, handle, Arc::clone(&endpoint.metrics), limits));
     // A client of the predecessor sends no `attach`.
     if old {
         driver.begin(Asked { id: None, frame: ClientFrame::Attach(Box::default()) });
