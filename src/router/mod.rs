@@ -30,7 +30,7 @@ use crate::{
     auth::{Principal, Role},
     bus::{Bus, Topic},
     chat::{
-        EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionUpdate, TurnId,
+        EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionState, SessionUpdate, TurnId,
         ask::{Attach, Named},
     },
     lifecycle::Lifecycle,
@@ -189,6 +189,10 @@ impl Router {
         let opened = self.0.parts.store.open_session(OpenSession { user_id, open, id: session_id, active_max }).await?;
         for session in &opened.ended {
             self.after_end(session).await;
+        }
+        if opened.changed && matches!(open, Open::Reopen(_)) {
+            let update = SessionUpdate { state: Some(SessionState::Active), ..SessionUpdate::of(opened.session.id) };
+            self.tell(&opened.session, update).await;
         }
         Ok(opened.session)
     }

@@ -68,6 +68,11 @@ impl Router {
         }
         match self.0.parts.store.start_turn(session_id, self.lease()).await {
             Ok(started) => started,
+            Err(crate::store::Error::Ended) => {
+                // Its node was lost between the end of the session and that of its turns.
+                self.end_open_turns(session_id).await;
+                None
+            }
             Err(err) => {
                 // The sweep finds it again.
                 error!(error = &err as &dyn std::error::Error, %session_id, "queued turn does not start");

@@ -95,7 +95,7 @@ async fn first_message_under_a_made_up_id_is_answered_under_the_real_one() {
     let mut old = Old::open(&server, "ann").await;
     let hello = old.next().await;
     assert_eq!(hello["type"], "connection_status");
-    assert_eq!(hello["models"], json!([{"id": "demo", "name": "Demo (no model)"}]), "{hello}");
+    assert_eq!(hello["models"], json!([{"id": "demo", "name": "demo"}]), "{hello}");
     // checklist 5: the client proposes an id, the server issues one and uses it everywhere
     let made_up = id();
     old.send(said(&made_up, "count to 3")).await;

@@ -21,16 +21,6 @@ over_both! {
     detached_list_is_silent,
 }
 
-/// The next update that tells this of a session.
-async fn update(watch: &mut crate::harness::client::Lines, field: &str) -> Value {
-    loop {
-        let update = watch.until("session_update").await;
-        if !update[field].is_null() {
-            return update;
-        }
-    }
-}
-
 async fn list_hears_of_new_sessions_and_of_what_changes_in_them(via: Via) {
     let server = Server::start().await;
     let (_desk, mut list, status) = Client::attached(&server, via, "ann", json!({"scope": "user"})).await;
@@ -46,7 +36,7 @@ async fn list_hears_of_new_sessions_and_of_what_changes_in_them(via: Via) {
     let second = list.next().await.unwrap();
     assert_eq!((&second["name"], &second["message_count"]), (&Value::Null, &json!(2)));
     phone.exchange(json!({"type": "help_request", "id": id()})).await.until("accepted").await;
-    assert_eq!(update(&mut list, "help_requested").await["session_id"], session["session_id"]);
+    assert_eq!(list.update("help_requested").await["session_id"], session["session_id"]);
 }
 
 async fn list_of_another_user_hears_nothing(via: Via) {
@@ -89,7 +79,7 @@ async fn model_is_chosen_for_the_session_and_told(via: Via) {
     let chosen = client.exchange(select).await.until("connection_status").await;
     assert_eq!((&chosen["re"], &chosen["model_id"]), (&json!(request), &json!("second")));
     assert_eq!(chosen["session_id"], status["session_id"]);
-    assert_eq!(update(&mut seen, "model_id").await["model_id"], "second");
+    assert_eq!(seen.update("model_id").await["model_id"], "second");
     // checklist 24: an unknown model changes nothing
     let error = client.exchange(json!({"type": "model_select", "id": id(), "model_id": "gpt-9"})).await;
     let error = { error }.until("error").await;
@@ -107,7 +97,7 @@ async fn help_is_asked_for_and_taken_back(via: Via) {
         let request = id();
         let accepted = client.exchange(json!({"type": kind, "id": request})).await.until("accepted").await;
         assert_eq!((&accepted["re"], &accepted["session_id"]), (&json!(request), &status["session_id"]));
-        assert_eq!(update(&mut seen, "help_requested").await["help_requested"], wanted);
+        assert_eq!(seen.update("help_requested").await["help_requested"], wanted);
     }
     // checklist 1: nobody asks for help in somebody else's session, and nobody there hears of it
     let (mut eve, _watch, _status) = Client::attached(&server, via, "eve", json!({})).await;
@@ -153,8 +143,8 @@ async fn session_that_ends_to_make_room_is_told(via: Via) {
     let mut exchange = client.say("count to 100000").await;
     exchange.until("ai_response").await;
     let (_new, _watch, second) = Client::attached(&server, via, "ann", json!({"new": true})).await;
-    assert_eq!(update(&mut watch, "state").await["state"], "ended");
-    assert_eq!(update(&mut list, "state").await["state"], "ended");
+    assert_eq!(watch.update("state").await["state"], "ended");
+    assert_eq!(list.update("state").await["state"], "ended");
     let last = loop {
         let frame = exchange.until("ai_response").await;
         if frame["metadata"]["done"] == "true" {
