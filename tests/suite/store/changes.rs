@@ -31,11 +31,15 @@ impl Room {
         after
     }
 
-    /// Another room of the same user, whose session is new.
-    pub(super) async fn next(&self, active_max: u32) -> Self {
-        let session = open(&*self.store, &self.user, Open::New, active_max).await.id;
+    /// A room of the same user with another session.
+    pub(super) fn beside(&self, session: SessionId) -> Self {
         let (store, user) = (Arc::clone(&self.store), self.user.clone());
         Self { store, node: self.node, user, session, _shelf: None }
+    }
+
+    /// A room of the same user with a new session.
+    pub(super) async fn next(&self, active_max: u32) -> Self {
+        self.beside(open(&*self.store, &self.user, Open::New, active_max).await.id)
     }
 }
 
