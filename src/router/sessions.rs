@@ -347,10 +347,15 @@ impl Router {
     /// Ends what runs in a session that has ended to make room for another one, and tells its watchers.
     pub(super) async fn after_end(&self, session: &Session) {
         self.tell(session, SessionUpdate { state: Some(session.state), ..SessionUpdate::of(session.id) }).await;
-        match self.0.parts.store.open_turns(session.id).await {
+        self.end_open_turns(session.id).await;
+    }
+
+    /// Ends every turn of a session that has ended.
+    pub(super) async fn end_open_turns(&self, id: SessionId) {
+        match self.0.parts.store.open_turns(id).await {
             Ok(turns) => self.end_turns(&turns).await,
             // The sweep finds them again.
-            Err(err) => error!(error = &err as &dyn std::error::Error, session_id = %session.id, "turns do not end"),
+            Err(err) => error!(error = &err as &dyn std::error::Error, session_id = %id, "turns do not end"),
         }
     }
 

@@ -68,6 +68,10 @@ impl Router {
         }
         match self.0.parts.store.start_turn(session_id, self.lease()).await {
             Ok(started) => started,
+            Err(crate::store::Error::Ended) => {
+                self.end_open_turns(session_id).await;
+                None
+            }
             Err(err) => {
                 // The sweep finds it again.
                 error!(error = &err as &dyn std::error::Error, %session_id, "queued turn does not start");
@@ -98,7 +102,11 @@ impl Router {
             }
         };
         if let Some(ending) = ending {
-            self.finish(&started, ending, Some(live.from(0))).await;
+            let (complete, text) = (ending.state == TurnState::Complete, live.from(0));
+            self.finish(&started, ending, Some(text.clone())).await;
+            if complete {
+                self.name_by_model(&started, text);
+            }
         }
         self.0.live.end(started.turn.id);
         metrics.turns_running.dec();
