@@ -4,7 +4,12 @@
 //! knows no frame, no connection and no model; it takes values and keeps them, in one write for each method.
 
 pub mod seal;
+mod sessions;
 pub mod sqlite;
+
+pub use sessions::{
+    Change, Changed, Found, ListSessions, NewShare, Open, OpenSession, Opened, Order, Page, Place, Search, Share,
+};
 
 use std::{
     path::{Path, PathBuf},
@@ -51,140 +56,6 @@ pub enum Error {
 /// What every method of a store returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// How `open_session` finds the session to write in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Open {
-    /// the user's active session with the latest activity, else a new one
-    Current,
-    /// a new one; the oldest active one ends when all slots are taken
-    New,
-    /// this one, active again; the oldest other active one ends when all slots are taken
-    Reopen(SessionId),
-}
-
-/// Asks for a session of a user.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OpenSession {
-    /// the owner
-    pub user_id: UserId,
-    /// which one
-    pub open: Open,
-    /// the id that a new one gets. A repeated call with the same id finds what the first one made
-    pub id: SessionId,
-    /// how many sessions of one user are active at a time
-    pub active_max: u32,
-}
-
-/// What `open_session` did.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Opened {
-    /// the session, active
-    pub session: Session,
-    /// the call made it, or made it active again; a repeated one finds that done
-    pub changed: bool,
-    /// the sessions that ended to make room
-    pub ended: Vec<Session>,
-}
-
-/// What is to change of a session.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// its owner names it; no later guess replaces that
-    Name(String),
-    /// the model names it; of no effect once its owner has
-    BetterName(String),
-    /// this model answers from here on
-    Model(String),
-    /// it ends
-    End,
-    /// it ends, if its log has not grown since, it is still active, and none of its turns is open
-    EndIdle {
-        /// the latest activity that counts as idle
-        since: Timestamp,
-    },
-    /// its owner asks for a person, or no longer does
-    Help(bool),
-}
-
-/// What `change_session` did.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Changed {
-    /// the session after it
-    pub session: Session,
-    /// whether anything is other than before; `rev` was raised only then
-    pub changed: bool,
-    /// its turns that have not ended, after `End`: the caller ends them
-    pub open_turns: Vec<Turn>,
-}
-
-/// Asks for a page of a user's sessions. Those without an entry are left out.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ListSessions {
-    /// the owner
-    pub user_id: UserId,
-    /// in which order
-    pub order: Order,
-    /// behind this one, the last of the page before
-    pub after: Option<Place>,
-    /// at most so many
-    pub limit: u32,
-}
-
-/// In which order sessions are listed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
-    /// latest activity first
-    Activity,
-    /// newest first
-    Created,
-}
-
-/// Where in a list a session stands: the moment that the order looks at, then its id.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
-    /// `last_activity` or `created_at`
-    pub at: Timestamp,
-    /// the session
-    pub id: SessionId,
-}
-
-/// A page of a user's sessions.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Page {
-    /// the sessions
-    pub sessions: Vec<Session>,
-    /// whether more follow
-    pub more: bool,
-    /// how many there are on all pages
-    pub total: u64,
-}
-
-/// Asks for the sessions of a user in whose name or text some words occur, letters' case aside.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Search {
-    /// the owner
-    pub user_id: UserId,
-    /// the words, as one text
-    pub text: String,
-    /// behind this one, in the order of activity
-    pub after: Option<Place>,
-    /// at most so many sessions
-    pub limit: u32,
-    /// at most so many entries are opened and read
-    pub entries_max: u32,
-}
-
-/// What a search found, latest activity first.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Found {
-    /// each session with the text around its first hit
-    pub sessions: Vec<(Session, String)>,
-    /// where the next search goes on; `None` when all was read
-    pub next: Option<Place>,
-    /// the limit of entries was reached before the limit of sessions
-    pub truncated: bool,
-}
-
 /// A regenerated reply on its way in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Regenerate {
@@ -211,40 +82,6 @@ pub struct Regenerated {
     pub reply_seq: u64,
     /// the turn, started; `None`: the same request was made before, and nothing was written
     pub started: Option<StartedTurn>,
-}
-
-/// A share of a session on its way in.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NewShare {
-    /// its name. A repeated call with the same id finds what the first one made
-    pub id: Uuid,
-    /// the session
-    pub session_id: SessionId,
-    /// must own it, else `NotFound`
-    pub owner: UserId,
-    /// when it ends; `None`: when it is revoked
-    pub expires_at: Option<Timestamp>,
-    /// shares of one session that are kept; the oldest goes first
-    pub shares_max: u32,
-}
-
-/// A conversation as it was when it was shared.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Share {
-    /// its name
-    pub id: Uuid,
-    /// the session
-    pub session_id: SessionId,
-    /// the session's name at that time
-    pub name: Option<String>,
-    /// the last place of the log at that time
-    pub last_seq: u64,
-    /// the place of the reply that was running then, which is not shown
-    pub running_seq: Option<u64>,
-    /// when it was made
-    pub created_at: Timestamp,
-    /// when it ends
-    pub expires_at: Option<Timestamp>,
 }
 
 /// An entry on its way into a log.
@@ -402,7 +239,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Searches a user's own names and texts.
     async fn search(&self, ask: Search) -> Result<Found>;
 
-    /// Finds active sessions without activity since a moment, at most `limit`.
+    /// Finds active sessions without activity since a moment and without an open turn, at most `limit`.
     async fn idle_sessions(&self, since: Timestamp, limit: u32) -> Result<Vec<SessionId>>;
 
     /// Reads `rev` of the sessions of each of these users: the `limit` with the latest activity that have an entry.
@@ -453,10 +290,12 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Starts a new turn for the message of the last turn of a session, once for each `client_id` of a user.
     ///
     /// # Errors
-    /// `NotFound` when there is no such turn, it is not the last one, or it has not ended; `Ended`.
+    /// `NotFound` when there is no such turn, it is not the last one, it has not ended, or its user has used
+    /// `client_id` for another request; `Ended`.
     async fn regenerate(&self, ask: Regenerate) -> Result<Regenerated>;
 
     /// Notes what the owner of a session thinks of a settled reply, and why; a later call replaces an earlier one.
+    /// No watcher is told, so `rev` stays.
     ///
     /// # Errors
     /// `NotFound` when there is no such reply, or its session is not the owner's.
@@ -472,7 +311,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Makes a link's row.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, also when another session has a share with this id.
     async fn share(&self, new: NewShare) -> Result<Share>;
 
     /// Reads a share that has neither been revoked nor ended.

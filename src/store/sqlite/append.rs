@@ -72,13 +72,15 @@ impl Append {
         Ok(Appended { entry, rev, duplicate: true, started: None })
     }
 
-    /// The entry that an earlier call with the same request, or the same row, has made.
+    /// The entry that an earlier call with the same request, or the same row, has made. A request that made a reply
+    /// was another one, and makes no message.
     fn first(&self, connection: &Connection, seal: &Seal) -> Result<Option<Entry>> {
         if let Some(client_id) = &self.entry.client_id {
             let mut statement = connection.prepare_cached(queries::ENTRY_OF_CLIENT)?;
             let mut rows = statement.query(params![self.entry.user_id, client_id.as_bytes()])?;
             if let Some(row) = rows.next()? {
-                return values::entry(row, seal).map(Some);
+                let first = values::entry(row, seal)?;
+                return if first.reply_to.is_none() { Ok(Some(first)) } else { Err(Error::NotFound) };
             }
         }
         let mut statement = connection.prepare_cached(queries::ENTRY_OF_ID)?;
@@ -132,7 +134,8 @@ impl Append {
         if open > 0 {
             return Ok(None);
         }
-        let queued = turns::Queued { id: turn.id, session_id, message_seq, user_id: self.entry.user_id.clone() };
+        let user_id = self.entry.user_id.clone();
+        let queued = turns::Queued { id: turn.id, session_id, message_seq, user_id, client_id: None };
         turns::begin(connection, queued, head, &turn.lease, now).map(Some)
     }
 

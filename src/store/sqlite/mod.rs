@@ -3,13 +3,18 @@
 //! Write-ahead logging with `synchronous=FULL`: what a call returned survives a power cut. Nothing outside this
 //! directory names a type of the driver.
 
+mod again;
 mod append;
 mod checkpoint;
+mod lists;
 mod queries;
+mod ratings;
 mod readers;
 mod reads;
 mod schema;
+mod search;
 mod sessions;
+mod shares;
 mod turns;
 mod values;
 mod writer;
@@ -28,7 +33,7 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
+use self::{append::Append, ratings::Rate, readers::Readers, turns::Extend, writer::Writer};
 use super::{
     Appended, Change, Changed, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry, NewShare,
     OpenSession, Opened, Page, Range, Regenerate, Regenerated, Result, Search, Share, StartedTurn, Store, TurnText,
@@ -159,67 +164,71 @@ impl Sqlite {
 #[async_trait]
 impl Store for Sqlite {
     async fn open_session(&self, ask: OpenSession) -> Result<Opened> {
-        let open = move |connection: &Connection, seal: &Seal| sessions::open(connection, &ask, seal);
-        Ok(Opened { session: self.write("open_session", open).await?, changed: false, ended: Vec::new() })
+        self.write("open_session", move |connection, seal| sessions::open(connection, &ask, seal)).await
     }
 
-    async fn change_session(&self, _id: SessionId, _owner: Option<UserId>, _change: Change) -> Result<Changed> {
-        Err(reads::unwritten())
+    async fn change_session(&self, id: SessionId, owner: Option<UserId>, change: Change) -> Result<Changed> {
+        let work =
+            move |connection: &Connection, seal: &Seal| sessions::change(connection, id, owner.as_ref(), &change, seal);
+        self.write("change_session", work).await
     }
 
-    async fn delete_session(&self, _id: SessionId, _owner: UserId) -> Result<Changed> {
-        Err(reads::unwritten())
+    async fn delete_session(&self, id: SessionId, owner: UserId) -> Result<Changed> {
+        self.write("delete_session", move |connection, seal| sessions::delete(connection, id, &owner, seal)).await
     }
 
-    async fn sessions(&self, _ask: ListSessions) -> Result<Page> {
-        Err(reads::unwritten())
+    async fn sessions(&self, ask: ListSessions) -> Result<Page> {
+        self.read("sessions", move |connection, seal| lists::page(connection, &ask, seal)).await
     }
 
-    async fn search(&self, _ask: Search) -> Result<Found> {
-        Err(reads::unwritten())
+    async fn search(&self, ask: Search) -> Result<Found> {
+        self.read("search", move |connection, seal| search::search(connection, &ask, seal)).await
     }
 
-    async fn idle_sessions(&self, _since: Timestamp, _limit: u32) -> Result<Vec<SessionId>> {
-        Ok(Vec::new())
+    async fn idle_sessions(&self, since: Timestamp, limit: u32) -> Result<Vec<SessionId>> {
+        self.read("idle_sessions", move |connection, _seal| lists::idle(connection, since, limit)).await
     }
 
-    async fn user_revs(&self, _users: &[UserId], _limit: u32) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>> {
-        Err(reads::unwritten())
+    async fn user_revs(&self, users: &[UserId], limit: u32) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>> {
+        let users = users.to_vec();
+        self.read("user_revs", move |connection, _seal| lists::user_revs(connection, users, limit)).await
     }
 
-    async fn open_turns(&self, _session: SessionId) -> Result<Vec<Turn>> {
-        Err(reads::unwritten())
+    async fn open_turns(&self, session: SessionId) -> Result<Vec<Turn>> {
+        self.read("open_turns", move |connection, _seal| reads::open_turns(connection, session)).await
     }
 
-    async fn regenerate(&self, _ask: Regenerate) -> Result<Regenerated> {
-        Err(reads::unwritten())
+    async fn regenerate(&self, ask: Regenerate) -> Result<Regenerated> {
+        self.write("regenerate", move |connection, seal| again::regenerate(connection, &ask, seal)).await
     }
 
     async fn rate(
         &self,
-        _session: SessionId,
-        _seq: u64,
-        _owner: UserId,
-        _rating: Rating,
-        _why: Option<String>,
+        session: SessionId,
+        seq: u64,
+        owner: UserId,
+        rating: Rating,
+        why: Option<String>,
     ) -> Result<()> {
-        Err(reads::unwritten())
+        let rate = Rate { session, seq, owner, rating, why };
+        self.write("rate", move |connection, seal| ratings::rate(connection, &rate, seal)).await
     }
 
-    async fn share(&self, _new: NewShare) -> Result<Share> {
-        Err(reads::unwritten())
+    async fn share(&self, new: NewShare) -> Result<Share> {
+        self.write("share", move |connection, seal| shares::share(connection, &new, seal)).await
     }
 
-    async fn shared(&self, _id: Uuid) -> Result<Option<Share>> {
-        Err(reads::unwritten())
+    async fn shared(&self, id: Uuid) -> Result<Option<Share>> {
+        self.read("shared", move |connection, seal| shares::shared(connection, id, seal)).await
     }
 
-    async fn shares_of(&self, _sessions: &[SessionId]) -> Result<Vec<Share>> {
-        Err(reads::unwritten())
+    async fn shares_of(&self, sessions: &[SessionId]) -> Result<Vec<Share>> {
+        let sessions = sessions.to_vec();
+        self.read("shares_of", move |connection, seal| shares::of_sessions(connection, &sessions, seal)).await
     }
 
-    async fn unshare(&self, _session: SessionId, _owner: UserId) -> Result<u64> {
-        Err(reads::unwritten())
+    async fn unshare(&self, session: SessionId, owner: UserId) -> Result<u64> {
+        self.write("unshare", move |connection, seal| shares::unshare(connection, session, &owner, seal)).await
     }
 
     async fn session(&self, id: SessionId) -> Result<Option<Session>> {
@@ -267,7 +276,7 @@ impl Store for Sqlite {
     }
 
     async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool> {
-        self.write("requeue", move |connection, _seal| turns::requeue(connection, ended, new)).await
+        self.write("requeue", move |connection, _seal| again::requeue(connection, ended, new)).await
     }
 
     async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost> {

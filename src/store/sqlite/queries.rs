@@ -20,13 +20,19 @@ macro_rules! session_columns {
 macro_rules! entry_columns {
     () => {
         "session_id, seq, id, user_id, client_id, turn_id, reply_to, sender, kind, content, files, metadata, state, \
-         length, sha256, prompt_tokens, completion_tokens, usage_estimated, model_id, created_at"
+         length, sha256, prompt_tokens, completion_tokens, usage_estimated, model_id, rating, created_at"
     };
 }
 
 macro_rules! turn_columns {
     () => {
         "id, session_id, message_seq, reply_seq, state, node, model_id"
+    };
+}
+
+macro_rules! share_columns {
+    () => {
+        "id, session_id, name, last_seq, running_seq, created_at, expires_at"
     };
 }
 
@@ -45,28 +51,59 @@ queries! {
     /// One session's `rev`.
     SESSION_REV = "SELECT rev FROM sessions WHERE id = ?1";
     /// What a write needs to know of its session.
-    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id FROM sessions WHERE id = ?1";
+    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id, quarter FROM sessions WHERE id = ?1";
     /// The active sessions of a user, the one with the oldest activity first.
     SESSIONS_ACTIVE = "SELECT id, active_slot FROM sessions WHERE user_id = ?1 AND active_slot IS NOT NULL \
         ORDER BY last_activity, created_at, id";
     /// A new session, active.
     SESSION_INSERT = "INSERT INTO sessions \
-        (id, user_id, active_slot, state, rev, last_seq, created_at, last_activity) \
-        VALUES (?1, ?2, ?3, 'active', 1, 0, ?4, ?4)";
+        (id, user_id, active_slot, state, rev, last_seq, created_at, last_activity, quarter) \
+        VALUES (?1, ?2, ?3, 'active', 1, 0, ?4, ?4, ?5)";
     /// An active session ends.
     SESSION_END = "UPDATE sessions SET state = 'ended', active_slot = NULL, ended_at = ?2, rev = rev + 1 WHERE id = ?1";
     /// An ended session is active again, and that counts as activity.
     SESSION_REOPEN = "UPDATE sessions SET state = 'active', active_slot = ?2, ended_at = NULL, rev = rev + 1, \
-        last_activity = max(last_activity, ?3) WHERE id = ?1";
+        last_activity = max(last_activity, ?3), quarter = max(quarter, ?4) WHERE id = ?1";
     /// The log has grown by ?4 entries.
     SESSION_GROWN = "UPDATE sessions SET rev = ?2, last_seq = ?3, entries = entries + ?4, \
         last_activity = max(last_activity, ?5), name = coalesce(name, ?6) WHERE id = ?1";
+    /// The log has grown for the first time, or in another quarter of an hour than before.
+    SESSION_LISTED = "UPDATE sessions SET filled = 1, quarter = max(quarter, ?2) WHERE id = ?1";
+    /// Somebody names it.
+    SESSION_NAME = "UPDATE sessions SET name = ?2, name_by = ?3, rev = rev + 1 WHERE id = ?1";
+    /// Who named it.
+    SESSION_NAME_BY = "SELECT name_by FROM sessions WHERE id = ?1";
+    /// Somebody gives it the name that it has.
+    SESSION_KEEP_NAME = "UPDATE sessions SET name_by = ?2 WHERE id = ?1";
+    /// Another model answers.
+    SESSION_MODEL = "UPDATE sessions SET model_id = ?2, rev = rev + 1 WHERE id = ?1";
+    /// Somebody asks for a person, or no longer does.
+    SESSION_HELP = "UPDATE sessions SET help_requested_at = ?2, help_by = ?3, rev = rev + 1 WHERE id = ?1";
     /// Anything else has changed.
     SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1";
     /// A reply is settled.
     SESSION_SETTLED = "UPDATE sessions SET rev = rev + 1, prompt_tokens = prompt_tokens + ?2, \
         completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
         response_ms_sum = response_ms_sum + ?5, response_ms_max = max(response_ms_max, ?5) WHERE id = ?1";
+    /// A session goes, and takes its log, turns and shares along.
+    SESSION_DELETE = "DELETE FROM sessions WHERE id = ?1";
+    /// Sessions of a user behind a place, latest activity first. The index has them by quarters, which are sorted
+    /// one at a time.
+    SESSIONS_BY_ACTIVITY = "SELECT ", session_columns!(), " FROM sessions INDEXED BY sessions_by_activity \
+        WHERE user_id = ?1 AND filled = 1 AND quarter <= ?2 AND (last_activity, id) < (?3, ?4) \
+        ORDER BY quarter DESC, last_activity DESC, id DESC LIMIT ?5";
+    /// Sessions of a user behind a place, newest first.
+    SESSIONS_BY_START = "SELECT ", session_columns!(), " FROM sessions INDEXED BY sessions_by_start \
+        WHERE user_id = ?1 AND filled = 1 AND (created_at, id) < (?2, ?3) ORDER BY created_at DESC, id DESC LIMIT ?4";
+    /// How many sessions of a user have an entry.
+    SESSIONS_COUNT = "SELECT count(*) FROM sessions INDEXED BY sessions_by_start WHERE user_id = ?1 AND filled = 1";
+    /// The `rev` of a user's sessions, latest activity first.
+    SESSIONS_REVS = "SELECT id, rev FROM sessions INDEXED BY sessions_by_activity WHERE user_id = ?1 AND filled = 1 \
+        ORDER BY quarter DESC, last_activity DESC, id DESC LIMIT ?2";
+    /// Active sessions that nothing happens in and that wait for nothing.
+    SESSIONS_IDLE = "SELECT id FROM sessions INDEXED BY sessions_idle WHERE active_slot IS NOT NULL \
+        AND quarter <= ?1 AND last_activity <= ?2 AND NOT EXISTS (SELECT 1 FROM turns INDEXED BY turns_open \
+        WHERE session_id = sessions.id AND ended_at IS NULL) ORDER BY quarter LIMIT ?3";
 
     /// The entry that a client's request made before.
     ENTRY_OF_CLIENT = "SELECT ", entry_columns!(), " FROM entries WHERE user_id = ?1 AND client_id = ?2";
@@ -77,18 +114,25 @@ queries! {
     /// Entries after a place.
     ENTRIES_AFTER = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 AND seq > ?2 \
         ORDER BY seq LIMIT ?3";
-    /// The last entries, newest first.
-    ENTRIES_LAST = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 ORDER BY seq DESC LIMIT ?2";
+    /// The last entries before a place, newest first.
+    ENTRIES_BEFORE = "SELECT ", entry_columns!(), " FROM entries WHERE session_id = ?1 AND seq < ?2 \
+        ORDER BY seq DESC LIMIT ?3";
+    /// The texts of a log that are not empty.
+    ENTRIES_TEXT = "SELECT id, content FROM entries WHERE session_id = ?1 AND content IS NOT NULL \
+        ORDER BY seq LIMIT ?2";
     /// A new entry that nobody changes later, unless its request or id is there.
     ENTRY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, client_id, turn_id, sender, kind, content, \
         files, metadata, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
         ON CONFLICT DO NOTHING";
     /// The place of a reply.
     REPLY_INSERT = "INSERT INTO entries (session_id, seq, id, user_id, turn_id, reply_to, sender, kind, state, \
-        model_id, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'ai', 'text', ?7, ?8, ?9)";
+        model_id, created_at, client_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'ai', 'text', ?7, ?8, ?9, ?10)";
     /// A reply gets its text.
     REPLY_SETTLE = "UPDATE entries SET content = ?3, state = ?4, length = ?5, sha256 = ?6, prompt_tokens = ?7, \
         completion_tokens = ?8, usage_estimated = ?9 WHERE session_id = ?1 AND seq = ?2";
+    /// What somebody thinks of a settled reply.
+    REPLY_RATE = "UPDATE entries SET rating = ?3, rating_why = ?4 WHERE session_id = ?1 AND seq = ?2 \
+        AND sender = 'ai' AND state NOT IN ('queued', 'running')";
 
     /// One turn.
     TURN = "SELECT ", turn_columns!(), " FROM turns WHERE id = ?1";
@@ -105,6 +149,12 @@ queries! {
     /// The turn that is next.
     TURN_NEXT = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued' ORDER BY position LIMIT 1";
+    /// The turns of a session that have not ended: the one that runs, then those that wait.
+    TURNS_OF_SESSION = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
+        WHERE session_id = ?1 AND ended_at IS NULL ORDER BY state = 'queued', position";
+    /// The newest turn of the last message that has one, in a session whose turns have all ended.
+    TURN_LAST = "SELECT ", turn_columns!(), " FROM turns WHERE session_id = ?1 \
+        ORDER BY message_seq DESC, reply_seq DESC LIMIT 1";
     /// Whether a message has a turn that has not ended, and the place in front of the queue.
     TURN_FRONT = "SELECT coalesce(max(message_seq = ?2), 0), \
         coalesce(min(CASE state WHEN 'queued' THEN position END) - 1, ?2) \
@@ -142,6 +192,21 @@ queries! {
         (SELECT max(\"offset\") FROM turn_chunks WHERE turn_id = ?1 AND \"offset\" <= ?2), 0) ORDER BY \"offset\"";
     /// The log of an ended turn goes: its text is the reply's content.
     CHUNKS_DELETE = "DELETE FROM turn_chunks WHERE turn_id = ?1";
+
+    /// A share.
+    SHARE_INSERT = "INSERT INTO shares (id, session_id, name, last_seq, running_seq, created_at, expires_at) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    /// One share, ended or not.
+    SHARE = "SELECT ", share_columns!(), " FROM shares WHERE id = ?1";
+    /// The newest share of a session that has not ended.
+    SHARE_OF_SESSION = "SELECT ", share_columns!(), " FROM shares WHERE session_id = ?1 \
+        AND (expires_at IS NULL OR expires_at > ?2) ORDER BY rowid DESC LIMIT 1";
+    /// Shares of a session that have ended, and those before the newest ?3.
+    SHARES_TRIM = "DELETE FROM shares WHERE session_id = ?1 AND (expires_at <= ?2 OR rowid NOT IN \
+        (SELECT rowid FROM shares WHERE session_id = ?1 AND (expires_at IS NULL OR expires_at > ?2) \
+        ORDER BY rowid DESC LIMIT ?3))";
+    /// All shares of a session.
+    SHARES_DELETE = "DELETE FROM shares WHERE session_id = ?1";
 
     /// Something small to write.
     PROBE_WRITE = "UPDATE probe SET checked_at = ?1 WHERE id = 1";

@@ -27,12 +27,13 @@ pub(super) fn entries(connection: &Connection, session: SessionId, range: Range,
             let seq = i64::try_from(seq).unwrap_or(i64::MAX);
             collect(connection, queries::ENTRIES_AFTER, &[&session, &seq, &limit], seal)
         }
-        Range::Before(..) => Err(unwritten()),
-        Range::Last(limit) => {
-            let mut entries = collect(connection, queries::ENTRIES_LAST, &[&session, &limit], seal)?;
+        Range::Before(seq, limit) => {
+            let seq = i64::try_from(seq).unwrap_or(i64::MAX);
+            let mut entries = collect(connection, queries::ENTRIES_BEFORE, &[&session, &seq, &limit], seal)?;
             entries.reverse();
             Ok(entries)
         }
+        Range::Last(limit) => entries(connection, session, Range::Before(u64::MAX, limit), seal),
     }
 }
 
@@ -44,6 +45,12 @@ fn collect(connection: &Connection, sql: &str, params: &[&dyn ToSql], seal: &Sea
 /// The turn that `sql`, with one id bound, finds.
 pub(super) fn turn(connection: &Connection, sql: &str, id: impl ToSql) -> Result<Option<Turn>> {
     Ok(connection.prepare_cached(sql)?.query_row([id], values::turn).optional()?)
+}
+
+/// The turns of a session that have not ended, in the order of its queue.
+pub(super) fn open_turns(connection: &Connection, session: SessionId) -> Result<Vec<Turn>> {
+    let mut statement = connection.prepare_cached(queries::TURNS_OF_SESSION)?;
+    Ok(statement.query_map([session], values::turn)?.collect::<rusqlite::Result<_>>()?)
 }
 
 /// Whether a turn runs, and how long its text is.
@@ -91,8 +98,4 @@ pub(super) fn lost(connection: &Connection, node: NodeId, limit: u32) -> Result<
     let mut statement = connection.prepare_cached(queries::SESSIONS_LOST)?;
     let sessions = statement.query_map([limit], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok(Lost { turns, sessions })
-}
-
-pub(super) fn unwritten() -> Error {
-    Error::Database("not written yet".into())
 }

@@ -17,13 +17,13 @@ use super::OpenError;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Above the number of statements in `queries`, so that none is ever prepared twice.
-const STATEMENTS_CACHED: usize = 64;
+const STATEMENTS_CACHED: usize = 96;
 
 /// Size of a page in a new file.
 pub(super) const PAGE_BYTES: u32 = 2048;
 
 /// Every migration, oldest first. One that was released never changes; a new one is added at the end.
-pub(super) const MIGRATIONS: &[&str] = &[FIRST];
+pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND];
 
 const FIRST: &str = r#"
     CREATE TABLE sessions (
@@ -121,6 +121,33 @@ const FIRST: &str = r#"
     INSERT INTO probe VALUES (1, 0);
 "#;
 
+const SECOND: &str = r#"
+    ALTER TABLE entries ADD COLUMN rating TEXT;
+    ALTER TABLE entries ADD COLUMN rating_why BLOB;
+
+    -- 'user' or 'model'; nobody, or the first message, if NULL
+    ALTER TABLE sessions ADD COLUMN name_by TEXT;
+    -- the log has an entry
+    ALTER TABLE sessions ADD COLUMN filled INTEGER NOT NULL DEFAULT 0;
+    -- last_activity in whole quarters of an hour: an index of the moment itself would change with each message
+    ALTER TABLE sessions ADD COLUMN quarter INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET filled = entries > 0, quarter = last_activity / 900000;
+    CREATE INDEX sessions_by_activity ON sessions (user_id, quarter) WHERE filled = 1;
+    CREATE INDEX sessions_by_start ON sessions (user_id, created_at) WHERE filled = 1;
+    CREATE INDEX sessions_idle ON sessions (quarter) WHERE active_slot IS NOT NULL;
+
+    CREATE TABLE shares (
+        id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        session_id BLOB NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+        name BLOB,
+        last_seq INTEGER NOT NULL,
+        running_seq INTEGER,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER
+    ) STRICT;
+    CREATE INDEX shares_of_session ON shares (session_id);
+"#;
+
 /// Opens the connection that writes, and brings the file to the newest version.
 pub(super) fn writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection = Connection::open_with_flags(
@@ -186,7 +213,7 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenE
 mod tests {
     use super::*;
 
-    const SECOND: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
+    const EXTRA: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
 
     fn version(connection: &Connection) -> usize {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
@@ -197,8 +224,8 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection, &[FIRST]).unwrap();
         connection.execute("UPDATE probe SET checked_at = 77", []).unwrap();
-        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
-        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
+        migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
         assert_eq!(version(&connection), 2);
         let kept: i64 = connection.query_row("SELECT checked_at FROM probe", [], |row| row.get(0)).unwrap();
         assert_eq!(kept, 77);
@@ -211,18 +238,18 @@ mod tests {
         let broken = "CREATE TABLE half (id INTEGER) STRICT; CREATE TABLE half (id INTEGER) STRICT;";
         assert!(matches!(migrate(&mut connection, &[FIRST, broken]), Err(OpenError::Database(_))));
         assert_eq!(version(&connection), 1);
-        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
         assert_eq!(version(&connection), 2);
     }
 
     #[test]
     fn file_of_a_newer_version_or_another_program_is_refused() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection, &[FIRST, SECOND]).unwrap();
+        migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
         let error = migrate(&mut connection, &[FIRST]).unwrap_err();
         assert_eq!(error.to_string(), "the database has version 2, this chatbox knows versions up to 1");
         let mut foreign = Connection::open_in_memory().unwrap();
-        foreign.execute_batch(SECOND).unwrap();
+        foreign.execute_batch(EXTRA).unwrap();
         assert!(matches!(migrate(&mut foreign, &[FIRST]), Err(OpenError::Foreign)));
     }
 }

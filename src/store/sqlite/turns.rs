@@ -1,17 +1,19 @@
-//! Writes that start, extend, end and repeat turns. Each runs inside one commit.
+//! Writes that start, extend and end turns. Each runs inside one commit.
 
 use std::time::Duration;
 
 use ring::digest;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::{
     super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, TurnText, now, seal::Seal},
     queries, reads,
-    sessions::Head,
+    sessions::{self, Head},
     values,
 };
-use crate::chat::{Entry, EntryId, NodeId, SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, UserId};
+use crate::chat::{
+    Entry, EntryId, NodeId, RequestId, SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, UserId,
+};
 
 /// A turn that is about to start.
 pub(super) struct Queued {
@@ -20,6 +22,8 @@ pub(super) struct Queued {
     pub(super) message_seq: u64,
     /// who wrote the message
     pub(super) user_id: UserId,
+    /// the request that asks for another reply to it
+    pub(super) client_id: Option<RequestId>,
 }
 
 /// Starts a turn: its lease, and its reply's place at the end of the log. `head` moves on; the caller stores it.
@@ -32,7 +36,7 @@ pub(super) fn begin(
 ) -> Result<StartedTurn> {
     head.last_seq += 1;
     head.rev += 1;
-    let Queued { id, session_id, message_seq, user_id } = queued;
+    let Queued { id, session_id, message_seq, user_id, client_id } = queued;
     let reply_seq = head.last_seq;
     let model_id = head.model_id.clone().unwrap_or_else(|| lease.default_model.clone());
     let until = after(now, lease.ttl);
@@ -49,7 +53,8 @@ pub(super) fn begin(
         message_seq,
         state,
         model_id,
-        now
+        now,
+        client_id.as_ref().map(RequestId::as_bytes)
     ])?;
     let turn = Turn {
         id,
@@ -71,14 +76,18 @@ pub(super) fn grown(
     before: u64,
     name: Option<&[u8]>,
 ) -> Result<()> {
+    let now = now();
     connection.prepare_cached(queries::SESSION_GROWN)?.execute(params![
         id,
         head.rev,
         head.last_seq,
         head.last_seq - before,
-        now(),
+        now,
         name
     ])?;
+    if before == 0 || sessions::quarter(now) > head.quarter {
+        connection.prepare_cached(queries::SESSION_LISTED)?.execute(params![id, sessions::quarter(now)])?;
+    }
     Ok(())
 }
 
@@ -94,8 +103,12 @@ pub(super) fn start(
         return started_before(connection, running, head, lease, seal);
     }
     let Some(next) = reads::turn(connection, queries::TURN_NEXT, session_id)? else { return Ok(None) };
+    if head.state == SessionState::Ended {
+        return Err(Error::Ended);
+    }
     let message = entry_at(connection, session_id, next.message_seq, seal)?;
-    let queued = Queued { id: next.id, session_id, message_seq: next.message_seq, user_id: message.user_id };
+    let Turn { id, message_seq, .. } = next;
+    let queued = Queued { id, session_id, message_seq, user_id: message.user_id, client_id: None };
     let before = head.last_seq;
     let started = begin(connection, queued, &mut head, lease, now())?;
     grown(connection, session_id, &head, before, None)?;
@@ -264,7 +277,8 @@ fn place(connection: &Connection, turn: &Turn, now: Timestamp, seal: &Seal) -> R
     let message = entry_at(connection, session_id, turn.message_seq, seal)?;
     let before = head.last_seq;
     head.last_seq += 1;
-    let none: Option<&str> = None;
+    let none: Option<&[u8]> = None;
+    let model: Option<&str> = None;
     connection.prepare_cached(queries::REPLY_INSERT)?.execute(params![
         session_id,
         head.last_seq,
@@ -273,8 +287,9 @@ fn place(connection: &Connection, turn: &Turn, now: Timestamp, seal: &Seal) -> R
         turn.id,
         turn.message_seq,
         TurnState::Queued,
-        none,
-        now
+        model,
+        now,
+        none
     ])?;
     grown(connection, session_id, &head, before, None)?;
     Ok(head.last_seq)
@@ -304,37 +319,8 @@ fn settle(connection: &Connection, reply: Entry, end: &EndTurn, text: String, se
     Ok(Entry { sha256: Some(sha256), ..settled })
 }
 
-/// Queues a new turn for the message of an ended one, in front of all that wait. `false` when the old one has not
-/// ended, its message has another that has not, or its session has ended; a repeated call is recognised.
-pub(super) fn requeue(connection: &Connection, ended: TurnId, new: TurnId) -> Result<bool> {
-    let Some(old) = reads::turn(connection, queries::TURN, ended)?.filter(|old| old.state.ended()) else {
-        return Ok(false);
-    };
-    if let Some(made) = reads::turn(connection, queries::TURN, new)? {
-        return Ok((made.session_id, made.message_seq) == (old.session_id, old.message_seq));
-    }
-    let session_id = old.session_id;
-    if Head::read(connection, session_id)?.is_none_or(|head| head.state == SessionState::Ended) {
-        return Ok(false);
-    }
-    let (open, position): (bool, i64) = connection
-        .prepare_cached(queries::TURN_FRONT)?
-        .query_row(params![session_id, old.message_seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if open {
-        return Ok(false);
-    }
-    connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
-        new,
-        session_id,
-        old.message_seq,
-        position,
-        now()
-    ])?;
-    connection.prepare_cached(queries::SESSION_CHANGED)?.execute([session_id])?;
-    Ok(true)
-}
-
-fn entry_at(connection: &Connection, session: SessionId, seq: u64, seal: &Seal) -> Result<Entry> {
+/// The entry at a place that is taken.
+pub(super) fn entry_at(connection: &Connection, session: SessionId, seq: impl ToSql, seal: &Seal) -> Result<Entry> {
     let mut statement = connection.prepare_cached(queries::ENTRY_AT)?;
     let mut rows = statement.query(params![session, seq])?;
     let row = rows.next()?.ok_or(Error::NotFound)?;

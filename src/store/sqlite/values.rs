@@ -7,9 +7,9 @@ use rusqlite::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::super::{Error, Result, seal::Place, seal::Seal};
+use super::super::{Error, Result, Share, seal::Place, seal::Seal};
 use crate::chat::{
-    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Sender, Session, SessionId, SessionState,
+    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Rating, Sender, Session, SessionId, SessionState,
     Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 
@@ -56,6 +56,7 @@ macro_rules! words {
 words! {
     Sender { User = "user", Ai = "ai", Admin = "admin", System = "system" }
     EntryKind { Text = "text", File = "file", Voice = "voice", Notice = "notice" }
+    Rating { Up = "up", Down = "down" }
     SessionState { Active = "active", Ended = "ended" }
     TurnState {
         Queued = "queued", Running = "running", Complete = "complete", Stopped = "stopped",
@@ -114,6 +115,11 @@ pub(super) fn entry_place<'a>(id: &'a EntryId, field: &'static str) -> Place<'a>
 /// The name of a sealed value of a session.
 pub(super) fn session_place<'a>(id: &'a SessionId, field: &'static str) -> Place<'a> {
     Place { table: "sessions", row: id.0.as_bytes(), field }
+}
+
+/// The name of a sealed value of a share.
+pub(super) fn share_place(id: &Uuid) -> Place<'_> {
+    Place { table: "shares", row: id.as_bytes(), field: "name" }
 }
 
 /// The row of one chunk of a turn's log: the turn, and where its text begins.
@@ -179,7 +185,7 @@ pub(super) fn entry(row: &Row<'_>, seal: &Seal) -> Result<Entry> {
         sha256: open_text(seal, entry_place(&id, "sha256"), row.get("sha256")?)?,
         usage: usage(row)?,
         model_id: row.get("model_id")?,
-        rating: None,
+        rating: row.get("rating")?,
         created_at: row.get("created_at")?,
         id,
     })
@@ -230,5 +236,19 @@ pub(super) fn turn(row: &Row<'_>) -> rusqlite::Result<Turn> {
         state: row.get("state")?,
         node: row.get("node")?,
         model_id: row.get("model_id")?,
+    })
+}
+
+/// A share from a row of `SHARE_COLUMNS`.
+pub(super) fn share(row: &Row<'_>, seal: &Seal) -> Result<Share> {
+    let id = Uuid::from_bytes(row.get("id")?);
+    Ok(Share {
+        session_id: row.get("session_id")?,
+        name: open_text(seal, share_place(&id), row.get("name")?)?,
+        last_seq: row.get("last_seq")?,
+        running_seq: row.get("running_seq")?,
+        created_at: row.get("created_at")?,
+        expires_at: row.get("expires_at")?,
+        id,
     })
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use chatbox::{
     chat::{Metadata, RequestId, Scalar, SessionId, SessionState},
-    store::{Error, NewEntry, Open, OpenSession, Range},
+    store::{Error, NewEntry, Open, OpenSession, Opened, Range},
 };
 use tokio::task::JoinSet;
 
@@ -276,8 +276,9 @@ async fn repeated_call_finds_the_session_that_the_first_one_made() {
     let store = shelf.open();
     let ask = OpenSession { user_id: user("ada"), open: Open::New, id: SessionId::new(), active_max: 1 };
     let first = store.open_session(ask.clone()).await.unwrap();
-    assert_eq!(store.open_session(ask.clone()).await.unwrap().session, first.session);
-    assert_eq!(first.session.id, ask.id);
+    assert_eq!((first.session.id, first.changed), (ask.id, true));
+    let again = store.open_session(ask).await.unwrap();
+    assert_eq!(again, Opened { changed: false, ..first });
 }
 
 #[tokio::test]

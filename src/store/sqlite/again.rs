@@ -1,0 +1,112 @@
+//! Writes that answer a message once more. Each runs inside one commit.
+
+use rusqlite::{Connection, params};
+
+use super::{
+    super::{Error, Regenerate, Regenerated, Result, now, seal::Seal},
+    queries, reads,
+    sessions::Head,
+    turns, values,
+};
+use crate::chat::{Entry, RequestId, SessionState, Turn, TurnId, UserId};
+
+/// Queues a new turn for the message of an ended one, in front of all that wait. `false` when the old one has not
+/// ended, its message has another that has not, or its session has ended; a repeated call is recognised.
+pub(super) fn requeue(connection: &Connection, ended: TurnId, new: TurnId) -> Result<bool> {
+    let Some(old) = reads::turn(connection, queries::TURN, ended)?.filter(|old| old.state.ended()) else {
+        return Ok(false);
+    };
+    if let Some(made) = reads::turn(connection, queries::TURN, new)? {
+        return Ok((made.session_id, made.message_seq) == (old.session_id, old.message_seq));
+    }
+    let session_id = old.session_id;
+    if Head::read(connection, session_id)?.is_none_or(|head| head.state == SessionState::Ended) {
+        return Ok(false);
+    }
+    let (open, position): (bool, i64) = connection
+        .prepare_cached(queries::TURN_FRONT)?
+        .query_row(params![session_id, old.message_seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if open {
+        return Ok(false);
+    }
+    connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
+        new,
+        session_id,
+        old.message_seq,
+        position,
+        now()
+    ])?;
+    connection.prepare_cached(queries::SESSION_CHANGED)?.execute([session_id])?;
+    Ok(true)
+}
+
+/// Starts a new turn for the message of the last turn of a session, once for each request.
+pub(super) fn regenerate(connection: &Connection, ask: &Regenerate, seal: &Seal) -> Result<Regenerated> {
+    let old = reads::turn(connection, queries::TURN, ask.turn_id)?.ok_or(Error::NotFound)?;
+    let Turn { session_id, message_seq, .. } = old;
+    let head = Head::read(connection, session_id)?.filter(|head| head.user_id == ask.owner);
+    let mut head = head.ok_or(Error::NotFound)?;
+    let message = turns::entry_at(connection, session_id, message_seq, seal)?;
+    if let Some(made) = made_before(connection, ask, &old, &message.user_id, seal)? {
+        return Ok(made);
+    }
+    if head.state == SessionState::Ended {
+        return Err(Error::Ended);
+    }
+    let last = reads::turn(connection, queries::TURN_LAST, session_id)?.is_some_and(|last| last.id == old.id);
+    let (open, _queued): (u32, u32) = connection
+        .prepare_cached(queries::TURNS_OPEN)?
+        .query_row([session_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if !last || open > 0 {
+        return Err(Error::NotFound);
+    }
+    let (now, before) = (now(), head.last_seq);
+    connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
+        ask.new,
+        session_id,
+        message_seq,
+        message_seq,
+        now
+    ])?;
+    let Regenerate { new: id, client_id, lease, .. } = ask;
+    let queued = turns::Queued { id: *id, session_id, message_seq, user_id: message.user_id, client_id: *client_id };
+    let started = turns::begin(connection, queued, &mut head, lease, now)?;
+    turns::grown(connection, session_id, &head, before, None)?;
+    Ok(Regenerated { session_id, turn_id: *id, reply_seq: started.reply_seq, started: Some(started) })
+}
+
+/// What an earlier call with the same request, or the same new turn, has made.
+///
+/// # Errors
+/// `NotFound` when the user has used the request's id for anything else than another reply to this message.
+fn made_before(
+    connection: &Connection,
+    ask: &Regenerate,
+    old: &Turn,
+    user: &UserId,
+    seal: &Seal,
+) -> Result<Option<Regenerated>> {
+    let made = match ask.client_id {
+        Some(client_id) => of_client(connection, client_id, user, seal)?,
+        None => None,
+    };
+    let made = match made {
+        Some(Entry { session_id, seq, turn_id: Some(turn_id), reply_to, .. })
+            if (session_id, reply_to) == (old.session_id, Some(old.message_seq)) =>
+        {
+            Some((turn_id, seq))
+        }
+        Some(_another) => return Err(Error::NotFound),
+        None => reads::turn(connection, queries::TURN, ask.new)?
+            .filter(|made| (made.session_id, made.message_seq) == (old.session_id, old.message_seq))
+            .and_then(|made| Some((made.id, made.reply_seq?))),
+    };
+    let session_id = old.session_id;
+    Ok(made.map(|(turn_id, reply_seq)| Regenerated { session_id, turn_id, reply_seq, started: None }))
+}
+
+fn of_client(connection: &Connection, client_id: RequestId, user: &UserId, seal: &Seal) -> Result<Option<Entry>> {
+    let mut statement = connection.prepare_cached(queries::ENTRY_OF_CLIENT)?;
+    let mut rows = statement.query(params![user, client_id.as_bytes()])?;
+    rows.next()?.map(|row| values::entry(row, seal)).transpose()
+}
