@@ -57,7 +57,7 @@ pub struct Listed {
 pub struct Listing {
     /// the sessions
     pub sessions: Vec<Listed>,
-    /// how many there are on all pages; a search does not know
+    /// how many there are on all pages, where that was counted
     pub total: Option<u64>,
     /// asks for the next page; `None` on the last one
     pub next: Option<String>,
@@ -172,7 +172,8 @@ impl Router {
     /// # Errors
     /// `DATABASE_ERROR`.
     pub async fn newest_sessions(&self, principal: &Principal) -> Result<Listing, Refusal> {
-        self.list(principal, Order::Created, NEWEST_SESSIONS, None).await
+        let listing = self.list(principal, Order::Created, NEWEST_SESSIONS, None).await?;
+        Ok(Listing { total: None, ..listing })
     }
 
     /// Reads a page of the caller's sessions, latest activity first.

@@ -24,6 +24,7 @@ mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
 mod regenerate; // answering the last message once more, and rating replies
+mod sessions; // conversations over HTTP: lists, search, pages, names, their end
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists

@@ -1,5 +1,6 @@
 //! What tests start: real servers, clients and providers, never stand-ins for our own traits.
 
+pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod process;
 pub(crate) mod provider;
