@@ -8,17 +8,20 @@ mod follow;
 mod lists;
 mod live;
 mod naming;
+mod reading;
 mod recover;
 mod send;
 mod sessions;
+mod shares;
 mod turn;
 mod watch;
 
 pub use cursor::Shown;
 pub use follow::Follow;
 pub use lists::ListWatch;
+pub use reading::{Listed, Listing, Log, LogPage, Side};
 pub use send::{Regenerate, Send};
-pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
+pub use sessions::{Create, NAME_CHARS_MAX};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
