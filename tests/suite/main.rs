@@ -22,6 +22,7 @@ mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
+mod schedules; // random schedules of devices, cuts and restarts: nothing is lost, doubled or reordered
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain
