@@ -112,6 +112,33 @@ fn from_store(entry: chatbox::chat::Entry) -> Entry {
     }
 }
 
+/// Runs the same steps many times, for what happens between two threads of the server.
+async fn repeat(times: u64, steps: impl Fn(Rng) -> Vec<Step>) {
+    let (world, first) = (World::start(0).await, seed());
+    let schedules = (first..first + times).map(|seed| {
+        let (world, steps) = (Arc::clone(&world), steps(Rng::new(seed)));
+        async move { run(&world, seed, &steps, None).await.map_err(|fault| format!("{fault}\nof {steps:#?}")) }
+    });
+    let outcomes: Vec<_> = stream::iter(schedules).buffer_unordered(AT_ONCE).collect().await;
+    let failed: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} of {times} failed, the first with {}", failed.len(), failed[0]);
+}
+
+/// The store is read in several steps: what has ended between two of them must be shown once all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attaching_at_the_moment_a_turn_ends_shows_its_reply_once() {
+    repeat(200, |mut rng| {
+        let mut steps = vec![Step::Connect { device: 0, via: Via::WebSocket, through: Through::Direct }];
+        steps.push(Step::Say { device: 0, answer: Answer::quick(&mut rng) });
+        for _ in 0..12 {
+            steps.push(Step::Connect { device: 1, via: Via::WebSocket, through: Through::Direct });
+            steps.push(Step::Read { device: 1, frames: rng.below(3) });
+        }
+        steps
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_schedules_lose_nothing_and_double_nothing() {
     const SCHEDULES: u64 = 1600;
