@@ -262,9 +262,10 @@ impl Router {
             ErrorCode::NotFound => gone(),
             _ => refusal,
         })?;
-        match self.0.live.get(turn_id) {
-            Some(live) => live.stop(),
-            None => self.stop_idle(turn_id).await?,
+        if !self.0.live.stop(turn_id) {
+            let ended = self.stop_idle(turn_id).await;
+            self.0.live.end(turn_id);
+            ended?;
         }
         Ok(session.id)
     }

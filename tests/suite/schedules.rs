@@ -139,6 +139,21 @@ async fn attaching_at_the_moment_a_turn_ends_shows_its_reply_once() {
     .await;
 }
 
+/// A turn that was stopped before its runner began shows no text afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_at_the_moment_a_turn_starts_shows_no_text_beyond_its_length() {
+    repeat(200, |mut rng| {
+        let mut steps = vec![Step::Connect { device: 0, via: Via::WebSocket, through: Through::Direct }];
+        for pick in 0..6 {
+            steps.push(Step::Say { device: 0, answer: Answer::quick(&mut rng) });
+            steps.push(Step::Read { device: 0, frames: 2 });
+            steps.push(Step::Stop { device: 0, pick });
+        }
+        steps
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_schedules_lose_nothing_and_double_nothing() {
     const SCHEDULES: u64 = 1600;
