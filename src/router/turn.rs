@@ -20,6 +20,9 @@ const UNSAVED_AGE_MAX: Duration = Duration::from_millis(250);
 /// How often a silent provider's turn says that it is still there.
 const LOADING_INTERVAL: Duration = Duration::from_secs(5);
 
+/// However short the lease is, it is not renewed more often.
+const RENEWAL_MIN: Duration = Duration::from_millis(10);
+
 /// Entries that are read to build a prompt.
 const HISTORY_ENTRIES_MAX: u32 = 400;
 
@@ -196,6 +199,8 @@ impl Run<'_> {
         };
         let mut answer = std::pin::pin!(answer);
         let mut still_there = tokio::time::interval_at(self.began + LOADING_INTERVAL, LOADING_INTERVAL);
+        let renewal = (parts.config.turn_lease / 3).max(RENEWAL_MIN);
+        let mut renewal = tokio::time::interval_at(self.began + renewal, renewal);
         let answer = loop {
             tokio::select! {
                 biased;
@@ -206,12 +211,8 @@ impl Run<'_> {
                     Ok(None) => return None,
                     Err(code) => return Some(Ending::failed(code)),
                 },
-                _ = still_there.tick() => {
-                    self.router.announce(self.started).await;
-                    if !self.renew().await {
-                        return None;
-                    }
-                }
+                _ = still_there.tick() => self.router.announce(self.started).await,
+                _ = renewal.tick() => if !self.renew().await { return None },
             }
         };
         self.relay(answer).await

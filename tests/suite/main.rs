@@ -16,6 +16,7 @@ mod bad_input; // what is refused, how it is told, and that nothing else is harm
 mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
+mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
