@@ -154,6 +154,17 @@ async fn stopping_at_the_moment_a_turn_starts_shows_no_text_beyond_its_length() 
     .await;
 }
 
+/// What is stored is also started, although nobody is there any more to hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vanishing_at_the_moment_a_message_is_stored_does_not_keep_it_from_being_answered() {
+    repeat(200, |mut rng| {
+        let connect = Step::Connect { device: 0, via: rng.via(), through: Through::Direct };
+        let part = Step::SayPart { device: 0, answer: Answer::quick(&mut rng), bytes: 1000 };
+        vec![connect, part, connect, part, connect, part, connect, Step::Read { device: 0, frames: 20 }]
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_schedules_lose_nothing_and_double_nothing() {
     const SCHEDULES: u64 = 1600;
