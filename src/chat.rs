@@ -3,9 +3,13 @@
 //! Plain data that every other module speaks in. It knows no transport, no database, no I/O and no clock.
 
 pub mod ask;
+mod error;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+pub use error::ErrorCode;
 
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -13,7 +17,7 @@ use uuid::Uuid;
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(transparent)]
         pub struct $name(pub Uuid);
 
@@ -65,7 +69,7 @@ id! {
 pub type RequestId = Uuid;
 
 /// Who a user is to the host application: an opaque text of 1 to 255 bytes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct UserId(Arc<str>);
 
@@ -121,15 +125,25 @@ impl Serialize for Timestamp {
     }
 }
 
+impl JsonSchema for Timestamp {
+    fn schema_name() -> Cow<'static, str> {
+        "Timestamp".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "date-time", "description": "RFC 3339 with milliseconds, in UTC"})
+    }
+}
+
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
         Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not an RFC 3339 time"))
     }
 }
 
 /// The value of one key of an entry's metadata.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Scalar {
     /// true or false
@@ -146,7 +160,7 @@ pub enum Scalar {
 pub type Metadata = BTreeMap<String, Scalar>;
 
 /// Who wrote an entry, seen from its session. The server decides it; a client's claim is ignored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sender {
     /// the session's owner
@@ -160,7 +174,7 @@ pub enum Sender {
 }
 
 /// What an entry holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EntryKind {
     /// text, from a person or from the model
@@ -174,7 +188,7 @@ pub enum EntryKind {
 }
 
 /// How far a turn has come. It moves to the right only, and ends exactly once.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnState {
     /// waits behind an earlier turn of its session
@@ -200,7 +214,7 @@ impl TurnState {
 }
 
 /// Tokens of one turn, as the provider counted them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// tokens that went to the model
     pub prompt_tokens: u64,
@@ -211,7 +225,7 @@ pub struct Usage {
 }
 
 /// Whether a session takes new messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
     /// takes messages
@@ -221,7 +235,7 @@ pub enum SessionState {
 }
 
 /// The member of staff who holds a session.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Assist {
     /// user id of the member of staff
     pub admin_id: UserId,
@@ -280,7 +294,7 @@ pub struct Counters {
 }
 
 /// What a change of a session changed, as its watchers and its owner's lists are told.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SessionUpdate {
     /// the session
     pub session_id: SessionId,
@@ -325,7 +339,7 @@ impl SessionUpdate {
 }
 
 /// What the owner of a session thinks of a reply.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rating {
     /// it helped
@@ -474,95 +488,6 @@ impl Event {
             | Self::Ended { rev, .. }
             | Self::Session { rev, .. } => Some(*rev),
             Self::Piece { .. } | Self::Typing { .. } => None,
-        }
-    }
-}
-
-/// Why a request was refused or a turn failed, as clients see it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "the names are the documentation; the protocol lists them")]
-pub enum ErrorCode {
-    InvalidToken,
-    ExpiredToken,
-    InsufficientPermissions,
-    Unauthorized,
-    InvalidFormat,
-    MissingField,
-    InvalidFileType,
-    InvalidFileSize,
-    NotFound,
-    LlmUnavailable,
-    LlmTimeout,
-    DatabaseError,
-    StorageError,
-    ServiceError,
-    TooManyRequests,
-    ConnectionLimitExceeded,
-    AlreadyAssisted,
-    SessionEnded,
-    TurnNotFound,
-    QuotaExceeded,
-    FrameTooLarge,
-    GoingAway,
-}
-
-impl ErrorCode {
-    /// The code as it stands in frames, problem details and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::InvalidToken => "INVALID_TOKEN",
-            Self::ExpiredToken => "EXPIRED_TOKEN",
-            Self::InsufficientPermissions => "INSUFFICIENT_PERMISSIONS",
-            Self::Unauthorized => "UNAUTHORIZED",
-            Self::InvalidFormat => "INVALID_FORMAT",
-            Self::MissingField => "MISSING_FIELD",
-            Self::InvalidFileType => "INVALID_FILE_TYPE",
-            Self::InvalidFileSize => "INVALID_FILE_SIZE",
-            Self::NotFound => "NOT_FOUND",
-            Self::LlmUnavailable => "LLM_UNAVAILABLE",
-            Self::LlmTimeout => "LLM_TIMEOUT",
-            Self::DatabaseError => "DATABASE_ERROR",
-            Self::StorageError => "STORAGE_ERROR",
-            Self::ServiceError => "SERVICE_ERROR",
-            Self::TooManyRequests => "TOO_MANY_REQUESTS",
-            Self::ConnectionLimitExceeded => "CONNECTION_LIMIT_EXCEEDED",
-            Self::AlreadyAssisted => "ALREADY_ASSISTED",
-            Self::SessionEnded => "SESSION_ENDED",
-            Self::TurnNotFound => "TURN_NOT_FOUND",
-            Self::QuotaExceeded => "QUOTA_EXCEEDED",
-            Self::FrameTooLarge => "FRAME_TOO_LARGE",
-            Self::GoingAway => "GOING_AWAY",
-        }
-    }
-
-    /// The sentence that people read when nothing more precise is known.
-    #[must_use]
-    pub const fn sentence(self) -> &'static str {
-        match self {
-            Self::InvalidToken => "the token is not valid",
-            Self::ExpiredToken => "the token has expired",
-            Self::InsufficientPermissions => "this needs a right that the token does not give",
-            Self::Unauthorized => "sign in first",
-            Self::InvalidFormat => "the frame is not valid",
-            Self::MissingField => "a field is missing",
-            Self::InvalidFileType => "this type of file is not accepted",
-            Self::InvalidFileSize => "the file is too large",
-            Self::NotFound => "there is no such thing for this user",
-            Self::LlmUnavailable => "the model is not available at the moment",
-            Self::LlmTimeout => "the model took too long to answer",
-            Self::DatabaseError => "the message could not be saved; try again",
-            Self::StorageError => "the file could not be saved; try again",
-            Self::ServiceError => "something went wrong on the server; try again",
-            Self::TooManyRequests => "too many requests; wait a moment",
-            Self::ConnectionLimitExceeded => "too many connections",
-            Self::AlreadyAssisted => "another member of staff holds this session",
-            Self::SessionEnded => "the session has ended",
-            Self::TurnNotFound => "there is no such running turn",
-            Self::QuotaExceeded => "the quota is used up",
-            Self::FrameTooLarge => "the frame is too large",
-            Self::GoingAway => "the server is restarting; the connection moves in a moment",
         }
     }
 }

@@ -5,9 +5,12 @@
 
 mod answers;
 mod gate;
+mod predecessor;
+mod requests;
+mod watches;
 
-pub use answers::Answers;
-pub use gate::Gate;
+pub use answers::{Answers, html};
+pub use gate::{Gate, Hello};
 
 use std::{
     panic::AssertUnwindSafe,
@@ -21,18 +24,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    auth::{Denied, Principal, Role},
-    chat::{
-        ConnectionId, ErrorCode, RequestId, SessionId, TurnId,
-        ask::{Attach, Named, Scope, UserMessage},
-    },
+    auth::{Denied, Principal},
+    chat::{ConnectionId, ErrorCode, RequestId, SessionId, ask::Attach},
     clock::now,
     limit::{ConnectionPermit, UserPermit},
-    protocol::{
-        Accepted, CONTENT_CHARS_MAX, ClientFrame, CloseCode, ConnectionStatus, Encoded, Limits, Model, Rejection,
-        Request, ServerFrame, decode,
-    },
-    router::{Asked, Refusal, Send, WatchFrom},
+    protocol::{ClientFrame, CloseCode, Encoded, Rejection, Request, ServerFrame, decode},
+    router::{Asked, Refusal},
 };
 
 /// How long a connection may take to attach.
@@ -40,9 +37,6 @@ pub const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long the frame of a stream may take to arrive.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a client may leave one frame unread before it counts as gone.
-pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -90,6 +84,8 @@ struct Shared {
     id: ConnectionId,
     transport: Transport,
     presented: Option<String>,
+    /// speaks the protocol of the predecessor
+    old: bool,
     asked: Arc<Asked>,
     state: Mutex<State>,
     /// wakes `over` when the identity changed
@@ -113,8 +109,26 @@ struct Caller {
 
 #[derive(Debug)]
 struct Watching {
-    session_id: SessionId,
+    target: Target,
     ended: CancellationToken,
+}
+
+/// What a watch shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    /// a session; whether it is the caller's own
+    Session(SessionId, bool),
+    /// the caller's list of sessions
+    List,
+}
+
+impl Target {
+    const fn session_id(self) -> Option<SessionId> {
+        match self {
+            Self::Session(id, _) => Some(id),
+            Self::List => None,
+        }
+    }
 }
 
 impl Drop for Shared {
@@ -148,10 +162,14 @@ impl Connection {
         }
     }
 
-    /// Handles a later frame of an attach stream: `auth`, `ping`, `stop`, `typing_indicator`.
+    /// Handles a later frame of an attach stream: `auth`, `ping`, `stop`, `typing_indicator`, and whatever else is
+    /// answered at once.
     pub async fn handle_inline(&self, frame: &[u8]) -> Outcome {
         match decode(frame) {
-            Ok(Request { id, frame: ClientFrame::UserMessage(_) | ClientFrame::Attach(_) }) => {
+            Ok(Request {
+                id,
+                frame: ClientFrame::UserMessage(_) | ClientFrame::Regenerate { .. } | ClientFrame::Attach(_),
+            }) => {
                 let message = "this request needs a stream of its own".into();
                 self.refuse(id, &Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) })
             }
@@ -230,11 +248,29 @@ impl Connection {
                 _ => self.close(id, &Refusal::new(ErrorCode::Unauthorized), CloseCode::Unauthorized),
             };
         };
+        let small = !matches!(frame, ClientFrame::Ping | ClientFrame::UserMessage(_) | ClientFrame::Regenerate { .. });
+        if small && let Err(wait) = self.0.gate.limiter.request(&principal.user_id) {
+            return self.refuse(
+                id,
+                &Refusal {
+                    retry_after: Some(Duration::from_millis(wait.ms)),
+                    ..Refusal::new(ErrorCode::TooManyRequests)
+                },
+            );
+        }
         let outcome = match frame {
             ClientFrame::Attach(attach) => self.attach(&principal, id, *attach).await,
+            ClientFrame::UserMessage(message) if self.0.old => self.old_message(&principal, id, *message).await,
             ClientFrame::UserMessage(message) => self.user_message(&principal, id, *message).await,
+            ClientFrame::Regenerate { turn_id } => self.regenerate(&principal, id, turn_id).await,
             ClientFrame::Auth { token } => return self.renew(&principal, id, &token),
             ClientFrame::Stop { turn_id } => self.stop(&principal, id, turn_id).await,
+            ClientFrame::ModelSelect { session_id, model_id } => {
+                self.model_select(&principal, id, session_id.as_ref(), model_id).await
+            }
+            ClientFrame::Help { session_id, wanted } => self.help(&principal, id, session_id.as_ref(), wanted).await,
+            ClientFrame::Feedback(feedback) => self.feedback(&principal, id, *feedback).await,
+            ClientFrame::Typing { session_id, active } => self.typing(session_id.as_ref(), active).await,
             ClientFrame::Detach { session_id, scope } => self.detach(id, session_id.as_ref(), scope),
             ClientFrame::Ping => Ok(self.answer(&ServerFrame::Pong { re: id })),
             ClientFrame::Unsupported { name } => Err(Refusal {
@@ -275,164 +311,6 @@ impl Connection {
         match self.attach(&principal, id, attach).await {
             Ok(outcome) => outcome,
             Err(refusal) => self.close(id, &refusal, close_code(refusal.code)),
-        }
-    }
-
-    async fn attach(
-        &self,
-        principal: &Arc<Principal>,
-        id: Option<RequestId>,
-        attach: Attach,
-    ) -> Result<Outcome, Refusal> {
-        if attach.scope != Scope::Session {
-            let message = "only scope `session` is served by this version".into();
-            return Err(Refusal { message, ..Refusal::new(ErrorCode::InvalidFormat) });
-        }
-        let router = &self.0.gate.router;
-        let session = router.resolve(principal, id, &attach).await?;
-        let ended = self.begin_watch(session.id, self.streams(principal))?;
-        let from = WatchFrom {
-            origin: self.0.id,
-            asked: Arc::clone(&self.0.asked),
-            after_seq: attach.after_seq,
-            position: attach.position,
-        };
-        let start = match router.watch(session, from).await {
-            Ok(start) => start,
-            Err(refusal) => {
-                ended.cancel();
-                return Err(refusal);
-            }
-        };
-        let mut status = self.status(principal, id);
-        status.session_id = Some(start.session.id);
-        status.model_id =
-            Some(start.session.model_id.clone().unwrap_or_else(|| router.models().default_id().to_string()));
-        status.last_seq = Some(start.session.last_seq);
-        status.recovered = Some(start.recovered);
-        status.assisted_by = start.session.assist.clone();
-        let first = Encoded::new(&ServerFrame::ConnectionStatus(Box::new(status)));
-        let answers = answers::watch(self.clone(), Arc::clone(principal), first, start.watch, ended);
-        Ok(Outcome::Watch { streams: self.streams(principal), answers })
-    }
-
-    /// Makes room for a watch: the newer of one session replaces the older; one exchange must still fit beside.
-    fn begin_watch(&self, session_id: SessionId, streams: u32) -> Result<CancellationToken, Refusal> {
-        let ended = CancellationToken::new();
-        let mut state = self.state();
-        state.watches.retain(|watch| !watch.ended.is_cancelled());
-        if let Some(older) = state.watches.iter_mut().find(|watch| watch.session_id == session_id) {
-            std::mem::replace(&mut older.ended, ended.clone()).cancel();
-            return Ok(ended);
-        }
-        if state.watches.len() + 1 >= usize::try_from(streams).unwrap_or(usize::MAX) {
-            let message = format!("{} watches are open, and at most {streams} streams are", state.watches.len()).into();
-            return Err(Refusal { message, ..Refusal::new(ErrorCode::TooManyRequests) });
-        }
-        state.watches.push(Watching { session_id, ended: ended.clone() });
-        Ok(ended)
-    }
-
-    async fn user_message(
-        &self,
-        principal: &Arc<Principal>,
-        id: Option<RequestId>,
-        message: UserMessage,
-    ) -> Result<Outcome, Refusal> {
-        let router = &self.0.gate.router;
-        let watched = self.state().watches.last().map(|watch| watch.session_id);
-        let turn_id = TurnId::new();
-        let session_id = message.session_id.as_ref().map_or(watched, |named| named.as_ref().ok().copied());
-        let follow = match session_id {
-            Some(session_id) => Some(router.follow(session_id, turn_id).await),
-            None => None,
-        };
-        self.0.asked.add(turn_id);
-        let send = Send { client_id: id, origin: self.0.id, watched, turn_id, message };
-        let appended = router.send(principal, send).await.inspect_err(|_refusal| self.0.asked.remove(turn_id))?;
-        let accepted = Encoded::new(&ServerFrame::Accepted(Accepted {
-            re: id,
-            session_id: appended.entry.session_id,
-            seq: Some(appended.entry.seq),
-            turn_id: appended.entry.turn_id,
-            duplicate: appended.duplicate,
-        }));
-        if appended.duplicate {
-            self.0.asked.remove(turn_id);
-            return Ok(Outcome::Answers(answers::once(accepted)));
-        }
-        Ok(Outcome::Answers(answers::exchange(self.clone(), Arc::clone(principal), id, accepted, follow)))
-    }
-
-    fn renew(&self, principal: &Principal, id: Option<RequestId>, token: &str) -> Outcome {
-        let code = match self.0.gate.verifier.verify(token) {
-            Ok(renewed) if renewed.user_id == principal.user_id => {
-                let renewed = Arc::new(renewed);
-                if let Some(caller) = &mut self.state().caller {
-                    caller.principal = Arc::clone(&renewed);
-                }
-                self.0.renewed.notify_one();
-                return self.answer(&ServerFrame::ConnectionStatus(Box::new(self.status(&renewed, id))));
-            }
-            Ok(_other) => ErrorCode::InsufficientPermissions,
-            Err(Denied::Expired) => ErrorCode::ExpiredToken,
-            Err(Denied::Invalid) => ErrorCode::InvalidToken,
-        };
-        self.refuse(id, &Refusal::new(code))
-    }
-
-    async fn stop(&self, principal: &Principal, id: Option<RequestId>, turn_id: TurnId) -> Result<Outcome, Refusal> {
-        let session_id = self.0.gate.router.stop(principal, turn_id).await?;
-        let accepted = Accepted { re: id, session_id, seq: None, turn_id: Some(turn_id), duplicate: false };
-        Ok(self.answer(&ServerFrame::Accepted(accepted)))
-    }
-
-    fn detach(&self, id: Option<RequestId>, session_id: Option<&Named>, scope: Scope) -> Result<Outcome, Refusal> {
-        let mut state = self.state();
-        let at = state
-            .watches
-            .iter()
-            .position(|watch| scope == Scope::Session && session_id.is_none_or(|named| *named == Ok(watch.session_id)));
-        let watch = state.watches.swap_remove(at.ok_or_else(|| Refusal::new(ErrorCode::NotFound))?);
-        drop(state);
-        watch.ended.cancel();
-        let session_id = watch.session_id;
-        Ok(self.answer(&ServerFrame::Accepted(Accepted {
-            re: id,
-            session_id,
-            seq: None,
-            turn_id: None,
-            duplicate: false,
-        })))
-    }
-
-    fn streams(&self, principal: &Principal) -> u32 {
-        let limits = &self.0.gate.limits;
-        match principal.role {
-            Role::User => limits.streams,
-            Role::Staff => limits.staff_streams,
-        }
-    }
-
-    fn status(&self, principal: &Principal, re: Option<RequestId>) -> ConnectionStatus {
-        let models = self.0.gate.router.models().iter();
-        ConnectionStatus {
-            re,
-            session_id: None,
-            user_id: principal.user_id.clone(),
-            connection_id: self.0.id,
-            models: models.map(|model| Model { id: model.id.to_string(), name: model.label.to_string() }).collect(),
-            model_id: None,
-            last_seq: None,
-            recovered: None,
-            assisted_by: None,
-            limits: Limits {
-                streams: self.streams(principal),
-                frame_bytes: self.0.gate.frame_bytes_max(),
-                content_chars: CONTENT_CHARS_MAX,
-            },
-            transport: self.0.transport.name().into(),
-            status: "connected".into(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use governor::clock::DefaultClock;
@@ -33,6 +34,8 @@ pub struct Config {
     pub connections: u32,
     /// messages of one user in a minute
     pub messages_per_minute: u32,
+    /// requests of one user that are no messages, in a minute
+    pub requests_per_minute: u32,
     /// requests of one member of staff in a minute
     pub admin_per_minute: u32,
     /// unauthenticated requests from one address in a minute
@@ -41,6 +44,9 @@ pub struct Config {
     pub frame_bytes: usize,
     /// turns that wait behind the running one of their session
     pub queued_turns: u32,
+    /// how long a client may leave what waits for it unread before it counts as gone
+    #[serde(with = "crate::config::duration")]
+    pub write_timeout: Duration,
 }
 
 impl Default for Config {
@@ -52,10 +58,12 @@ impl Default for Config {
             connections_per_address: 256,
             connections: 10_000,
             messages_per_minute: 100,
+            requests_per_minute: 600,
             admin_per_minute: 120,
             public_per_minute: 60,
             frame_bytes: 1024 * 1024,
             queued_turns: 16,
+            write_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -86,6 +94,7 @@ pub enum TooMany {
 #[derive(Debug)]
 pub struct Limiter {
     messages: Rate<UserId, DefaultClock>,
+    requests: Rate<UserId, DefaultClock>,
     admin: Rate<UserId, DefaultClock>,
     public: Rate<IpAddr, DefaultClock>,
     connections: Arc<Mutex<Connections>>,
@@ -99,6 +108,7 @@ impl Limiter {
     pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         Self {
             messages: Rate::per_minute(config.messages_per_minute, DefaultClock::default()),
+            requests: Rate::per_minute(config.requests_per_minute, DefaultClock::default()),
             admin: Rate::per_minute(config.admin_per_minute, DefaultClock::default()),
             public: Rate::per_minute(config.public_per_minute, DefaultClock::default()),
             connections: Arc::default(),
@@ -113,6 +123,14 @@ impl Limiter {
     /// When the next one is allowed.
     pub fn message(&self, user: &UserId) -> Result<(), RetryAfter> {
         self.messages.take(user).inspect_err(|_| self.refused("message_rate"))
+    }
+
+    /// One request of a user that is no message: `limits.requests_per_minute`.
+    ///
+    /// # Errors
+    /// When the next one is allowed.
+    pub fn request(&self, user: &UserId) -> Result<(), RetryAfter> {
+        self.requests.take(user).inspect_err(|_| self.refused("request_rate"))
     }
 
     /// One request of a member of staff: `limits.admin_per_minute`.

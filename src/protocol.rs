@@ -6,7 +6,7 @@
 mod client;
 mod server;
 
-pub use client::{CONTENT_CHARS_MAX, ClientFrame, Rejection, Request, decode, encode_request};
+pub use client::{CONTENT_CHARS_MAX, ClientFrame, REPLAY_ENTRIES_MAX, Rejection, Request, decode, encode_request};
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
 };

@@ -9,10 +9,10 @@ use url::Url;
 
 use crate::{
     auth::{Verifier, dev::DevSessions, origins::Origins},
-    bus,
+    bus::{self, Bus},
     config::{Address, Config, generated::Secrets},
     connection::Gate,
-    http::{self, Addresses},
+    http::{self, Addresses, links::Links},
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
@@ -54,9 +54,17 @@ impl Server {
     /// # Errors
     /// When a port is taken, the store does not open, or a certificate does not load; the error says which.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        Self::bind_with_bus(config, |metrics| Arc::new(bus::Local::new(metrics))).await
+    }
+
+    /// The same with a bus of the caller's own.
+    ///
+    /// # Errors
+    /// Those of [`Self::bind`].
+    pub async fn bind_with_bus(config: Config, bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
         let (metrics, lifecycle) = (Metrics::new(), Lifecycle::default());
-        let gate = gate(&config, &secrets, &metrics, &lifecycle)?;
+        let gate = gate(&config, &secrets, bus(Arc::clone(&metrics)), &metrics, &lifecycle)?;
         let tls = Tls::load(&config.tls, config.listen.quic.loopback(), Arc::clone(&metrics))?;
         let http_sockets = bind::open(config.listen.http, false).context("open `listen.http`")?;
         let mut quic_sockets = bind::open(config.listen.quic, true).context("open `listen.quic`")?;
@@ -73,6 +81,8 @@ impl Server {
             addresses,
             origins: Arc::clone(&origins),
             dev,
+            verifier: Arc::clone(&gate.verifier),
+            links: Links::new(&secrets.cluster),
             router: gate.router.clone(),
             limiter: Arc::clone(&gate.limiter),
             limits: Limits {
@@ -209,7 +219,9 @@ impl Server {
         let quic = self.quic;
         lifecycle.spawn(async move { quic.run().await });
         let router = self.parts.router.clone();
-        lifecycle.spawn(async move { router.sweep().await });
+        lifecycle.spawn(async move {
+            tokio::join!(router.sweep(), router.sweep_idle(), router.compare());
+        });
         lifecycle.spawn(self.tls.watch(lifecycle.clone()));
         Ok(())
     }
@@ -218,6 +230,7 @@ impl Server {
 fn gate(
     config: &Config,
     secrets: &Secrets,
+    bus: Arc<dyn Bus>,
     metrics: &Arc<Metrics>,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<Arc<Gate>> {
@@ -227,7 +240,7 @@ fn gate(
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
     let router = Router::new(router::Parts {
         store: store::open(&config.store, &config.data_dir, Arc::clone(metrics))?,
-        bus: Arc::new(bus::Local::new(Arc::clone(metrics))),
+        bus,
         models: models(config)?,
         limiter: Arc::clone(&limiter),
         lifecycle: lifecycle.clone(),

@@ -11,6 +11,7 @@ use super::Config;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Origins {
     exact: BTreeSet<String>,
+    parents: BTreeSet<String>,
     any: bool,
 }
 
@@ -24,7 +25,11 @@ impl Origins {
         let own = listeners.iter().flat_map(reached_as);
         let public = public.iter().map(ToString::to_string);
         let exact = listed.iter().cloned().chain(own).chain(public);
-        Self { exact: exact.filter_map(|origin| normalise(&origin)).collect(), any }
+        Self {
+            exact: exact.filter_map(|origin| normalise(&origin)).collect(),
+            parents: listed.iter().filter_map(|origin| normalise(origin)).collect(),
+            any,
+        }
     }
 
     /// Whether a page of this origin, as its browser states it, may talk to this server.
@@ -37,6 +42,12 @@ impl Origins {
     /// is. For `frame-ancestors`.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.exact.iter().map(String::as_str)
+    }
+
+    /// The origins that are listed, in their normal form, sorted: the pages that may frame ours and talk to them.
+    /// A listed `*` names nobody.
+    pub fn parents(&self) -> impl Iterator<Item = &str> {
+        self.parents.iter().map(String::as_str)
     }
 }
 

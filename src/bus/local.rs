@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
@@ -39,6 +39,8 @@ struct Subscriber {
 struct Queue {
     events: VecDeque<Arc<Event>>,
     lagged: bool,
+    /// the last `rev` of the session that the subscriber has read or is told of; 0 until it has read one
+    rev: u64,
 }
 
 /// The receiving half of one subscription.
@@ -61,8 +63,9 @@ impl Local {
 impl Bus for Local {
     async fn publish(&self, topic: &Topic, event: Arc<Event>) {
         let shard = self.0.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
+        let rev = event.rev().filter(|_| matches!(topic, Topic::Session(_)));
         for subscriber in shard.get(topic).into_iter().flatten() {
-            if !subscriber.offer(&event) {
+            if !subscriber.offer(&event, rev) {
                 self.0.metrics.bus_lagged_total.inc();
             }
         }
@@ -75,32 +78,63 @@ impl Bus for Local {
         drop(shard);
         Subscription(Receiver { topic, subscriber, topics: Arc::downgrade(&self.0) })
     }
+
+    fn topics(&self) -> Vec<Topic> {
+        let shards = self.0.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
+        shards.flat_map(|shard| shard.keys().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    fn compare(&self, topic: &Topic, rev: u64) {
+        let shard = self.0.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
+        for subscriber in shard.get(topic).into_iter().flatten() {
+            subscriber.compare(rev.checked_sub(1).filter(|_| matches!(topic, Topic::Session(_))));
+        }
+    }
 }
 
 impl Subscriber {
     /// Queues an event; `false` when with this one the subscriber began to lag.
-    fn offer(&self, event: &Arc<Event>) -> bool {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = queue.events.len() >= QUEUE_EVENTS;
+    fn offer(&self, event: &Arc<Event>, rev: Option<u64>) -> bool {
+        let mut queue = self.lock();
         let lags_already = queue.lagged;
-        if full {
+        let lost_before = rev.is_some_and(|rev| queue.rev > 0 && rev > queue.rev + 1);
+        if queue.events.len() >= QUEUE_EVENTS || lost_before {
             queue.lagged = true;
         } else {
             queue.events.push_back(Arc::clone(event));
         }
+        if queue.rev > 0 {
+            queue.rev = queue.rev.max(rev.unwrap_or_default());
+        }
+        let fits = lags_already || !queue.lagged;
         drop(queue);
         self.filled.notify_one();
-        !full || lags_already
+        fits
+    }
+
+    /// Makes the subscriber read the store, unless it is known to have been told of what comes after `before`.
+    fn compare(&self, before: Option<u64>) {
+        let mut queue = self.lock();
+        let told = before.is_some_and(|before| queue.rev == 0 || queue.rev > before);
+        queue.lagged |= !told;
+        drop(queue);
+        if !told {
+            self.filled.notify_one();
+        }
     }
 
     fn take(&self) -> Option<Delivery> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lock();
         // Events that queued up before the loss are dropped too: the store has all of them, in order.
         if queue.lagged {
-            *queue = Queue::default();
+            *queue = Queue { rev: queue.rev, ..Queue::default() };
             return Some(Delivery::Lagged);
         }
         queue.events.pop_front().map(Delivery::Event)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,6 +151,15 @@ impl Topics {
 }
 
 impl Receiver {
+    pub(super) fn saw(&self, rev: u64) {
+        let mut queue = self.subscriber.lock();
+        let revs = queue.events.iter().filter_map(|event| event.rev());
+        let (told, lost) =
+            revs.fold((queue.rev.max(rev), false), |(told, lost), rev| (told.max(rev), lost || rev > told + 1));
+        queue.rev = told;
+        queue.lagged |= lost;
+    }
+
     pub(super) async fn next(&mut self) -> Delivery {
         loop {
             if let Some(delivery) = self.subscriber.take() {

@@ -15,7 +15,7 @@ use crate::chat::{Event, SessionId, UserId};
 pub enum Delivery {
     /// something happened
     Event(Arc<Event>),
-    /// events were dropped for this subscriber: compare with the store
+    /// events were lost for this subscriber, or may have been: compare with the store
     Lagged,
 }
 
@@ -37,6 +37,13 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Subscribes. Every event that is published after this returns is delivered, or reported as `Lagged`, unless the
     /// bus has lost it.
     async fn subscribe(&self, topic: Topic) -> Subscription;
+
+    /// What this node subscribes to.
+    fn topics(&self) -> Vec<Topic>;
+
+    /// Has the subscribers of a topic on this node compare with the store: those of a session that were not told of
+    /// this `rev`, and all of a user.
+    fn compare(&self, topic: &Topic, rev: u64);
 }
 
 /// One subscriber's end: a queue of at most [`QUEUE_EVENTS`] events. Dropping it ends the subscription.
@@ -44,6 +51,12 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
 pub struct Subscription(local::Receiver);
 
 impl Subscription {
+    /// Notes what the subscriber has read from the store: from here on, an event whose `rev` is not the next one tells
+    /// that one before it was lost.
+    pub fn saw(&self, rev: u64) {
+        self.0.saw(rev);
+    }
+
     /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Delivery {
         self.0.next().await

@@ -1,14 +1,15 @@
 //! What callers ask for, whatever frame or route it came in: checked, and not yet decided on.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Metadata, SessionId, TurnId};
+use super::{Metadata, Rating, SessionId, TurnId};
 
 /// A session as a client names it: an id of ours, or some other text that can only be unknown.
 pub type Named = Result<SessionId, String>;
 
 /// What a watch is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// one session
@@ -40,6 +41,8 @@ pub struct Attach {
     pub session_id: Option<Named>,
     /// largest n for which the client holds every entry up to n in its final state
     pub after_seq: Option<u64>,
+    /// without `after_seq`: how many of the last entries to show
+    pub last: Option<u32>,
     /// where the client left a running turn
     pub position: Option<Position>,
     /// start another session
@@ -61,4 +64,17 @@ pub struct UserMessage {
     pub files: Vec<String>,
     /// small facts that ride with it
     pub metadata: Metadata,
+}
+
+/// What a session's owner thinks of a reply.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Feedback {
+    /// the session; absent: the one that the connection watches
+    pub session_id: Option<Named>,
+    /// the place of the reply
+    pub seq: u64,
+    /// whether it helped
+    pub rating: Rating,
+    /// why
+    pub content: Option<String>,
 }

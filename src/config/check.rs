@@ -169,6 +169,7 @@ fn numbers(config: &Config, fault: Report<'_>) {
         ("limits.connections_per_address", limits.connections_per_address),
         ("limits.connections", limits.connections),
         ("limits.messages_per_minute", limits.messages_per_minute),
+        ("limits.requests_per_minute", limits.requests_per_minute),
         ("limits.admin_per_minute", limits.admin_per_minute),
         ("limits.public_per_minute", limits.public_per_minute),
         ("limits.queued_turns", limits.queued_turns),
@@ -192,6 +193,7 @@ fn numbers(config: &Config, fault: Report<'_>) {
         ("sessions.idle_end", config.sessions.idle_end),
         ("sessions.turn_lease", config.sessions.turn_lease),
         ("drain.timeout", config.drain.timeout),
+        ("limits.write_timeout", limits.write_timeout),
     ] {
         if value == Duration::ZERO {
             fault(key, "`0s` is not accepted: it must be longer".to_owned());

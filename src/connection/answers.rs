@@ -12,7 +12,7 @@ use crate::{
     chat::{Entry, ErrorCode, RequestId, Sender, SessionId, TurnState},
     markdown,
     protocol::{AiResponse, Encoded, ErrorBody, Presented, ServerFrame},
-    router::{Follow, Refusal, Shown, Watch},
+    router::{Follow, ListWatch, Refusal, Shown, Watch},
 };
 
 /// The answers of one exchange, or the events of one watch. Pulled: nothing is produced that is not asked for.
@@ -25,6 +25,17 @@ const RETURN_SPREAD: Duration = Duration::from_secs(5);
 /// One answer and no more.
 pub(super) fn once(frame: Encoded) -> Answers {
     futures_util::stream::iter([frame]).boxed()
+}
+
+/// No answer at all.
+pub(super) fn none() -> Answers {
+    futures_util::stream::empty().boxed()
+}
+
+/// A frame behind the first one of a watch.
+pub(super) fn after_first(answers: Answers, second: Encoded) -> Answers {
+    let mut second = Some(second);
+    answers.flat_map(move |frame| futures_util::stream::iter(std::iter::once(frame).chain(second.take()))).boxed()
 }
 
 /// `accepted`, then the turn from its queue to its end.
@@ -76,9 +87,37 @@ pub(super) fn watch(
                             yield frame;
                         }
                     }
-                    shown = watch.next() => for frame in connection.frames(&shown, session_id, None, &principal) {
-                        yield frame;
+                    shown = watch.next() => {
+                        let Some(shown) = shown else { break };
+                        for frame in connection.frames(&shown, session_id, None, &principal) {
+                            yield frame;
+                        }
                     }
+                }
+            }
+            drop(ends);
+        },
+    )
+}
+
+/// The status, then what changes in a list of sessions, until the watch ends.
+pub(super) fn list(connection: Connection, status: Encoded, mut watch: ListWatch, ended: CancellationToken) -> Answers {
+    contained(
+        connection.clone(),
+        None,
+        stream! {
+            let ends = EndsWatch(ended.clone());
+            yield status;
+            loop {
+                tokio::select! {
+                    biased;
+                    () = ended.cancelled() => break,
+                    () = connection.drain_unannounced() => {
+                        if let Some(frame) = connection.announce_drain() {
+                            yield frame;
+                        }
+                    }
+                    update = watch.next() => yield Encoded::new(&ServerFrame::SessionUpdate(update)),
                 }
             }
             drop(ends);
@@ -141,6 +180,8 @@ impl Connection {
         let reader = &principal.user_id;
         let mut before = None;
         let frame = match shown {
+            Shown::Update(update) => ServerFrame::SessionUpdate(Arc::clone(update)),
+            Shown::Typing { sender, active } => ServerFrame::typing(session_id, *sender, *active),
             Shown::Loading { turn_id, seq } => ServerFrame::Loading { re, session_id, turn_id: *turn_id, seq: *seq },
             Shown::Piece { turn_id, model_id, offset, content } => {
                 let mut piece = AiResponse::piece(session_id, *turn_id, *offset, content.to_string());
@@ -169,7 +210,9 @@ impl Connection {
 /// Longest reply that is rendered, in bytes: its HTML must fit a frame beside it.
 const HTML_SOURCE_BYTES_MAX: usize = 128 * 1024;
 
-fn html(entry: &Entry) -> Option<String> {
+/// The text of a reply as safe HTML; `None` for what is no reply, empty or too long.
+#[must_use]
+pub fn html(entry: &Entry) -> Option<String> {
     let rendered = entry.sender == Sender::Ai && (1..=HTML_SOURCE_BYTES_MAX).contains(&entry.content.len());
     rendered.then(|| markdown::render(&entry.content))
 }

@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -35,8 +36,17 @@ pub struct Gate {
     pub limits: limit::Config,
 }
 
+/// What a transport knows of a client before its first frame.
+#[derive(Clone, Debug, Default)]
+pub struct Hello {
+    /// the token that the transport carried, if it did
+    pub token: Option<String>,
+    /// speaks the protocol of the predecessor
+    pub old: bool,
+}
+
 impl Gate {
-    /// Opens a connection, not yet authenticated. `token` is what the transport carried, if it did.
+    /// Opens a connection, not yet authenticated.
     ///
     /// # Errors
     /// The close code when the server drains or has too many connections, in total or from this address.
@@ -44,7 +54,7 @@ impl Gate {
         self: &Arc<Self>,
         transport: Transport,
         address: IpAddr,
-        token: Option<String>,
+        hello: Hello,
     ) -> Result<Connection, CloseCode> {
         if self.lifecycle.drains() {
             self.metrics.refusals_total.with_label_values(&["drain"]).inc();
@@ -57,7 +67,8 @@ impl Gate {
             gate: Arc::clone(self),
             id: ConnectionId::new(),
             transport,
-            presented: token,
+            presented: hello.token,
+            old: hello.old,
             asked: Arc::default(),
             state: Mutex::default(),
             renewed: Notify::new(),
@@ -69,6 +80,12 @@ impl Gate {
     #[must_use]
     pub const fn frame_bytes_max(&self) -> usize {
         self.limits.frame_bytes
+    }
+
+    /// How long a client may leave what waits for it unread.
+    #[must_use]
+    pub const fn write_timeout(&self) -> Duration {
+        self.limits.write_timeout
     }
 
     pub(super) fn error(&self, re: Option<RequestId>, refusal: &Refusal, recoverable: bool) -> Encoded {

@@ -28,26 +28,26 @@ pub(super) async fn session(State(parts): State<Arc<Parts>>, headers: HeaderMap,
     std::future::ready(exchange(&parts, &headers, &body).unwrap_or_else(|problem| problem.into_response())).await
 }
 
-fn exchange(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<Response, Box<Problem>> {
+fn exchange(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<Response, Problem> {
     // The cookie rides along with any request to this origin: only our own pages may use it.
     if let Some(origin) = headers.get(header::ORIGIN)
         && !origin.to_str().is_ok_and(|origin| parts.origins.allows(origin))
     {
-        return Err(Problem::new(StatusCode::FORBIDDEN, ErrorCode::Unauthorized).into());
+        return Err(Problem::new(StatusCode::FORBIDDEN, ErrorCode::Unauthorized));
     }
     let ask: Ask = if body.is_empty() {
         Ask::default()
     } else {
         serde_json::from_slice(body).map_err(|err| {
             let detail = format!("the body is not {{\"code\": TEXT}}: {err}");
-            Box::new(Problem::with_detail(StatusCode::BAD_REQUEST, ErrorCode::InvalidFormat, detail))
+            Problem::with_detail(StatusCode::BAD_REQUEST, ErrorCode::InvalidFormat, detail)
         })?
     };
-    let dev = parts.dev.as_ref().ok_or_else(|| Box::new(Problem::new(StatusCode::NOT_FOUND, ErrorCode::NotFound)))?;
+    let dev = parts.dev.as_ref().ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, ErrorCode::NotFound))?;
     let by_code = ask.code.as_deref().and_then(|code| dev.redeem(code));
     let grant = by_code.or_else(|| cookie(headers).and_then(|cookie| dev.resume(cookie))).ok_or_else(|| {
         let detail = "the code was used before or has expired; use the URL that the server printed last".to_owned();
-        Box::new(Problem::with_detail(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, detail))
+        Problem::with_detail(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, detail)
     })?;
     let attributes =
         format!("Path={}/dev/session; Max-Age={}; HttpOnly; SameSite=Strict", parts.prefix, COOKIE_TTL.as_secs());

@@ -3,20 +3,29 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State, http::header, response::IntoResponse};
+use schemars::JsonSchema;
 use serde::Serialize;
 use url::Url;
 
 use super::{Addresses, Parts};
 use crate::protocol::Limits;
 
-#[derive(Serialize)]
-struct Discovery {
+/// What a client needs to connect.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Discovery {
+    /// where WebTransport is
     webtransport: Url,
+    /// where the WebSocket is
     websocket: Url,
+    /// where pages and routes are
     http: Url,
+    /// SHA-256 of the certificate in hex, when it is self-signed
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_sha256: Option<String>,
+    /// what a connection may do at a time
     limits: Limits,
+    /// the origins of pages that may frame ours and exchange messages with them
+    parents: Vec<String>,
 }
 
 pub(super) async fn discover(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
@@ -27,6 +36,7 @@ pub(super) async fn discover(State(parts): State<Arc<Parts>>) -> impl IntoRespon
         http: at(http, http.scheme(), &format!("{}/", parts.prefix)),
         certificate_sha256: certificate_sha256.clone(),
         limits: parts.limits,
+        parents: parts.origins.parents().map(str::to_owned).collect(),
     };
     // A self-signed certificate changes within days.
     std::future::ready(([(header::CACHE_CONTROL, "no-cache")], Json(document))).await

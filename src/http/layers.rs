@@ -26,6 +26,7 @@ pub(super) fn cross_origin(origins: &Arc<Origins>) -> CorsLayer {
         .allow_origin(AllowOrigin::predicate(allowed))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("idempotency-key")])
+        .expose_headers([header::CONTENT_DISPOSITION, header::RETRY_AFTER])
         .max_age(PREFLIGHT_MAX_AGE)
 }
 
@@ -41,6 +42,12 @@ pub(super) async fn limit_public(State(parts): State<Arc<Parts>>, request: Reque
         return problem.retry_after(Duration::from_millis(wait.ms)).into_response();
     }
     next.run(request).await
+}
+
+/// Keeps what belongs to one person out of every cache.
+pub(super) async fn private(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    std::future::ready(response).await
 }
 
 /// Adds what every answer has, and counts it.

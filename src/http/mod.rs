@@ -1,23 +1,31 @@
-//! HTTP: pages, discovery, local sign-in, health and metrics, the same over HTTP/1.1, HTTP/2 and HTTP/3.
+//! HTTP: sessions, links, pages, discovery, local sign-in, health and metrics, the same over HTTP/1.1, HTTP/2 and
+//! HTTP/3.
 
 mod dev;
 mod discovery;
+mod input;
 mod layers;
+pub mod links;
+mod log;
+mod meta;
 mod ops;
 pub mod problem;
+mod sessions;
 mod ui;
 
 use std::sync::Arc;
 
 use axum::{
-    Router, middleware,
+    Router,
+    extract::DefaultBodyLimit,
+    middleware,
     response::Redirect,
     routing::{get, post},
 };
 use url::Url;
 
 use crate::{
-    auth::{dev::DevSessions, origins::Origins},
+    auth::{Verifier, dev::DevSessions, origins::Origins},
     limit::Limiter,
     metrics::Metrics,
     protocol::Limits,
@@ -33,6 +41,10 @@ pub struct Parts {
     pub addresses: Addresses,
     /// where pages may come from, and be framed by
     pub origins: Arc<Origins>,
+    /// who is calling
+    pub verifier: Arc<Verifier>,
+    /// what opens shared sessions
+    pub links: links::Links,
     /// the local sign-in, where there is one
     pub dev: Option<DevSessions>,
     /// the use cases
@@ -63,7 +75,10 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     let prefix = parts.prefix.clone();
     let home = format!("{prefix}/");
     let to_home = get(move || async move { Redirect::temporary(&home) });
-    let mut limited = Router::new().route("/healthz", get(ops::healthz)).route("/readyz", get(ops::readyz));
+    let mut limited = Router::new()
+        .route("/healthz", get(ops::healthz))
+        .route("/readyz", get(ops::readyz))
+        .route("/shared/{token}", get(sessions::shared).layer(middleware::map_response(layers::private)));
     if parts.dev.is_some() {
         limited = limited.route("/dev/session", post(dev::session));
     }
@@ -71,6 +86,7 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     // Pages and discovery are bytes in memory; the WebSocket has limits of its own.
     let inner = Router::new()
         .merge(limited)
+        .merge(session_routes())
         .route("/.well-known/chatbox", get(discovery::discover))
         .with_state(Arc::clone(&parts))
         .merge(websocket);
@@ -80,8 +96,20 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
         .route("/", to_home.clone())
         .route(&prefix, to_home)
         .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
+        .layer(DefaultBodyLimit::max(input::BODY_BYTES_MAX))
         .layer(layers::cross_origin(&parts.origins))
         .layer(middleware::from_fn_with_state(parts, layers::finish))
+}
+
+fn session_routes() -> Router<Arc<Parts>> {
+    Router::new()
+        .route("/sessions", get(sessions::list).post(sessions::create))
+        .route("/sessions/{id}", get(sessions::read).patch(sessions::change).delete(sessions::delete))
+        .route("/sessions/{id}/end", post(sessions::end))
+        .route("/sessions/{id}/export", get(sessions::export))
+        .route("/sessions/{id}/share", post(sessions::share).delete(sessions::unshare))
+        .layer(middleware::map_response(layers::private))
 }
 
 /// The routes of `listen.ops`: health and metrics, without prefix, and nothing else.
@@ -91,5 +119,6 @@ pub fn ops_routes(parts: Arc<Parts>) -> Router {
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .fallback(problem::no_route)
+        .method_not_allowed_fallback(problem::no_method)
         .with_state(parts)
 }

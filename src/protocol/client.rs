@@ -1,15 +1,18 @@
 //! What clients send: one flat JSON object, decoded and checked in one go.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::chat::{
-    ErrorCode, Metadata, RequestId, Scalar, SessionId, Timestamp, TurnId,
-    ask::{Attach, Named, Position, Scope, UserMessage},
+    ErrorCode, Metadata, Rating, RequestId, Scalar, SessionId, Timestamp, TurnId,
+    ask::{Attach, Feedback, Named, Position, Scope, UserMessage},
 };
 
 /// Longest message text, in characters.
 pub const CONTENT_CHARS_MAX: usize = 10_000;
+/// Entries that a replay holds at most; a client that is further behind takes the last ones as a snapshot.
+pub const REPLAY_ENTRIES_MAX: u32 = 1000;
 const SESSION_ID_CHARS_MAX: usize = 128;
 const FILE_ID_CHARS_MAX: usize = 255;
 const FILE_URL_CHARS_MAX: usize = 2048;
@@ -50,6 +53,34 @@ pub enum ClientFrame {
         /// the turn
         turn_id: TurnId,
     },
+    /// answer the last message of a session once more
+    Regenerate {
+        /// the turn whose reply is not good enough
+        turn_id: TurnId,
+    },
+    /// choose the model that answers in a session
+    ModelSelect {
+        /// the session; absent: the one that the connection watches
+        session_id: Option<Named>,
+        /// a configured model
+        model_id: String,
+    },
+    /// ask for a person, or do no longer
+    Help {
+        /// the session; absent: the one that the connection watches
+        session_id: Option<Named>,
+        /// false: `help_cancel`
+        wanted: bool,
+    },
+    /// somebody types, or has stopped typing
+    Typing {
+        /// the session; absent: the one that the connection watches
+        session_id: Option<Named>,
+        /// whether they still type
+        active: bool,
+    },
+    /// say whether a reply helped
+    Feedback(Box<Feedback>),
     /// are you there
     Ping,
     /// a type of the contract that this version does not serve yet
@@ -69,6 +100,12 @@ impl ClientFrame {
             Self::Auth { .. } => "auth",
             Self::UserMessage(_) => "user_message",
             Self::Stop { .. } => "stop",
+            Self::Regenerate { .. } => "regenerate",
+            Self::ModelSelect { .. } => "model_select",
+            Self::Help { wanted: true, .. } => "help_request",
+            Self::Help { wanted: false, .. } => "help_cancel",
+            Self::Typing { .. } => "typing_indicator",
+            Self::Feedback(_) => "feedback",
             Self::Ping => "ping",
             Self::Unsupported { .. } => "unsupported",
         }
@@ -86,7 +123,7 @@ pub struct Rejection {
     pub message: String,
 }
 
-#[derive(Deserialize, Serialize, Default)]
+#[derive(Deserialize, Serialize, Default, JsonSchema)]
 #[serde(default)]
 struct Envelope {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +138,10 @@ struct Envelope {
     session_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     after_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     turn_id: Option<TurnId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,7 +192,7 @@ pub fn encode_request(request: &Request) -> Vec<u8> {
             envelope.token.clone_from(&attach.token);
             envelope.scope = (attach.scope != Scope::Session).then_some(attach.scope);
             envelope.session_id = attach.session_id.as_ref().map(text_of);
-            envelope.after_seq = attach.after_seq;
+            (envelope.after_seq, envelope.last) = (attach.after_seq, attach.last);
             envelope.turn_id = attach.position.map(|at| at.turn_id);
             envelope.offset = attach.position.map(|at| at.offset);
             (envelope.new, envelope.reopen, envelope.datagrams) = (attach.new, attach.reopen, attach.datagrams);
@@ -177,11 +218,43 @@ pub fn encode_request(request: &Request) -> Vec<u8> {
             envelope.turn_id = Some(*turn_id);
             "stop"
         }
+        ClientFrame::Regenerate { turn_id } => {
+            envelope.turn_id = Some(*turn_id);
+            "regenerate"
+        }
+        ClientFrame::ModelSelect { session_id, model_id } => {
+            envelope.session_id = session_id.as_ref().map(text_of);
+            envelope.model_id = Some(model_id.clone());
+            "model_select"
+        }
+        ClientFrame::Help { session_id, .. } => {
+            envelope.session_id = session_id.as_ref().map(text_of);
+            request.frame.name()
+        }
+        ClientFrame::Typing { session_id, active } => {
+            envelope.session_id = session_id.as_ref().map(text_of);
+            envelope.metadata = Some(word("state", if *active { "start" } else { "stop" }));
+            "typing_indicator"
+        }
+        ClientFrame::Feedback(feedback) => {
+            envelope.session_id = feedback.session_id.as_ref().map(text_of);
+            (envelope.seq, envelope.content) = (Some(feedback.seq), feedback.content.clone());
+            let rating = match feedback.rating {
+                Rating::Up => "up",
+                Rating::Down => "down",
+            };
+            envelope.metadata = Some(word("rating", rating));
+            "feedback"
+        }
         ClientFrame::Ping => "ping",
         ClientFrame::Unsupported { name } => name,
     };
     envelope.r#type = Some(name.to_owned());
     serde_json::to_vec(&envelope).expect("an envelope has string keys and writes to memory")
+}
+
+fn word(key: &str, value: &str) -> Metadata {
+    Metadata::from([(key.to_owned(), Scalar::Text(value.to_owned()))])
 }
 
 fn text_of(named: &Named) -> String {
@@ -241,6 +314,10 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
                 (Some(_), None) => return Err(missing("offset")),
                 (None, Some(_)) => return Err(missing("turn_id")),
             };
+            if let Some(last) = envelope.last.filter(|last| !(1..=REPLAY_ENTRIES_MAX).contains(last)) {
+                let message = format!("field `last` is {last}, 1 to {REPLAY_ENTRIES_MAX} are accepted");
+                return Err((ErrorCode::InvalidFormat, message));
+            }
             if envelope.reopen && session_id.is_none() {
                 return Err(missing("session_id"));
             }
@@ -252,6 +329,7 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
                 scope: envelope.scope.unwrap_or_default(),
                 session_id,
                 after_seq: envelope.after_seq,
+                last: envelope.last,
                 position,
                 new: envelope.new,
                 reopen: envelope.reopen,
@@ -273,14 +351,36 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
             }))
         }
         "stop" => ClientFrame::Stop { turn_id: need(envelope.turn_id, "turn_id")? },
+        "regenerate" => ClientFrame::Regenerate { turn_id: need(envelope.turn_id, "turn_id")? },
+        "model_select" => ClientFrame::ModelSelect { session_id, model_id: need(envelope.model_id, "model_id")? },
+        "help_request" | "help_cancel" => ClientFrame::Help { session_id, wanted: name == "help_request" },
+        "typing_indicator" => {
+            let active = one_of(envelope.metadata.as_ref(), "state", [("start", true), ("stop", false)])?;
+            ClientFrame::Typing { session_id, active }
+        }
+        "feedback" => ClientFrame::Feedback(Box::new(Feedback {
+            session_id,
+            seq: need(envelope.seq, "seq")?,
+            rating: one_of(envelope.metadata.as_ref(), "rating", [("up", Rating::Up), ("down", Rating::Down)])?,
+            content: envelope.content.filter(|content| !content.trim().is_empty()),
+        })),
         "ping" => ClientFrame::Ping,
-        "voice_message" | "file_upload" | "model_select" | "regenerate" | "help_request" | "help_cancel"
-        | "typing_indicator" | "feedback" | "admin_join" | "admin_leave" | "note" => ClientFrame::Unsupported { name },
+        "voice_message" | "file_upload" | "admin_join" | "admin_leave" | "note" => ClientFrame::Unsupported { name },
         _ => {
             let shown: String = name.chars().take(40).collect();
             return Err((ErrorCode::InvalidFormat, format!("type `{shown}` is not a request of the contract")));
         }
     })
+}
+
+/// The meaning of a key of the metadata that must be one of two words.
+fn one_of<T>(metadata: Option<&Metadata>, key: &str, meanings: [(&str, T); 2]) -> Result<T, Fault> {
+    let field = format!("metadata.{key}");
+    let value = need(metadata.and_then(|metadata| metadata.get(key)), &field)?;
+    let accepted = meanings.each_ref().map(|(word, _)| *word).join("` or `");
+    let meaning = meanings.into_iter().find(|(word, _)| *value == Scalar::Text((*word).to_owned()));
+    let fault = || (ErrorCode::InvalidFormat, format!("field `{field}` is none of `{accepted}`"));
+    meaning.map(|(_, meaning)| meaning).ok_or_else(fault)
 }
 
 fn need<T>(field: Option<T>, name: &str) -> Result<T, Fault> {

@@ -2,15 +2,16 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{
-    ConnectionId, Entry, EntryId, ErrorCode, Metadata, RequestId, Sender, SessionId, Timestamp, TurnId, TurnState,
-    Usage, UserId,
+    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionUpdate, Timestamp,
+    TurnId, TurnState, Usage, UserId,
 };
 
 /// One frame from the server.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerFrame {
     /// where the connection or a watch stands
@@ -33,6 +34,17 @@ pub enum ServerFrame {
     AiResponse(Box<AiResponse>),
     /// a stored message
     UserMessage(Box<EntryFrame>),
+    /// the session itself has changed
+    SessionUpdate(Arc<SessionUpdate>),
+    /// somebody types
+    TypingIndicator {
+        /// the session
+        session_id: SessionId,
+        /// who, seen from the session
+        sender: Sender,
+        /// `state`: `start` or `stop`
+        metadata: BTreeMap<Cow<'static, str>, Cow<'static, str>>,
+    },
     /// a request failed
     Error {
         /// the request
@@ -58,7 +70,7 @@ pub enum ServerFrame {
 }
 
 /// Where the connection or a watch stands.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ConnectionStatus {
     /// the request that this answers
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,7 +105,7 @@ pub struct ConnectionStatus {
 }
 
 /// A configured model.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Model {
     /// its id in frames
     pub id: String,
@@ -102,7 +114,7 @@ pub struct Model {
 }
 
 /// What a connection may do at a time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// exchanges and watches that run at a time
     pub streams: u32,
@@ -113,13 +125,14 @@ pub struct Limits {
 }
 
 /// The entry is in the store.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Accepted {
     /// the request
     #[serde(skip_serializing_if = "Option::is_none")]
     pub re: Option<RequestId>,
-    /// the session
-    pub session_id: SessionId,
+    /// the session, unless a watch of no session has ended
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<SessionId>,
     /// the entry's place, where one was made
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
@@ -132,7 +145,7 @@ pub struct Accepted {
 }
 
 /// A piece of a reply, or its end.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct AiResponse {
     /// the request that asked, on its own exchange
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,7 +171,7 @@ pub struct AiResponse {
 }
 
 /// What the last frame of a reply carries.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Reply {
     /// the reply's place in the log
     pub seq: u64,
@@ -173,6 +186,9 @@ pub struct Reply {
     /// tokens
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// what the session's owner thinks of it
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rating: Option<Rating>,
     /// the text as HTML, safe to insert
     #[serde(skip_serializing_if = "Option::is_none")]
     pub html: Option<String>,
@@ -181,7 +197,7 @@ pub struct Reply {
 }
 
 /// A stored message.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct EntryFrame {
     /// the id that its author's client chose; for its author only
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,7 +226,7 @@ pub struct EntryFrame {
 }
 
 /// Why a request failed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// for programs
     pub code: ErrorCode,
@@ -241,6 +257,13 @@ impl ServerFrame {
     pub fn error(re: Option<RequestId>, code: ErrorCode, message: impl Into<String>) -> Self {
         let error = ErrorBody { code, message: message.into(), recoverable: true, retry_after: None };
         Self::Error { re, turn_id: None, error }
+    }
+
+    /// Tells that somebody types, or has stopped.
+    #[must_use]
+    pub fn typing(session_id: SessionId, sender: Sender, active: bool) -> Self {
+        let state = if active { "start" } else { "stop" };
+        Self::TypingIndicator { session_id, sender, metadata: BTreeMap::from([("state".into(), state.into())]) }
     }
 
     /// Answers a request that failed; the connection ends.
@@ -325,6 +348,7 @@ impl Presented<'_> {
                 length: entry.length.unwrap_or_default(),
                 sha256: entry.sha256.clone().unwrap_or_default(),
                 usage: entry.usage,
+                rating: entry.rating,
                 html: self.html,
                 timestamp: entry.created_at,
             }),

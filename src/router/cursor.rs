@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{Router, boundary};
-use crate::chat::{Entry, ErrorCode, Sender, TurnId};
+use crate::chat::{Entry, ErrorCode, Sender, SessionUpdate, TurnId};
 
 /// Largest piece of text that one frame carries, in bytes, so that its frame stays far below the limit.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
@@ -45,6 +45,15 @@ pub enum Shown {
         entry: Arc<Entry>,
         /// why it failed
         failure: Option<ErrorCode>,
+    },
+    /// the session itself has changed
+    Update(Arc<SessionUpdate>),
+    /// somebody types, or has stopped
+    Typing {
+        /// who, seen from the session
+        sender: Sender,
+        /// whether they still type
+        active: bool,
     },
 }
 

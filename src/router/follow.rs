@@ -46,6 +46,11 @@ impl Follow {
         self.session_id
     }
 
+    /// Notes the session's `rev` with which the turn was made, so that a later change that is lost is missed.
+    pub fn saw(&self, rev: u64) {
+        self.subscription.saw(rev);
+    }
+
     /// Waits for what is to be shown next; `None` after the end. Cancel safe.
     pub async fn next(&mut self) -> Option<Shown> {
         loop {

@@ -15,6 +15,7 @@ use crate::chat::TurnId;
 pub(super) struct Live {
     text: Mutex<String>,
     stopped: CancellationToken,
+    ended: CancellationToken,
 }
 
 impl Live {
@@ -42,6 +43,11 @@ impl Live {
     pub(super) async fn stopped(&self) {
         self.stopped.cancelled().await;
     }
+
+    /// Resolves when the task that runs the turn is done with it.
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
 }
 
 /// The running turns of this node; one for each runner, removed when it ends.
@@ -60,6 +66,9 @@ impl Turns {
     }
 
     pub(super) fn end(&self, id: TurnId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let live = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(live) = live {
+            live.ended.cancel();
+        }
     }
 }

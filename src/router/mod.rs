@@ -1,15 +1,24 @@
 //! The use cases: attach to a session, say something in it, stop a reply. The router owns turns; connections
 //! only watch. It knows no transport and no frame's shape.
 
+mod change;
+mod compare;
 mod cursor;
 mod follow;
+mod lists;
 mod live;
+mod naming;
 mod recover;
+mod send;
+mod sessions;
 mod turn;
 mod watch;
 
 pub use cursor::Shown;
 pub use follow::Follow;
+pub use lists::ListWatch;
+pub use send::{Regenerate, Send};
+pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -21,16 +30,18 @@ use crate::{
     auth::{Principal, Role},
     bus::{Bus, Topic},
     chat::{
-        ConnectionId, EntryId, EntryKind, ErrorCode, Event, NodeId, RequestId, Sender, Session, SessionId,
-        SessionUpdate, TurnId,
-        ask::{Attach, Named, UserMessage},
+        EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionState, SessionUpdate, TurnId,
+        ask::{Attach, Named},
     },
     lifecycle::Lifecycle,
     limit::Limiter,
     llm::Models,
     metrics::Metrics,
-    store::{self, Appended, Lease, NewEntry, NewTurn, Open, OpenSession, Store},
+    store::{self, Lease, Open, OpenSession, Store},
 };
+
+/// Pause before a store that failed is asked again for what a watcher missed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Sessions of a user, and their turns.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -41,14 +52,25 @@ pub struct Config {
     /// idle time after which a session ends
     #[serde(with = "crate::config::duration")]
     pub idle_end: Duration,
+    /// how often watched sessions are compared with the store, which finds what the bus has lost
+    #[serde(with = "crate::config::duration")]
+    pub compare_interval: Duration,
     /// how long a turn's lease holds without a sign of life
     #[serde(with = "crate::config::duration")]
     pub turn_lease: Duration,
+    /// the model that gave the first complete reply names the session, unless its owner does
+    pub model_names: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { active_per_user: 1, idle_end: Duration::from_secs(24 * 3600), turn_lease: Duration::from_secs(10) }
+        Self {
+            active_per_user: 1,
+            idle_end: Duration::from_secs(24 * 3600),
+            compare_interval: Duration::from_secs(2),
+            turn_lease: Duration::from_secs(10),
+            model_names: true,
+        }
     }
 }
 
@@ -123,21 +145,6 @@ struct Inner {
     cut: CancellationToken,
 }
 
-/// Something to say, and who says it from where.
-#[derive(Debug)]
-pub struct Send {
-    /// the request's id
-    pub client_id: Option<RequestId>,
-    /// the connection that it came over
-    pub origin: ConnectionId,
-    /// the session that the connection watches, for a message that names none
-    pub watched: Option<SessionId>,
-    /// the turn that is to answer, named by the caller so that it can listen first
-    pub turn_id: TurnId,
-    /// the message
-    pub message: UserMessage,
-}
-
 impl Router {
     /// Makes the use cases over their parts. [`Self::recover`] is to be called once before the first request.
     #[must_use]
@@ -183,6 +190,13 @@ impl Router {
         };
         let active_max = self.0.parts.config.active_per_user;
         let opened = self.0.parts.store.open_session(OpenSession { user_id, open, id: session_id, active_max }).await?;
+        for session in &opened.ended {
+            self.after_end(session).await;
+        }
+        if opened.changed && matches!(open, Open::Reopen(_)) {
+            let update = SessionUpdate { state: Some(SessionState::Active), ..SessionUpdate::of(opened.session.id) };
+            self.tell(&opened.session, update).await;
+        }
         Ok(opened.session)
     }
 
@@ -191,66 +205,6 @@ impl Router {
         session
             .filter(|session| session.user_id == principal.user_id || principal.role == Role::Staff)
             .ok_or_else(|| Refusal::new(ErrorCode::NotFound))
-    }
-
-    /// Stores a message, tells the watchers, and has it answered. When it returns, the message is durable.
-    ///
-    /// # Errors
-    /// `TOO_MANY_REQUESTS`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`, `GOING_AWAY`; nothing is stored then.
-    pub async fn send(&self, principal: &Principal, send: Send) -> Result<Appended, Refusal> {
-        let parts = &self.0.parts;
-        if parts.lifecycle.drains() {
-            return Err(Refusal::new(ErrorCode::GoingAway));
-        }
-        parts.limiter.message(&principal.user_id).map_err(|wait| Refusal {
-            retry_after: Some(Duration::from_millis(wait.ms)),
-            ..Refusal::new(ErrorCode::TooManyRequests)
-        })?;
-        let session_id = match &send.message.session_id {
-            Some(named) => known(named)?,
-            None => send.watched.ok_or_else(|| Refusal {
-                message: "field `session_id` is missing, and this connection watches no session".into(),
-                ..Refusal::new(ErrorCode::MissingField)
-            })?,
-        };
-        if !send.message.files.is_empty() {
-            return Err(Refusal::new(ErrorCode::NotFound));
-        }
-        let message = send.message;
-        let entry = NewEntry {
-            session_id,
-            owner: principal.user_id.clone(),
-            id: EntryId::new(),
-            client_id: send.client_id,
-            user_id: principal.user_id.clone(),
-            sender: Sender::User,
-            kind: EntryKind::Text,
-            session_name: Some(name_from(&message.content)),
-            content: message.content,
-            files: message.files,
-            metadata: message.metadata,
-            turn: Some(NewTurn { id: send.turn_id, lease: self.lease(), queued_max: parts.queued_turns }),
-        };
-        let appended = match parts.store.append(entry).await {
-            // Staff may read the session, and only its owner, or who holds it, may write in it.
-            Err(store::Error::NotFound) if principal.role == Role::Staff => {
-                self.readable(principal, session_id).await?;
-                return Err(Refusal::new(ErrorCode::InsufficientPermissions));
-            }
-            appended => appended?,
-        };
-        if appended.duplicate {
-            parts.metrics.duplicates_total.inc();
-            return Ok(appended);
-        }
-        parts.metrics.entries_stored_total.inc();
-        let entry = Arc::new(appended.entry.clone());
-        let event = Event::Appended { rev: appended.rev, origin: Some(send.origin), entry };
-        parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
-        if let Some(started) = appended.started.clone() {
-            self.spawn_runner(started);
-        }
-        Ok(appended)
     }
 
     /// Ends a turn that is queued or running: the provider's request is cut, the text so far is kept.
@@ -325,20 +279,6 @@ fn derived(principal: &Principal, id: RequestId) -> SessionId {
     let mut bytes = [0; 16];
     bytes.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     SessionId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
-}
-
-/// Characters of a session's name that is taken from its first message.
-const NAME_CHARS_MAX: usize = 50;
-
-/// Takes a name from a message: its first line, cut between words where that is possible.
-fn name_from(content: &str) -> String {
-    let line = content.trim().lines().next().unwrap_or_default().trim();
-    if line.chars().count() <= NAME_CHARS_MAX {
-        return line.to_owned();
-    }
-    let cut: String = line.chars().take(NAME_CHARS_MAX - 1).collect();
-    let kept = cut.rsplit_once(char::is_whitespace).map_or(cut.as_str(), |(words, _)| words).trim_end();
-    format!("{kept}…")
 }
 
 /// A turn's text as a client may hold it: where a cut is allowed.

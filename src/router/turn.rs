@@ -9,7 +9,8 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::{Refusal, Router, live::Live};
 use crate::{
     bus::Topic,
-    chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, TurnId, TurnState, Usage},
+    chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, SessionUpdate, TurnId, TurnState, Usage},
+    clock::now,
     llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
     store::{EndTurn, Range, StartedTurn, TurnText},
 };
@@ -67,6 +68,11 @@ impl Router {
         }
         match self.0.parts.store.start_turn(session_id, self.lease()).await {
             Ok(started) => started,
+            Err(crate::store::Error::Ended) => {
+                // Its node was lost between the end of the session and that of its turns.
+                self.end_open_turns(session_id).await;
+                None
+            }
             Err(err) => {
                 // The sweep finds it again.
                 error!(error = &err as &dyn std::error::Error, %session_id, "queued turn does not start");
@@ -81,6 +87,12 @@ impl Router {
         let began = Instant::now();
         metrics.turns_running.inc();
         self.announce(&started).await;
+        let update = SessionUpdate {
+            last_activity: Some(now()),
+            message_count: Some(started.reply_seq),
+            ..SessionUpdate::of(started.turn.session_id)
+        };
+        self.tell_list(started.user_id.clone(), started.rev, update).await;
         let run = Run { router: self, started: &started, live: &live, began };
         let ending = match AssertUnwindSafe(run.until_end()).catch_unwind().await {
             Ok(ending) => ending,
@@ -91,7 +103,11 @@ impl Router {
             }
         };
         if let Some(ending) = ending {
-            self.finish(&started, ending, Some(live.from(0))).await;
+            let (complete, text) = (ending.state == TurnState::Complete, live.from(0));
+            self.finish(&started, ending, Some(text.clone())).await;
+            if complete {
+                self.name_by_model(&started, text);
+            }
         }
         self.0.live.end(started.turn.id);
         metrics.turns_running.dec();

@@ -2,25 +2,22 @@
 
 use std::{
     collections::VecDeque,
+    hash::{Hash, Hasher},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use super::{
-    Refusal, Router,
+    RETRY_PAUSE, Refusal, Router,
     cursor::{Cursor, Fit, Shown, whole},
 };
 use crate::{
     bus::{Delivery, Subscription, Topic},
-    chat::{ConnectionId, Entry, Event, Sender, Session, SessionId, TurnId, ask::Position},
+    chat::{
+        ConnectionId, Entry, Event, Sender, Session, SessionId, SessionState, SessionUpdate, TurnId, ask::Position,
+    },
+    protocol::REPLAY_ENTRIES_MAX,
     store::{self, Range},
 };
-
-/// Entries that a replay holds at most; a client that is further behind takes the last ones as a snapshot.
-const REPLAY_ENTRIES_MAX: u32 = 1000;
-
-/// Pause before a store that failed is asked again for what a watcher missed.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The turns that this connection's own exchanges show, so that its watches do not show them again.
 #[derive(Debug, Default)]
@@ -59,6 +56,9 @@ pub struct Watch {
     asked: Arc<Asked>,
     /// Every entry up to here was shown, or the client did not ask for it.
     upto: u64,
+    /// What the watcher was told of the session itself.
+    told: Told,
+    over: bool,
     running: Option<Running>,
     ready: VecDeque<Shown>,
 }
@@ -69,6 +69,19 @@ struct Running {
     cursor: Cursor,
     seq: u64,
     muted: bool,
+}
+
+/// What a watcher was told of its session: a digest, as nearly all of them never need it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Told(u64);
+
+impl Told {
+    fn of(session: &Session) -> Self {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (&session.name, &session.model_id, session.state == SessionState::Active, session.help_requested)
+            .hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 /// A watch that has begun.
@@ -91,6 +104,8 @@ pub struct From {
     pub asked: Arc<Asked>,
     /// every entry up to here is in its final state at the client
     pub after_seq: Option<u64>,
+    /// without `after_seq`: how many of the last entries to show
+    pub last: Option<u32>,
     /// where it left a turn
     pub position: Option<Position>,
 }
@@ -108,7 +123,10 @@ impl Router {
         }
         let subscription = self.0.parts.bus.subscribe(Topic::Session(session.id)).await;
         let session = store.session(session.id).await?.ok_or(store::Error::NotFound)?;
+        subscription.saw(session.rev);
         let mut watch = Watch {
+            told: Told::of(&session),
+            over: false,
             router: self.clone(),
             subscription,
             origin: from.origin,
@@ -118,7 +136,7 @@ impl Router {
             running: None,
             ready: VecDeque::new(),
         };
-        let recovered = watch.replay(from.after_seq, from.position).await?;
+        let recovered = watch.replay(from.after_seq, from.last, from.position).await?;
         Ok(Start { session, recovered, watch })
     }
 }
@@ -130,11 +148,14 @@ impl Watch {
         self.session_id
     }
 
-    /// Waits for what is to be shown next. Cancel safe.
-    pub async fn next(&mut self) -> Shown {
+    /// Waits for what is to be shown next; `None` once the session is deleted. Cancel safe.
+    pub async fn next(&mut self) -> Option<Shown> {
         loop {
             if let Some(shown) = self.ready.pop_front() {
-                return shown;
+                return Some(shown);
+            }
+            if self.over {
+                return None;
             }
             let fit = match self.subscription.next().await {
                 Delivery::Event(event) => self.apply(&event),
@@ -151,7 +172,12 @@ impl Watch {
     }
 
     /// Reads what the client misses. `false`: its position could not be honoured, and what is read is a snapshot.
-    async fn replay(&mut self, after_seq: Option<u64>, position: Option<Position>) -> store::Result<bool> {
+    async fn replay(
+        &mut self,
+        after_seq: Option<u64>,
+        last: Option<u32>,
+        position: Option<Position>,
+    ) -> store::Result<bool> {
         let store = Arc::clone(&self.router.0.parts.store);
         let running = store.running_turn(self.session_id).await?;
         let left = match position {
@@ -164,8 +190,9 @@ impl Watch {
             (Left::Unknown, _) | (_, Some(None)) => Some(Range::Last(REPLAY_ENTRIES_MAX)),
             (_, Some(Some(gap))) if gap > REPLAY_ENTRIES_MAX => Some(Range::Last(REPLAY_ENTRIES_MAX)),
             (_, Some(Some(gap))) => after_seq.map(|after_seq| Range::After(after_seq, gap)),
-            (_, None) => None,
+            (_, None) => last.map(Range::Last),
         };
+        let recovered = after_seq.is_none() && !matches!(left, Left::Unknown) || !matches!(range, Some(Range::Last(_)));
         if let Some(range) = range {
             let entries = store.entries(self.session_id, range).await?;
             self.upto = entries.first().map_or(last_seq, |first| first.seq - 1);
@@ -193,7 +220,7 @@ impl Watch {
             running.cursor.offset = offset;
         }
         self.catch_up().await?;
-        Ok(!matches!(range, Some(Range::Last(_))))
+        Ok(recovered)
     }
 
     /// Finds out what became of the turn that the client names.
@@ -241,7 +268,16 @@ impl Watch {
                 }
                 Fit::Seamless
             }
-            Event::Session { .. } | Event::Typing { .. } => Fit::Seamless,
+            Event::Session { update, .. } => {
+                self.ready.push_back(Shown::Update(Arc::clone(update)));
+                self.over |= update.deleted;
+                Fit::Seamless
+            }
+            Event::Typing { origin, .. } if *origin == self.origin => Fit::Seamless,
+            Event::Typing { sender, active, .. } => {
+                self.ready.push_back(Shown::Typing { sender: *sender, active: *active });
+                Fit::Seamless
+            }
         }
     }
 
@@ -303,6 +339,18 @@ impl Watch {
 
     /// Reads everything that may have been missed.
     async fn resync(&mut self) -> store::Result<()> {
+        // First the session: what is read after it is at least as new as its `rev`.
+        let Some(session) = self.router.0.parts.store.session(self.session_id).await? else {
+            let update = SessionUpdate { deleted: true, ..SessionUpdate::of(self.session_id) };
+            self.ready.push_back(Shown::Update(Arc::new(update)));
+            self.over = true;
+            return Ok(());
+        };
+        self.subscription.saw(session.rev);
+        let told = std::mem::replace(&mut self.told, Told::of(&session));
+        if told != self.told {
+            self.ready.push_back(Shown::Update(Arc::new(whole_update(session))));
+        }
         loop {
             let after = self.running.as_ref().map_or(self.upto, |running| running.seq - 1);
             let range = Range::After(after, REPLAY_ENTRIES_MAX);
@@ -322,6 +370,17 @@ impl Watch {
             Some(running) if !running.muted => running.cursor.catch_up(&self.router, &mut self.ready).await,
             _ => Ok(()),
         }
+    }
+}
+
+/// All that a watcher may have missed of a session itself.
+pub(super) fn whole_update(session: Session) -> SessionUpdate {
+    SessionUpdate {
+        name: session.name,
+        model_id: session.model_id,
+        state: Some(session.state),
+        help_requested: Some(session.help_requested),
+        ..SessionUpdate::of(session.id)
     }
 }
 

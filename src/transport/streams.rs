@@ -36,7 +36,7 @@ use super::{
     webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
 };
 use crate::{
-    connection::{ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, Outcome, Transport, WRITE_DEADLINE},
+    connection::{ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, Hello, Outcome, Transport},
     metrics::Metrics,
     protocol::CloseCode,
 };
@@ -62,7 +62,8 @@ impl Host for Arc<Gate> {
     type Connection = Connection;
 
     fn open(&self, address: IpAddr, token: Option<String>) -> Result<Connection, StatusCode> {
-        Gate::open(self, Transport::WebTransport, address, token).map_err(|code| match code {
+        let hello = Hello { token, old: false };
+        Gate::open(self, Transport::WebTransport, address, hello).map_err(|code| match code {
             CloseCode::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
             CloseCode::Unauthorized | CloseCode::TokenExpired => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -76,6 +77,7 @@ impl Host for Arc<Gate> {
             streams: JoinSet::new(),
             connection: connection.clone(),
             frame_bytes_max: self.frame_bytes_max(),
+            write_timeout: self.write_timeout(),
             metrics: Arc::clone(&self.metrics),
         };
         let code = driver.run().await;
@@ -92,6 +94,7 @@ struct Driver {
     streams: JoinSet<Ended>,
     connection: Connection,
     frame_bytes_max: usize,
+    write_timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -147,7 +150,12 @@ impl Driver {
 
     fn begin(&mut self, send: SendStream, receive: RecvStream) {
         let stream = Stream {
-            writer: Writer { stopped: send.stopped().boxed().fuse(), send, metrics: Arc::clone(&self.metrics) },
+            writer: Writer {
+                stopped: send.stopped().boxed().fuse(),
+                send,
+                timeout: self.write_timeout,
+                metrics: Arc::clone(&self.metrics),
+            },
             reader: Reader { receive, lines: Lines::new(self.frame_bytes_max) },
             connection: self.connection.clone(),
             credit: self.credit.clone(),
@@ -379,6 +387,7 @@ async fn read_requests(
 struct Writer {
     send: SendStream,
     stopped: Fuse<BoxFuture<'static, Option<StreamError>>>,
+    timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -422,11 +431,11 @@ impl Writer {
         }
     }
 
-    /// Writes frames. The client is slow when it takes nothing at all for [`WRITE_DEADLINE`].
+    /// Writes frames. The client is slow when it takes nothing at all for `limits.write_timeout`.
     async fn write(&mut self, mut frames: Vec<Bytes>) -> Result<(), Unwritten> {
         let mut left = frames.as_mut_slice();
         while !left.is_empty() {
-            let written = match timeout(WRITE_DEADLINE, self.send.write(left)).await {
+            let written = match timeout(self.timeout, self.send.write(left)).await {
                 Ok(Ok(written)) => written,
                 Ok(Err(_ended)) => return Err(Unwritten::Unwanted),
                 Err(_elapsed) => return Err(Unwritten::Slow),

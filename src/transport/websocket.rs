@@ -29,11 +29,11 @@ use tokio_tungstenite::{
     },
 };
 
-use self::driver::Driver;
+use self::driver::{Driver, Limits};
 use super::tcp::{Socket, Upgradable, contain, problem};
 use crate::{
     chat::ErrorCode,
-    connection::{Connection, Gate, Transport},
+    connection::{self, Connection, Gate, Transport},
     lifecycle::Lifecycle,
     metrics::Metrics,
     protocol::{ClientFrame, CloseCode, Request as Asked, SUBPROTOCOL},
@@ -85,6 +85,13 @@ struct Hello {
     token: Option<String>,
 }
 
+impl Hello {
+    /// Whether a client of the predecessor says it: those know no subprotocol.
+    const fn old(&self) -> bool {
+        self.token.is_some() && !self.subprotocol
+    }
+}
+
 async fn open(
     State(endpoint): State<Endpoint>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -95,7 +102,8 @@ async fn open(
         Ok(hello) => hello,
         Err(refusal) => return *refusal,
     };
-    let connection = match endpoint.gate.open(Transport::WebSocket, peer.ip(), hello.token.clone()) {
+    let known = connection::Hello { token: hello.token.clone(), old: hello.old() };
+    let connection = match endpoint.gate.open(Transport::WebSocket, peer.ip(), known) {
         Ok(connection) => connection,
         Err(code) => return too_many(&endpoint, code),
     };
@@ -199,7 +207,7 @@ fn token(endpoint: &Endpoint, parts: &Parts) -> Option<String> {
 }
 
 async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
-    let old_client = hello.token.is_some() && !hello.subprotocol;
+    let old = hello.old();
     let frame_bytes_max = endpoint.gate.frame_bytes_max();
     // Each stage has memory of its own and gives it back: an idle socket pays for the last one alone.
     let Some(socket) = Box::pin(upgrade(hello, frame_bytes_max)).await else {
@@ -211,9 +219,10 @@ async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
         let connection = handler.clone();
         async move { connection.handle_request(request).await }.boxed()
     };
-    let mut driver = Box::new(Driver::new(socket, handle, Arc::clone(&endpoint.metrics), frame_bytes_max));
+    let limits = Limits { frame_bytes_max, write_timeout: endpoint.gate.write_timeout() };
+    let mut driver = Box::new(Driver::new(socket, handle, Arc::clone(&endpoint.metrics), limits));
     // A client of the predecessor sends no `attach`.
-    if old_client {
+    if old {
         driver.begin(Asked { id: None, frame: ClientFrame::Attach(Box::default()) });
     }
     let code = driver.run(connection.over(), endpoint.lifecycle.stopping(), || connection.too_large()).await;

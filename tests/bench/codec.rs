@@ -55,7 +55,7 @@ fn size(frame: &ServerFrame) -> u64 {
 fn writing(criterion: &mut Criterion) {
     let accepted = Accepted {
         re: Some(RequestId::nil()),
-        session_id: SessionId::new(),
+        session_id: Some(SessionId::new()),
         seq: Some(42),
         turn_id: Some(TurnId::new()),
         duplicate: false,

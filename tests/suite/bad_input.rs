@@ -41,7 +41,18 @@ fn bad_frames() -> Vec<(Value, &'static str, String)> {
         (json!({"type": "user_message", "id": id()}), missing, "`content`".to_owned()),
         (json!({"type": "stop", "id": id()}), missing, "`turn_id`".to_owned()),
         (json!({"type": "auth", "id": id()}), missing, "`token`".to_owned()),
-        (json!({"type": "model_select", "id": id(), "model_id": "demo"}), format, "`model_select`".to_owned()),
+        (json!({"type": "model_select", "id": id(), "model_id": "gpt-9"}), format, "`gpt-9`".to_owned()),
+        (json!({"type": "model_select", "id": id()}), missing, "`model_id`".to_owned()),
+        (json!({"type": "regenerate", "id": id()}), missing, "`turn_id`".to_owned()),
+        (json!({"type": "feedback", "id": id(), "seq": 1}), missing, "`metadata.rating`".to_owned()),
+        (json!({"type": "feedback", "id": id(), "metadata": {"rating": "up"}}), missing, "`seq`".to_owned()),
+        (
+            json!({"type": "feedback", "id": id(), "seq": 1, "metadata": {"rating": 5}}),
+            format,
+            "`up` or `down`".to_owned(),
+        ),
+        (json!({"type": "typing_indicator", "id": id()}), missing, "`metadata.state`".to_owned()),
+        (json!({"type": "voice_message", "id": id(), "file_id": "a"}), format, "`voice_message`".to_owned()),
         (user_message(&json!(7)), format, "`content`".to_owned()),
         (user_message(&json!("  \n ")), missing, "`content`".to_owned()),
         (user_message(&json!("a\u{0}b")), format, "U+0000".to_owned()),
@@ -54,6 +65,8 @@ fn bad_frames() -> Vec<(Value, &'static str, String)> {
         (with("timestamp", json!("yesterday")), format, "`timestamp`".to_owned()),
         (with("files", json!("one")), format, "`files`".to_owned()),
         (json!({"type": "attach", "id": id(), "after_seq": -1}), format, "`after_seq`".to_owned()),
+        (json!({"type": "attach", "id": id(), "last": 1001}), format, "1 to 1000".to_owned()),
+        (json!({"type": "attach", "id": id(), "scope": "desk"}), format, "`user`".to_owned()),
         (json!({"type": "attach", "id": id(), "offset": 3}), missing, "`turn_id`".to_owned()),
         (json!({"type": "attach", "id": id(), "scope": "moon"}), format, "`scope`".to_owned()),
         (json!({"type": "attach", "id": id(), "reopen": true}), missing, "`session_id`".to_owned()),
@@ -68,6 +81,7 @@ async fn bad_frames_get_one_error_each(via: Via) {
     let mut running = client.say("hello").await;
     gate.release(1);
     running.until("ai_response").await;
+    watch.until("session_update").await;
     for (frame, code, part) in bad_frames() {
         let mut exchange = client.exchange(frame.clone()).await;
         let error = exchange.next().await.expect("an answer");
@@ -153,6 +167,7 @@ async fn oversized_frame_is_told_and_ends_the_socket_or_the_stream(via: Via) {
             let mut exchange = client.exchange(frame.clone()).await;
             assert_eq!(exchange.next().await.unwrap()["error"]["code"], "FRAME_TOO_LARGE");
             assert_eq!(client.say("count to 2").await.reply().await.1["state"], "complete", "the connection goes on");
+            watch.until("session_update").await;
             watch.send(frame).await;
             assert_eq!(watch.next().await.unwrap()["error"]["code"], "FRAME_TOO_LARGE");
         }

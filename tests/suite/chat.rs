@@ -27,6 +27,8 @@ over_both! {
     history_goes_to_the_model,
     failure_of_the_provider_is_told_once,
     stop_keeps_the_text_and_cuts_the_request,
+    stop_works_from_another_device_on_either_transport,
+    fifty_first_messages_at_once_make_one_session,
     foreign_session_looks_unknown,
     new_session_is_made_once_for_a_repeated_attach,
     staff_watch_a_session_and_do_not_write_in_it,
@@ -62,6 +64,7 @@ async fn message_is_answered_piece_by_piece(via: Via) {
     if via == Via::WebTransport {
         assert_eq!(exchange.next().await, None, "the exchange finishes");
     }
+    assert_eq!(watch.next().await.unwrap()["name"], "What is chatbox?", "the first message names the session");
     assert!(watch.silent(MOMENT).await, "the exchange showed it already");
 }
 
@@ -95,6 +98,7 @@ async fn other_device_sees_message_and_reply_once(via: Via) {
     let message = seen.next().await.unwrap();
     assert_eq!((&message["type"], &message["content"]), (&json!("user_message"), &json!("count to 20")));
     assert_eq!((&message["id"], &message["seq"], &message["sender"]), (&json!(request), &json!(1), &json!("user")));
+    assert_eq!(seen.next().await.unwrap()["name"], "count to 20");
     assert_eq!(seen.next().await.unwrap()["type"], "loading");
     let (there, last) = seen.reply().await;
     let (here, _last) = exchange.reply().await;
@@ -156,6 +160,7 @@ async fn exchange_that_is_not_read_is_shown_again_by_attach(via: Via) {
     gate.release(1);
     exchange.until("ai_response").await;
     drop(exchange);
+    watch.until("session_update").await;
     gate.release(1);
     assert!(watch.silent(MOMENT).await, "its pieces are not moved elsewhere");
     let attach = json!({"type": "attach", "id": id(), "turn_id": turn, "offset": 5});
@@ -323,6 +328,7 @@ async fn failure_of_the_provider_is_told_once(via: Via) {
     assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("failed")), "the text that was shown stays");
     let (text, last) = seen.reply().await;
     assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("failed")));
+    watch.until("session_update").await;
     assert!(watch.silent(MOMENT).await);
     provider.script(Script::answer(["fine"]));
     assert_eq!(client.say("again").await.reply().await.0, "fine", "the session goes on");
@@ -345,6 +351,47 @@ async fn stop_keeps_the_text_and_cuts_the_request(via: Via) {
     assert_eq!((text.as_str(), &last["state"], &last["length"]), ("kept ", &json!("stopped"), &json!(5)));
     watch.send(json!({"type": "stop", "id": id(), "turn_id": turn})).await;
     assert_eq!(watch.until("error").await["error"]["code"], "TURN_NOT_FOUND");
+}
+
+async fn stop_works_from_another_device_on_either_transport(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["kept ", "never said"]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let (mut phone, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let mut exchange = phone.say("hello").await;
+    let turn = exchange.until("accepted").await["turn_id"].clone();
+    gate.release(1);
+    exchange.until("ai_response").await;
+    let other = if via == Via::WebTransport { Via::WebSocket } else { Via::WebTransport };
+    let (mut desk, mut seen, _status) = Client::attached(&server, other, "ann", json!({})).await;
+    let asked = std::time::Instant::now();
+    let stop = json!({"type": "stop", "id": id(), "turn_id": turn});
+    assert_eq!(desk.exchange(stop.clone()).await.until("accepted").await["turn_id"], turn);
+    let cut = provider.hung_up(1).await.duration_since(asked);
+    assert!(cut < Duration::from_millis(100), "the provider's request was cut after {cut:?}");
+    for (text, last) in [exchange.reply_from("kept ".to_owned()).await, seen.reply().await] {
+        assert_eq!((text.as_str(), &last["state"]), ("kept ", &json!("stopped")));
+    }
+    let error = desk.exchange(stop).await.until("error").await;
+    assert_eq!(error["error"]["code"], "TURN_NOT_FOUND", "it has ended");
+}
+
+async fn fifty_first_messages_at_once_make_one_session(via: Via) {
+    // checklist 4: on one node here
+    let server = Server::with(|config| config.limits.queued_turns = 50).await;
+    let devices = (0..50).map(|nth| {
+        let server = &server;
+        async move {
+            let (mut device, _watch, status) = Client::attached(server, via, "ann", json!({})).await;
+            let accepted = device.say(&format!("message {nth}")).await.until("accepted").await;
+            assert_eq!(accepted["session_id"], status["session_id"]);
+            (accepted["session_id"].to_string(), accepted["turn_id"].to_string())
+        }
+    });
+    let told = futures_util::future::join_all(devices).await;
+    let sessions: std::collections::HashSet<_> = told.iter().map(|(session, _)| session).collect();
+    let turns: std::collections::HashSet<_> = told.iter().map(|(_, turn)| turn).collect();
+    assert_eq!((sessions.len(), turns.len()), (1, 50));
 }
 
 async fn foreign_session_looks_unknown(via: Via) {

@@ -227,6 +227,7 @@ fn values_out_of_range_name_their_key() {
         ("sessions.idle_end", "0s"),
         ("sessions.turn_lease", "soon"),
         ("drain.timeout", "0s"),
+        ("limits.write_timeout", "0s"),
         ("llm.timeout", "0s"),
         ("llm.idle_timeout", "5"),
         ("llm.default", "gpt-9"),

@@ -21,8 +21,11 @@ mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
+mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
+mod regenerate; // answering the last message once more, and rating replies
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
+mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain
 mod webtransport; // what streams mean to a chat: their ends, their credit

@@ -34,7 +34,7 @@ use tokio_tungstenite::{
 
 use crate::{
     chat::{ErrorCode, RequestId},
-    connection::{ATTACH_DEADLINE, Answers, Outcome, Transport, WRITE_DEADLINE},
+    connection::{ATTACH_DEADLINE, Answers, Outcome, Transport},
     metrics::Metrics,
     protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
 };
@@ -78,12 +78,19 @@ enum Phase {
     Closing,
 }
 
+/// What a socket may cost.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) frame_bytes_max: usize,
+    pub(super) write_timeout: Duration,
+}
+
 /// One WebSocket. `H` answers a request; it is called for one waiting request after the other, in order.
 pub(super) struct Driver<S, H> {
     socket: WebSocketStream<S>,
     handle: H,
     metrics: Arc<Metrics>,
-    frame_bytes_max: usize,
+    limits: Limits,
     /// Exchanges and watches that may run at a time; before the first `attach` succeeded, that one request.
     places: usize,
     phase: Phase,
@@ -99,8 +106,7 @@ pub(super) struct Driver<S, H> {
     /// Something was fed and not yet flushed.
     dirty: bool,
     ping_due: bool,
-    /// One timer for all deadlines: it fires at the earliest, and none is shorter than the ping interval once
-    /// the attach deadline is over.
+    /// One timer for all deadlines: it fires at the earliest.
     timer: Pin<Box<Sleep>>,
     opened: Instant,
     heard: Instant,
@@ -113,13 +119,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Incoming) -> BoxFuture<'static, Outcome>,
 {
-    pub(super) fn new(socket: WebSocketStream<S>, handle: H, metrics: Arc<Metrics>, frame_bytes_max: usize) -> Self {
+    pub(super) fn new(socket: WebSocketStream<S>, handle: H, metrics: Arc<Metrics>, limits: Limits) -> Self {
         let now = Instant::now();
         Self {
             socket,
             handle,
             metrics,
-            frame_bytes_max,
+            limits,
             places: 1,
             phase: Phase::Attaching,
             waiting: VecDeque::new(),
@@ -196,7 +202,7 @@ where
         if attach_due.is_some_and(|due| due <= now) {
             return Poll::Ready(Some(End::Close(None, CloseCode::Unauthorized, None)));
         }
-        let write_due = self.blocked.map(|since| since + WRITE_DEADLINE);
+        let write_due = self.blocked.map(|since| since + self.limits.write_timeout);
         if write_due.is_some_and(|due| due <= now) {
             return Poll::Ready(Some(End::Close(None, CloseCode::SlowConsumer, None)));
         }
@@ -254,7 +260,7 @@ where
             let outcome = self.open(request);
             return self.inline.push(outcome);
         }
-        let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + frame.len() > self.frame_bytes_max;
+        let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + frame.len() > self.limits.frame_bytes_max;
         if full && !self.waiting.is_empty() {
             return self.refuse(&request);
         }
@@ -356,9 +362,14 @@ where
                 Poll::Ready(None)
             }
             Poll::Ready(Err(_)) => Poll::Ready(Some(End::Gone)),
+            Poll::Pending if self.blocked.is_some() => Poll::Pending,
             Poll::Pending => {
-                self.blocked.get_or_insert_with(Instant::now);
-                Poll::Pending
+                let now = Instant::now();
+                self.blocked = Some(now);
+                let due = self.timer.deadline().min(now + self.limits.write_timeout);
+                self.timer.as_mut().reset(due);
+                // The timer is to be asked again.
+                Poll::Ready(None)
             }
         }
     }
@@ -411,11 +422,18 @@ fn never_waits(request: &Incoming) -> bool {
     match request {
         Err(_) => true,
         Ok(request) => match &request.frame {
-            ClientFrame::Ping | ClientFrame::Auth { .. } | ClientFrame::Stop { .. } | ClientFrame::Detach { .. } => {
-                true
-            }
-            ClientFrame::Unsupported { name } => name == "typing_indicator",
-            ClientFrame::Attach(_) | ClientFrame::UserMessage(_) => false,
+            ClientFrame::Ping
+            | ClientFrame::Auth { .. }
+            | ClientFrame::Stop { .. }
+            | ClientFrame::Detach { .. }
+            | ClientFrame::Typing { .. } => true,
+            ClientFrame::Attach(_)
+            | ClientFrame::UserMessage(_)
+            | ClientFrame::Regenerate { .. }
+            | ClientFrame::ModelSelect { .. }
+            | ClientFrame::Help { .. }
+            | ClientFrame::Feedback(_)
+            | ClientFrame::Unsupported { .. } => false,
         },
     }
 }

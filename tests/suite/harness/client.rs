@@ -210,6 +210,16 @@ impl Lines {
         }
     }
 
+    /// Reads until a `session_update` that tells this of a session.
+    pub(crate) async fn update(&mut self, field: &str) -> Value {
+        loop {
+            let update = self.until("session_update").await;
+            if !update[field].is_null() {
+                return update;
+            }
+        }
+    }
+
     /// Reads a reply to its last frame and returns its text, checked piece by piece, and that frame.
     pub(crate) async fn reply(&mut self) -> (String, Value) {
         self.reply_from(String::new()).await

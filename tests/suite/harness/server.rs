@@ -72,6 +72,7 @@ impl Server {
         config.tls.dir = dir.join("certs");
         config.store.url = format!("sqlite:{}", dir.join("data/chatbox.db").display());
         config.limits.messages_per_minute = 10_000;
+        config.limits.requests_per_minute = 100_000;
         config.limits.connections_per_user = 1_000;
         config.limits.public_per_minute = 100_000;
         config.sessions.turn_lease = Duration::from_secs(1);
@@ -170,11 +171,12 @@ impl Drop for Server {
     }
 }
 
-/// Has a scripted provider answer, as the only model.
+/// Has a scripted provider answer, as the only model. It is not asked for names.
 pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) {
     let mut model = ProviderConfig::new(Kind::Openai);
     model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
     model.model = Some("scripted".to_owned());
+    config.sessions.model_names = false;
     config.llm.providers.clear();
     config.llm.providers.insert("scripted".to_owned(), model);
 }

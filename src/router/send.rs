@@ -1,0 +1,189 @@
+//! Saying something, and having the last message answered once more.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Follow, Refusal, Router, known, naming};
+use crate::{
+    auth::{Principal, Role},
+    bus::Topic,
+    chat::{
+        ConnectionId, EntryId, EntryKind, ErrorCode, Event, RequestId, Sender, SessionId, SessionUpdate, TurnId,
+        UserId,
+        ask::{Named, UserMessage},
+    },
+    store::{self, Appended, NewEntry, NewTurn, Regenerated},
+};
+
+/// Something to say, and who says it from where.
+#[derive(Debug)]
+pub struct Send {
+    /// the request's id
+    pub client_id: Option<RequestId>,
+    /// the connection that it came over
+    pub origin: ConnectionId,
+    /// the session that the connection watches, for a message that names none
+    pub watched: Option<SessionId>,
+    /// the turn that is to answer, named by the caller so that it can listen first
+    pub turn_id: TurnId,
+    /// the message
+    pub message: UserMessage,
+}
+
+/// A reply to be written once more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Regenerate {
+    /// the request's id
+    pub client_id: Option<RequestId>,
+    /// the last turn of its session, ended
+    pub turn_id: TurnId,
+    /// the turn that is to answer, named by the caller so that it can listen first
+    pub new: TurnId,
+}
+
+impl Router {
+    /// Stores a message, tells the watchers, and has it answered. When it returns, the message is durable.
+    ///
+    /// # Errors
+    /// `TOO_MANY_REQUESTS`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`, `GOING_AWAY`; nothing is stored then.
+    pub async fn send(&self, principal: &Principal, send: Send) -> Result<Appended, Refusal> {
+        self.admit(principal)?;
+        let session_id = self.meant(send.message.session_id.as_ref(), send.watched)?;
+        if !send.message.files.is_empty() {
+            return Err(Refusal::new(ErrorCode::NotFound));
+        }
+        let message = send.message;
+        let entry = NewEntry {
+            session_id,
+            owner: principal.user_id.clone(),
+            id: EntryId::new(),
+            client_id: send.client_id,
+            user_id: principal.user_id.clone(),
+            sender: Sender::User,
+            kind: EntryKind::Text,
+            session_name: naming::from_message(&message.content),
+            content: message.content,
+            files: message.files,
+            metadata: message.metadata,
+            turn: Some(NewTurn { id: send.turn_id, lease: self.lease(), queued_max: self.0.parts.queued_turns }),
+        };
+        let router = self.clone();
+        // In a task of the router's: a client that leaves in the middle must not leave a stored message unanswered.
+        let appended = self.0.runners.spawn(async move { router.append(entry, send.origin).await });
+        match appended.await.map_err(|_panic| Refusal::new(ErrorCode::ServiceError))? {
+            // Staff may read the session, and only its owner, or who holds it, may write in it.
+            Err(store::Error::NotFound) if principal.role == Role::Staff => {
+                self.readable(principal, session_id).await?;
+                Err(Refusal::new(ErrorCode::InsufficientPermissions))
+            }
+            appended => Ok(appended?),
+        }
+    }
+
+    async fn append(&self, entry: NewEntry, origin: ConnectionId) -> store::Result<Appended> {
+        let parts = &self.0.parts;
+        let name = entry.session_name.clone();
+        let appended = parts.store.append(entry).await?;
+        if appended.duplicate {
+            parts.metrics.duplicates_total.inc();
+            return Ok(appended);
+        }
+        parts.metrics.entries_stored_total.inc();
+        let entry = Arc::new(appended.entry.clone());
+        let (session_id, seq, rev) = (entry.session_id, entry.seq, appended.rev);
+        let mut update = SessionUpdate {
+            last_activity: Some(entry.created_at),
+            message_count: Some(seq),
+            ..SessionUpdate::of(session_id)
+        };
+        let user = entry.user_id.clone();
+        let event = Event::Appended { rev, origin: Some(origin), entry };
+        parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
+        if seq == 1 {
+            update.name = name;
+            let named = SessionUpdate { name: update.name.clone(), ..SessionUpdate::of(session_id) };
+            let event = Event::Session { rev, update: Arc::new(named) };
+            parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
+        }
+        self.tell_list(user, rev, update).await;
+        if let Some(started) = appended.started.clone() {
+            self.spawn_runner(started);
+        }
+        Ok(appended)
+    }
+
+    /// Tells a user's lists what has changed of a session.
+    pub(super) async fn tell_list(&self, user: UserId, rev: u64, update: SessionUpdate) {
+        let event = Event::Session { rev, update: Arc::new(update) };
+        self.0.parts.bus.publish(&Topic::User(user), Arc::new(event)).await;
+    }
+
+    /// Has the last message of a session answered once more; the replies that it has stay. What follows is told to
+    /// whoever asked, unless the same request was made before.
+    ///
+    /// # Errors
+    /// `TURN_NOT_FOUND` when the turn is not the caller's, not the last one, or has not ended; `SESSION_ENDED`,
+    /// `TOO_MANY_REQUESTS`, `DATABASE_ERROR`, `GOING_AWAY`.
+    pub async fn regenerate(
+        &self,
+        principal: &Principal,
+        ask: Regenerate,
+    ) -> Result<(Regenerated, Option<Follow>), Refusal> {
+        self.admit(principal)?;
+        let gone = || Refusal::new(ErrorCode::TurnNotFound);
+        let turn = self.0.parts.store.turn(ask.turn_id).await?.ok_or_else(gone)?;
+        let follow = self.follow(turn.session_id, ask.new).await;
+        let ask = store::Regenerate {
+            turn_id: ask.turn_id,
+            owner: principal.user_id.clone(),
+            client_id: ask.client_id,
+            new: ask.new,
+            lease: self.lease(),
+        };
+        let router = self.clone();
+        let regenerated = self.0.runners.spawn(async move {
+            let regenerated = router.0.parts.store.regenerate(ask).await?;
+            if let Some(started) = regenerated.started.clone() {
+                router.spawn_runner(started);
+            } else {
+                router.0.parts.metrics.duplicates_total.inc();
+            }
+            Ok(regenerated)
+        });
+        let regenerated = regenerated.await.map_err(|_panic| Refusal::new(ErrorCode::ServiceError))?;
+        let regenerated = regenerated.map_err(|err| match err {
+            store::Error::NotFound => gone(),
+            err => err.into(),
+        })?;
+        let follow = regenerated.started.as_ref().map(|started| {
+            follow.saw(started.rev - 1);
+            follow
+        });
+        Ok((regenerated, follow))
+    }
+
+    /// Whether one more request that models answer is welcome now.
+    fn admit(&self, principal: &Principal) -> Result<(), Refusal> {
+        let parts = &self.0.parts;
+        if parts.lifecycle.drains() {
+            return Err(Refusal::new(ErrorCode::GoingAway));
+        }
+        parts.limiter.message(&principal.user_id).map_err(|wait| Refusal {
+            retry_after: Some(Duration::from_millis(wait.ms)),
+            ..Refusal::new(ErrorCode::TooManyRequests)
+        })
+    }
+
+    /// The session that a request means: the one that it names, else the one that its connection watches.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for a name that is none of ours, `MISSING_FIELD` when there is neither.
+    pub(crate) fn meant(&self, named: Option<&Named>, watched: Option<SessionId>) -> Result<SessionId, Refusal> {
+        match named {
+            Some(named) => known(named),
+            None => watched.ok_or_else(|| Refusal {
+                message: "field `session_id` is missing, and this connection watches no session".into(),
+                ..Refusal::new(ErrorCode::MissingField)
+            }),
+        }
+    }
+}
