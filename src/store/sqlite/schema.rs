@@ -223,7 +223,7 @@ mod tests {
     use crate::{
         chat::{EntryId, NodeId, Rating, Session, SessionId, Timestamp, TurnId, UserId},
         metrics::Metrics,
-        store::{Change, Lease, ListSessions, Order, Place, Range, Regenerate, Store, seal::Seal},
+        store::{Change, Lease, ListSessions, Order, Place, Range, Rate, Regenerate, Store, seal::Seal},
     };
 
     const EXTRA: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
@@ -314,7 +314,8 @@ mod tests {
         let idle = async |ms| store.idle_sessions(Timestamp(5 * HOUR_MS + ms), 9).await.unwrap();
         assert_eq!((idle(0).await, idle(1).await), (vec![], vec![session(1)]));
 
-        store.rate(session(1), 2, ada.clone(), Rating::Up, Some("good".to_owned())).await.unwrap();
+        let (owner, rating, why) = (ada.clone(), Rating::Up, Some("good".to_owned()));
+        store.rate(Rate { session_id: session(1), seq: 2, owner, rating, why }).await.unwrap();
         let log = store.entries(session(1), Range::Last(9)).await.unwrap();
         assert_eq!((log[0].content.as_str(), log[0].rating, log[1].rating), ("hi", None, Some(Rating::Up)));
         let better = Change::BetterName("new".to_owned());

@@ -7,7 +7,7 @@ use chatbox::{
     config::secret::Secret,
     metrics::Metrics,
     store::{
-        self, Change, Error, NewEntry, NewShare, Open, OpenSession, Range, Search, Store,
+        self, Change, Error, NewEntry, NewShare, Open, OpenSession, Range, Rate, Search, Store,
         seal::{Key, KeyError, Seal},
         sqlite::{OpenError, Options, Sqlite},
     },
@@ -134,8 +134,9 @@ async fn sealed_file_shows_nobody_what_was_said() {
     let reply = room.end(turn, TurnState::Complete, None).await.unwrap().reply;
     assert_eq!(reply.content, format!("{secret} answer"));
     let why = Some(format!("{secret} why"));
-    room.store.rate(room.session, 2, room.user.clone(), Rating::Down, why).await.unwrap();
     let (id, session_id, owner) = (RequestId::new_v4(), room.session, room.user.clone());
+    let rate = Rate { session_id, seq: 2, owner: owner.clone(), rating: Rating::Down, why };
+    room.store.rate(rate).await.unwrap();
     let new = NewShare { id, session_id, owner, expires_at: None, shares_max: 1 };
     assert_eq!(room.store.share(new).await.unwrap().name, Some(format!("{secret} name")));
     room.changes(Change::BetterName(format!("{secret} better")), true).await;
