@@ -18,6 +18,7 @@ mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
 mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
+mod endurance; // memory over many reconnects and exchanges
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
@@ -26,6 +27,7 @@ mod predecessor; // the predecessor's clients over their WebSocket, with their e
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
 mod regenerate; // answering the last message once more, and rating replies
 mod schedules; // random schedules of devices, cuts and restarts: nothing is lost, doubled or reordered
+mod slow; // clients that read slowly or not at all
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists
