@@ -93,11 +93,6 @@ impl Held {
         parts
     }
 
-    /// Whether an exchange of this connection still shows a turn.
-    pub(super) fn is_shown_by_exchange(&self, turn: &str) -> bool {
-        self.seen.exchanges.values().any(|exchange| exchange.follows && exchange.turn.as_deref() == Some(turn))
-    }
-
     /// Exchanges whose answers are still to come, with the turns that they are known to show.
     pub(super) fn exchanges(&self) -> Vec<(String, Option<String>)> {
         let open = self.seen.exchanges.iter().filter(|(_, exchange)| exchange.follows || exchange.accepted == 0);
@@ -159,7 +154,7 @@ impl Held {
             // An answer to `stop` or `ping`.
             "accepted" if frame["seq"].is_null() => Ok(()),
             "error" if frame["error"]["code"] == "TURN_NOT_FOUND" => Ok(()),
-            "pong" | "going_away" => Ok(()),
+            "pong" | "going_away" | "session_update" => Ok(()),
             _ => Err(format!("an unexpected frame: {frame}")),
         }
     }
