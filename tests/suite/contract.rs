@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use chatbox::config::Config;
 use jsonschema::Draft;
 use reqwest::{Method, StatusCode, header};
@@ -230,9 +231,9 @@ async fn too_many(contract: &mut Contract) {
 /// A store whose rows do not open fails every call that reads one. checklist 34, 58
 async fn faults_of_the_store(contract: &mut Contract) {
     let dir = tempfile::tempdir().unwrap();
-    let config = |key: u32| {
+    let config = |id: u8| {
         let mut config: Config = Server::config(dir.path());
-        let key = json!([{"id": key, "key": format!("{key:064}")}]);
+        let key = json!([{"id": id, "key": STANDARD.encode([id; 32])}]);
         config.store.encryption_keys = serde_json::from_value(key).expect("a key");
         config
     };
@@ -359,7 +360,23 @@ async fn errors_have_the_headers_that_every_answer_has() {
         assert_eq!(reply.header(header::REFERRER_POLICY), "no-referrer", "{path}");
         assert!(reply.header(header::CONTENT_SECURITY_POLICY).contains("frame-ancestors"), "{path}");
         assert!(!reply.header(header::ALT_SVC).is_empty(), "{path}");
+        assert_eq!(reply.header(header::STRICT_TRANSPORT_SECURITY), "", "{path}: this one is plain");
     }
+    // checklist 16: what operators read is on a listener of its own
+    for path in ["/metrics", "/metrics/prometheus"] {
+        nobody.get(path).await.problem(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at");
+    }
+}
+
+/// checklist 14
+#[tokio::test]
+async fn a_deployment_that_is_reached_by_https_says_so_for_a_year() {
+    let server = Server::with(|config| config.public_url = Some("https://chat.example".parse().unwrap())).await;
+    drop(http());
+    let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().expect("client");
+    let answer = client.get(server.quic_url.join("/chatbox/nothing").unwrap()).send().await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    assert_eq!(answer.headers()[header::STRICT_TRANSPORT_SECURITY], "max-age=31536000");
 }
 
 #[tokio::test]
