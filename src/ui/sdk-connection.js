@@ -72,6 +72,7 @@ export class Connection {
   /** id → `{frame, answer, stream, link}` */
   #asked = new Map();
   #watchdog;
+  #network = globalThis.navigator?.connection?.type;
   #wake = (event) => this.#woken(event);
   #sleep = () => this.#suspend();
 
@@ -146,6 +147,11 @@ export class Connection {
   /** Something is unanswered from now on. */
   expect() {
     if (this.#link) this.#watchdog.arm();
+  }
+
+  /** Something has ended, and maybe nothing is in flight now. */
+  rest() {
+    this.#renewWorn();
   }
 
   /** Takes the limits that the server announced. */
@@ -401,8 +407,16 @@ export class Connection {
 
   #woken({ type }) {
     if (type === 'visibilitychange' && document.visibilityState === 'hidden') return;
+    if (type === 'change' && !this.#moved()) return;
     if (this.#link) this.#watchdog.probe();
     else if (type !== 'offline' && !this.#dial) this.#connectNow();
+  }
+
+  /** Whether the device is on another kind of network. Its estimates change all the time, and mean nothing here. */
+  #moved() {
+    const before = this.#network;
+    this.#network = navigator.connection.type;
+    return this.#network !== before;
   }
 
   #suspend() {
