@@ -2,5 +2,7 @@
 
 import { chromium } from './harness/browsers.js';
 import { clientBehaviours } from './client-behaviours.js';
+import { clientFeatures } from './client-features.js';
 
 clientBehaviours('Chromium', chromium);
+clientFeatures('Chromium', chromium);

@@ -2,5 +2,7 @@
 
 import { firefox } from './harness/browsers.js';
 import { clientBehaviours } from './client-behaviours.js';
+import { clientFeatures } from './client-features.js';
 
 clientBehaviours('Firefox', firefox);
+clientFeatures('Firefox', firefox);
