@@ -326,7 +326,7 @@ export class Connection {
     const worn = link && (link.opened >= Math.max(1, streams) || link.received >= Math.max(1, bytes));
     if (!worn || this.#dial || this.#retryAt !== null) return;
     if (!this.#busy) this.#connectNow();
-    else this.#worn ??= setTimeout(() => !this.#dial && this.#connectNow(), WORN_MS);
+    else this.#worn ??= setTimeout(() => !this.#dial && this.#retryAt === null && this.#connectNow(), WORN_MS);
   }
 
   /** Nothing is under way any more; there may be a link, an older one or the one just dialled. */
@@ -342,8 +342,13 @@ export class Connection {
   }
 
   #refused(failure) {
-    if (failure.code === 'NOT_FOUND' && this.#owner.gone(failure)) this.#retry(0);
-    else this.close('refused', failure);
+    if (failure.code !== 'NOT_FOUND' || !this.#owner.gone(failure)) {
+      this.close('refused', failure);
+      return;
+    }
+    // What comes is something else, and no resumption.
+    this.#resume = null;
+    this.#retry(0);
   }
 
   #lost(link, { code, reason }) {

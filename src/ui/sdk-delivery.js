@@ -111,11 +111,11 @@ export class Delivery {
       message.fail(err);
       this.#tell(message);
     }
-    this.#ready = false;
     this.#parts.store?.close();
   }
 
   reopen() {
+    this.#ready = false;
     this.#parts.store?.open();
     for (const message of this.#outbox) {
       if (!this.#closure || message.error !== this.#closure) continue;

@@ -7,6 +7,7 @@ import { Position, Turn } from '../../src/ui/sdk-log.js';
 import { Message, Outbox } from '../../src/ui/sdk-outbox.js';
 import { Replies } from '../../src/ui/sdk-replies.js';
 import { Typing } from '../../src/ui/sdk-typing.js';
+import { Watchdog } from '../../src/ui/sdk-watchdog.js';
 import { closeOfWebSocket, expiryOf } from '../../src/ui/sdk-wire.js';
 
 const SHA256_OF_ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad';
@@ -237,4 +238,45 @@ test('typing is told at most every three seconds, and its end after five without
   assert.deepEqual(sent, ['start', 'start', 'stop']);
   typing.set(false);
   assert.deepEqual(sent, ['start', 'start', 'stop']);
+});
+
+/** How long it takes until a path is taken for dead, when `act` sends something and nothing is answered. */
+function timeToDeath(watchdog, owner, act) {
+  return new Promise((resolve) => {
+    const since = performance.now();
+    owner.dead = () => resolve(performance.now() - since);
+    act(watchdog);
+  });
+}
+
+test('whatever is unanswered for a heartbeat tells of a dead path, and each further try has more time', async () => {
+  const pings = [];
+  const owner = { busy: () => true, ping: () => pings.push('p') && `p${pings.length}`, dead: () => {} };
+  const watchdog = new Watchdog(100, { ...owner, dead: () => owner.dead() });
+  const took = [];
+  for (let round = 0; round < 3; round += 1) took.push(await timeToDeath(watchdog, owner, () => watchdog.sent('m')));
+  assert.deepEqual(took.map((ms, round) => ms >= 99 * 2 ** round), [true, true, true], took.join());
+  watchdog.sent('m');
+  watchdog.answered('m');
+  const after = await timeToDeath(watchdog, owner, () => watchdog.sent('n'));
+  assert.ok(after < 199, `an answer makes it as quick as before: ${after} ms`);
+  watchdog.stop();
+});
+
+test('text that comes down is no sign of life of the way up, an answer is', async () => {
+  const owner = { busy: () => true, dead: () => {} };
+  let answered = 0;
+  const watchdog = new Watchdog(100, {
+    busy: () => true,
+    ping: () => {
+      // The server answers five times, and then the way up is dead.
+      if (answered < 5) setImmediate(() => watchdog.answered('p'));
+      answered += 1;
+      return 'p';
+    },
+    dead: () => owner.dead(),
+  });
+  const took = await timeToDeath(watchdog, owner, () => watchdog.arm());
+  assert.equal(answered, 6);
+  assert.ok(took >= 5 * 29 + 99, `${took} ms`);
 });
