@@ -128,6 +128,28 @@ function outbox(page) {
   );
 
   page(
+    'a message goes to the session that it was typed for, whatever is open by then',
+    async (page, server) => {
+      const ann = await server.user('ann');
+      await start(page, ann, 'websocket');
+      const first = await page.evaluate(() => globalThis.chat.session.session_id);
+      server.tcp.cut();
+      await page.until(client.state, 'reconnecting');
+      await page.evaluate(client.send, 'count to 2');
+      await page.evaluate(() => void globalThis.chat.open({ new: true }).catch(() => {}));
+      const own = await page.evaluate(client.send, 'count to 3');
+      server.tcp.mend();
+      const [reply] = await page.until(client.replied, 1, 30_000);
+      assert.equal(reply.text, counted(3));
+      const { messages, entries } = await page.evaluate(client.seen);
+      assert.deepEqual([Object.keys(messages), entries], [[own], []], 'the page is told of its own session only');
+      assert.deepEqual(said(await page.evaluate(client.readLog, ann)), ['count to 3']);
+      assert.deepEqual(said(await page.evaluate(client.readLog, { ...ann, session_id: first })), ['count to 2']);
+    },
+    (context) => proxied(context, undefined, { CHATBOX_SESSIONS__ACTIVE_PER_USER: '2' }),
+  );
+
+  page(
     "one user's message is never sent as another's",
     async (page, server) => {
       const [ann, bob] = [await server.user('ann'), await server.user('bob')];
@@ -383,7 +405,7 @@ async function datagrams(context) {
 }
 
 /** WebSockets through a proxy, and scripts beside it; no WebTransport, unless said otherwise. */
-async function proxied(context, quic) {
+async function proxied(context, quic, env) {
   const [http, front, nobody] = [await freePort(), await freePort(), await freePort()];
   const tcp = await tcpProxy(http, front);
   context.after(tcp.close);
@@ -391,6 +413,7 @@ async function proxied(context, quic) {
     CHATBOX_LISTEN__HTTP: `localhost:${http}`,
     CHATBOX_PUBLIC_URL: `http://localhost:${front}`,
     ...(quic ?? { CHATBOX_PUBLIC_QUIC_URL: `https://localhost:${nobody}` }),
+    ...env,
   });
   const base = `http://localhost:${http}/chatbox/`;
   return { host, tcp, user: async (name) => ({ ...(await user(name)), base }) };

@@ -100,9 +100,9 @@ export const kept = ({ id, wanted }) =>
   });
 
 /** What a client that knows nothing reads: the stored log. */
-export async function readLog({ base, token }) {
-  const { Chatbox } = await import(`${base}sdk.js`);
-  const chat = new Chatbox({ base, getToken: () => token, outbox: false });
+export async function readLog({ token, ...rest }) {
+  const { Chatbox } = await import(`${rest.base}sdk.js`);
+  const chat = new Chatbox({ ...rest, getToken: () => token, outbox: false });
   const log = [];
   const whole = new Promise((resolve) => {
     const add = (entry) => {
