@@ -30,7 +30,7 @@ function watchPolicy() {
   });
 }
 
-/** One page in one browser. */
+/** One page in one browser. The first page of a context opens more of them by `tab`. */
 class Page {
   /** what the console and the page reported as an error */
   problems = [];
@@ -112,10 +112,16 @@ export async function chromium() {
         isMobile: touch,
         deviceScaleFactor: touch ? 2 : 1,
       });
-      const raw = await context.newPage();
-      await raw.addInitScript(watchPolicy);
-      const page = new Page(raw);
-      page.resize = (size) => raw.setViewportSize(size);
+      const tab = async () => {
+        const raw = await context.newPage();
+        await raw.addInitScript(watchPolicy);
+        const page = new Page(raw);
+        page.resize = (size) => raw.setViewportSize(size);
+        page.close = () => raw.close();
+        return page;
+      };
+      const page = await tab();
+      page.tab = tab;
       page.close = () => context.close();
       return page;
     },
@@ -130,11 +136,17 @@ export async function firefox() {
     darkness: false,
     async open({ width = 1280, height = 800 } = {}) {
       const context = await browser.createBrowserContext();
-      const raw = await context.newPage();
-      await raw.setViewport({ width, height });
-      await raw.evaluateOnNewDocument(watchPolicy);
-      const page = new Page(raw);
-      page.resize = (size) => raw.setViewport(size);
+      const tab = async () => {
+        const raw = await context.newPage();
+        await raw.setViewport({ width, height });
+        await raw.evaluateOnNewDocument(watchPolicy);
+        const page = new Page(raw);
+        page.resize = (size) => raw.setViewport(size);
+        page.close = () => raw.close();
+        return page;
+      };
+      const page = await tab();
+      page.tab = tab;
       page.close = () => context.close();
       return page;
     },
