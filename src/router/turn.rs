@@ -19,6 +19,9 @@ use crate::{
 const UNSAVED_BYTES_MAX: usize = 4096;
 const UNSAVED_AGE_MAX: Duration = Duration::from_millis(250);
 
+/// However slow the store is, text is collected for so long before it is written.
+const UNSAVED_AGE_MIN: Duration = Duration::from_millis(50);
+
 /// How often a silent provider's turn says that it is still there.
 const LOADING_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -326,11 +329,14 @@ struct Log<'a> {
     length: usize,
     oldest: Instant,
     writing: Option<BoxFuture<'a, bool>>,
+    began: Instant,
+    /// how long the last write took
+    took: Duration,
 }
 
 impl<'a> Log<'a> {
     const fn new(began: Instant) -> Self {
-        Self { unsaved: String::new(), length: 0, oldest: began, writing: None }
+        Self { unsaved: String::new(), length: 0, oldest: began, writing: None, began, took: Duration::ZERO }
     }
 
     const fn length(&self) -> usize {
@@ -351,13 +357,15 @@ impl<'a> Log<'a> {
             (Some(_), _) => Instant::now() + UNSAVED_AGE_MAX,
             (None, 0) => self.oldest + renew,
             (None, bytes) if bytes >= UNSAVED_BYTES_MAX => self.oldest,
-            (None, _) => self.oldest + UNSAVED_AGE_MAX,
+            // Text is at risk until its write is done, so a slow store is asked earlier.
+            (None, _) => self.oldest + UNSAVED_AGE_MAX.saturating_sub(self.took).max(UNSAVED_AGE_MIN),
         }
     }
 
     fn begin(&mut self, write: impl FnOnce(String, usize) -> BoxFuture<'a, bool>) {
         if self.writing.is_none() {
             self.oldest = Instant::now();
+            self.began = self.oldest;
             self.writing = Some(write(std::mem::take(&mut self.unsaved), self.length));
         }
     }
@@ -368,6 +376,7 @@ impl<'a> Log<'a> {
             Some(write) => {
                 let kept = write.await;
                 self.writing = None;
+                self.took = self.began.elapsed();
                 kept
             }
             None => std::future::pending().await,
