@@ -17,6 +17,7 @@ mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
 mod drain; // the end of a server, wanted or not
+mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
