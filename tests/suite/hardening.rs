@@ -2,6 +2,7 @@
 //!
 //! Each proof names its lines in a comment, here and in the other modules: `// checklist 42`.
 
+mod ownership;
 mod panics;
 
 use std::{fmt, time::Instant};
