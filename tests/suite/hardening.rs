@@ -4,6 +4,7 @@
 
 mod ownership;
 mod panics;
+mod storage;
 
 use std::{fmt, time::Instant};
 
