@@ -406,6 +406,10 @@ impl Writer {
     /// either ends.
     async fn write_watch(&mut self, events: Answers, mut inline: mpsc::Receiver<Answers>) -> Result<(), Unwritten> {
         let mut events: ReadyChunks<Answers> = events.ready_chunks(FRAMES_AT_ONCE);
+        // The status is the answer to the request: it comes also where the client has finished its side already.
+        if let Some(frames) = self.wanted(events.next()).await? {
+            self.write(frames.iter().map(|frame| frame.line()).collect()).await?;
+        }
         loop {
             let next = async {
                 tokio::select! {
