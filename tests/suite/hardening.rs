@@ -2,7 +2,9 @@
 //!
 //! Each proof names its lines in a comment, here and in the other modules: `// checklist 42`.
 
+mod churn;
 mod floods;
+mod logs;
 mod ownership;
 mod panics;
 mod storage;

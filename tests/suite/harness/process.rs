@@ -34,6 +34,11 @@ impl Deref for Process {
 impl Process {
     /// Starts the binary in `dir` on free ports, answered by `provider`.
     pub(crate) async fn start(dir: &Path, provider: &Provider) -> Self {
+        Self::start_with(dir, provider, &[], Stdio::inherit()).await
+    }
+
+    /// The same with more settings, and its log somewhere else.
+    pub(crate) async fn start_with(dir: &Path, provider: &Provider, env: &[(&str, &str)], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chatbox"))
             .current_dir(dir)
             // Every CHATBOX_ variable is a setting to the server, and this one is none.
@@ -45,7 +50,9 @@ impl Process {
             .env("CHATBOX_SESSIONS__MODEL_NAMES", "false")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__MODEL", "scripted")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__ENDPOINT", provider.endpoint())
+            .envs(env.iter().copied())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("start the binary");
@@ -86,6 +93,11 @@ impl Process {
         let length = "SELECT length FROM turns WHERE id = ?1";
         let length: Option<i64> = database.query_row(length, [turn.as_bytes()], |row| row.get(0)).expect("turn");
         length.unwrap_or_default()
+    }
+
+    /// Its number, for what the kernel knows of it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// Kills it as a crash does: no handler runs.
