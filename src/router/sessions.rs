@@ -197,7 +197,7 @@ impl Router {
                 () = self.0.parts.lifecycle.draining() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            if let Err(err) = self.end_idle().await {
+            if let Some(Err(err)) = self.contained(self.end_idle()).await {
                 error!(error = &err as &dyn std::error::Error, "idle sessions do not end");
             }
         }
