@@ -7,6 +7,7 @@
     clippy::panic,
     clippy::disallowed_methods,
     clippy::cognitive_complexity,
+    clippy::print_stdout,
     clippy::string_slice,
     reason = "the harness fails loudly"
 )]

@@ -113,7 +113,7 @@ fn from_store(entry: chatbox::chat::Entry) -> Entry {
 }
 
 /// Runs the same steps many times, for what happens between two threads of the server.
-async fn repeat(times: u64, steps: impl Fn(Rng) -> Vec<Step>) {
+async fn repeat(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
     let (world, first) = (World::start(0).await, seed());
     let schedules = (first..first + times).map(|seed| {
         let (world, steps) = (Arc::clone(&world), steps(Rng::new(seed)));
