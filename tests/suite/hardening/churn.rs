@@ -77,7 +77,7 @@ async fn a_process_does_not_grow_with_reconnects() {
     let provider = Provider::start(Script::answer(["one ", "two"])).await;
     let dir = tempfile::tempdir().unwrap();
     let env = [("CHATBOX_LIMITS__MESSAGES_PER_MINUTE", "10000")];
-    let server = Process::start_with(dir.path(), &provider, &env, Stdio::inherit()).await;
+    let server = Process::start_with(dir.path(), &provider, &env, Stdio::null()).await;
     let reconnect = async |count: usize| {
         for nth in 0..count {
             let via = if nth % 2 == 0 { Via::WebSocket } else { Via::WebTransport };

@@ -121,7 +121,7 @@ async fn over_streams(server: &Server, user: &str, requests: Vec<Value>) -> Told
         tasks = tasks.max(Handle::current().metrics().num_alive_tasks());
     }
     drop(asked);
-    if user != "attach" {
+    if !["attach", "detach"].contains(&user) {
         watch.send(json!({"type": "ping", "id": id()})).await;
         watch.until("pong").await;
     }

@@ -15,17 +15,17 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Server::config(dir.path());
-        Self { server: Server::run(config).await, dir }
-    }
-
     /// Another program that keeps the store from writing, until it is dropped.
     fn lock(&self) -> rusqlite::Connection {
         let other = rusqlite::Connection::open(self.dir.path().join("data/chatbox.db")).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         other
+    }
+
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Server::config(dir.path());
+        Self { server: Server::run(config).await, dir }
     }
 }
 
