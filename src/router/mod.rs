@@ -219,11 +219,18 @@ impl Router {
             ErrorCode::NotFound => gone(),
             _ => refusal,
         })?;
-        match self.0.live.get(turn_id) {
-            Some(live) => live.stop(),
-            None => self.stop_idle(turn_id).await?,
-        }
+        self.stop_turn(turn_id).await?;
         Ok(session.id)
+    }
+
+    /// Ends a turn as `stopped`: by its runner, else in the store.
+    async fn stop_turn(&self, turn_id: TurnId) -> Result<(), Refusal> {
+        if self.0.live.stop(turn_id) {
+            return Ok(());
+        }
+        let ended = self.stop_idle(turn_id).await;
+        self.0.live.end(turn_id);
+        ended
     }
 
     /// Tells the watchers of a session, and its owner's lists, what has changed of it.

@@ -362,14 +362,11 @@ impl Router {
     /// Ends turns as `stopped`; each keeps its text. One whose end cannot be stored is found by the sweep.
     async fn end_turns(&self, turns: &[Turn]) {
         for turn in turns {
-            match self.0.live.get(turn.id) {
-                Some(live) => live.stop(),
-                None => match self.stop_idle(turn.id).await {
-                    Err(refusal) if refusal.code != ErrorCode::TurnNotFound => {
-                        warn!(turn_id = %turn.id, code = refusal.code.name(), "turn of an ended session does not end");
-                    }
-                    _ => {}
-                },
+            match self.stop_turn(turn.id).await {
+                Err(refusal) if refusal.code != ErrorCode::TurnNotFound => {
+                    warn!(turn_id = %turn.id, code = refusal.code.name(), "turn of an ended session does not end");
+                }
+                _ => {}
             }
         }
     }

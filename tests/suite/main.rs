@@ -16,7 +16,9 @@ mod bad_input; // what is refused, how it is told, and that nothing else is harm
 mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
+mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
+mod endurance; // memory over many reconnects and exchanges
 mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
@@ -25,6 +27,8 @@ mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
 mod regenerate; // answering the last message once more, and rating replies
+mod schedules; // random schedules of devices, cuts and restarts: nothing is lost, doubled or reordered
+mod slow; // clients that read slowly or not at all
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists

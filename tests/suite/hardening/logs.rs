@@ -57,7 +57,7 @@ async fn everything_that_is_written_down(dir: &Path, level: &str) -> (String, St
         ("CHATBOX_LLM__PROVIDERS__SCRIPTED__API_KEY", API_KEY),
         ("CHATBOX_LIMITS__CONNECTIONS_PER_USER", "100"),
     ];
-    let server = Process::start_with(dir, &provider, &env, Stdio::from(File::create(&log).unwrap())).await;
+    let server = Process::start_logged(dir, &provider, &env, Stdio::from(File::create(&log).unwrap())).await;
     let token = server.token("ann");
     talk(&server, "", Some(("authorization", format!("Bearer {token}")))).await;
     talk(&server, "", Some(("sec-websocket-protocol", format!("chatbox.v1, bearer.{token}")))).await;

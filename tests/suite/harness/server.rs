@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use url::Url;
 
 /// Where a server is, and what its tokens are signed with.
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) url: Url,
     pub(crate) quic_url: Url,
@@ -129,6 +130,16 @@ impl Server {
     /// Begins to drain, as the first signal does.
     pub(crate) fn drain(&self) {
         self.lifecycle.drain();
+    }
+
+    /// Ends at once, as the second signal has it.
+    pub(crate) fn stop(&self) {
+        self.lifecycle.stop();
+    }
+
+    /// Where it is.
+    pub(crate) fn target(&self) -> Target {
+        self.target.clone()
     }
 
     /// Waits until the server has ended by itself.

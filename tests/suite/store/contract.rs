@@ -34,7 +34,7 @@ async fn parallel_writers_get_places_without_gaps() {
     assert_eq!(room.row().await.last_seq, 256);
 }
 
-// checklist 75, W6
+// checklist 68, 75, 76, W6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart() {
     let shelf = Shelf::new();
@@ -170,6 +170,7 @@ async fn ranges_are_in_order_and_keep_their_limit() {
     assert_eq!(room.store.entries(SessionId::new(), Range::Last(10)).await.unwrap(), []);
 }
 
+// checklist 70
 #[tokio::test]
 async fn first_message_names_the_session_and_later_ones_do_not() {
     let room = Room::fresh().await;
