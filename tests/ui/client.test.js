@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Memory } from '../../src/ui/sdk-dial.js';
 import { Position, Turn } from '../../src/ui/sdk-log.js';
-import { Outbox } from '../../src/ui/sdk-outbox.js';
+import { Message, Outbox } from '../../src/ui/sdk-outbox.js';
 import { closeOfWebSocket, expiryOf } from '../../src/ui/sdk-wire.js';
 
 const SHA256_OF_ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad';
@@ -108,7 +108,7 @@ test('after a snapshot the position begins at its first entry', () => {
 
 test('the outbox sends one message at a time, and again under the same id', () => {
   const outbox = new Outbox();
-  const [first, second] = [outbox.add('a'), outbox.add('b')];
+  const [first, second] = [outbox.add(new Message('a')), outbox.add(new Message('b'))];
   assert.equal(outbox.next, first);
   first.state = 'sent';
   assert.equal(outbox.next, undefined, 'the second must not overtake the first');
@@ -120,8 +120,8 @@ test('the outbox sends one message at a time, and again under the same id', () =
 
 test('the outbox has a limit', () => {
   const outbox = new Outbox();
-  for (let count = 0; count < 100; count += 1) outbox.add('x');
-  assert.throws(() => outbox.add('x'), { code: 'TOO_MANY_REQUESTS' });
+  for (let count = 0; count < 100; count += 1) outbox.add(new Message('x'));
+  assert.throws(() => outbox.add(new Message('x')), { code: 'TOO_MANY_REQUESTS' });
 });
 
 test('after two failures in a row WebTransport is left alone, over a reload too', () => {
