@@ -70,6 +70,11 @@ static ASSETS: &[Asset] = &[
     asset!("/sdk-wire.js", "sdk-wire.js", SCRIPT),
     asset!("/sdk.d.ts", "sdk.d.ts", "text/plain; charset=utf-8"),
     asset!("/sdk.js", "sdk.js", SCRIPT),
+    asset!("/sessions-menu.js", "sessions-menu.js", SCRIPT),
+    asset!("/sessions-row.js", "sessions-row.js", SCRIPT),
+    asset!("/sessions.css", "sessions.css", STYLE),
+    asset!("/sessions.html", "sessions.html", HTML),
+    asset!("/sessions.js", "sessions.js", SCRIPT),
 ];
 
 /// One tag for all: they change together, with the binary.
