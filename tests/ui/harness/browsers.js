@@ -1,6 +1,6 @@
 /**
  * Chromium by Playwright and Firefox by Puppeteer (WebDriver BiDi), behind the few verbs that the behaviours need.
- * Every page is in a context of its own, and collects what goes wrong in it.
+ * What `open` gives is in a context of its own, `another` page of it in the same one; each collects what goes wrong.
  */
 
 import { setTimeout as pause } from 'node:timers/promises';
@@ -30,26 +30,10 @@ function watchPolicy() {
   });
 }
 
-/** One page in one browser. */
-class Page {
-  /** what the console and the page reported as an error */
-  problems = [];
-
+/** Somewhere a function can run: a page, or a frame within one. */
+class Place {
   constructor(raw) {
     this.raw = raw;
-    raw.on('console', (message) => {
-      const type = typeof message.type === 'function' ? message.type() : message.type;
-      if (type === 'error') this.problems.push(message.text());
-    });
-    raw.on('pageerror', (err) => this.problems.push(String(err)));
-  }
-
-  async goto(url) {
-    await this.raw.goto(url);
-  }
-
-  async reload() {
-    await this.raw.reload();
   }
 
   /** Runs a function in the page, with one argument. */
@@ -67,11 +51,56 @@ class Page {
       await pause(POLL_MS);
     }
     const seen = await this.evaluate(() => `${document.getElementById('status')?.innerText}\n${document.body.innerText}`);
-    throw new Error(`waited ${ms} ms for ${condition}; the page shows:\n${seen}\nproblems: ${this.problems.join('\n')}`);
+    throw new Error(`waited ${ms} ms for ${condition} with ${argument}; the page shows:\n${seen}\n${this.told()}`);
   }
 
   click(selector) {
     return this.raw.click(selector);
+  }
+
+  told() {
+    return '';
+  }
+}
+
+/** One page in one browser. */
+class Page extends Place {
+  /** what the console and the page reported as an error */
+  problems = [];
+  /** everything that the console was told */
+  said = [];
+
+  constructor(raw) {
+    super(raw);
+    raw.on('console', (message) => {
+      const type = typeof message.type === 'function' ? message.type() : message.type;
+      this.said.push(message.text());
+      if (type === 'error') this.problems.push(message.text());
+    });
+    raw.on('pageerror', (err) => this.problems.push(String(err)));
+  }
+
+  async goto(url) {
+    await this.raw.goto(url);
+  }
+
+  async reload() {
+    await this.raw.reload();
+  }
+
+  /** Waits for a frame whose address contains a text. */
+  async frame(part) {
+    const deadline = Date.now() + WAIT_MS;
+    while (Date.now() < deadline) {
+      const raw = this.raw.frames().find((frame) => frame.url().includes(part));
+      if (raw) return new Place(raw);
+      await pause(POLL_MS);
+    }
+    throw new Error(`no frame of ${part}, have ${this.raw.frames().map((frame) => frame.url())}`);
+  }
+
+  told() {
+    return `problems: ${this.problems.join('\n')}`;
   }
 
   type(text) {
@@ -104,7 +133,7 @@ export async function chromium() {
   return {
     name: 'Chromium',
     darkness: true,
-    async open({ width = 1280, height = 800, dark = false, touch = false } = {}) {
+    async open({ width = 1280, height = 800, dark = false, touch = false, before } = {}) {
       const context = await browser.newContext({
         viewport: { width, height },
         colorScheme: dark ? 'dark' : 'light',
@@ -112,12 +141,17 @@ export async function chromium() {
         isMobile: touch,
         deviceScaleFactor: touch ? 2 : 1,
       });
-      const raw = await context.newPage();
-      await raw.addInitScript(watchPolicy);
-      const page = new Page(raw);
-      page.resize = (size) => raw.setViewportSize(size);
-      page.close = () => context.close();
-      return page;
+      const wrap = async () => {
+        const raw = await context.newPage();
+        await raw.addInitScript(watchPolicy);
+        if (before) await raw.addInitScript(before);
+        const page = new Page(raw);
+        page.resize = (size) => raw.setViewportSize(size);
+        page.another = wrap;
+        page.close = () => context.close();
+        return page;
+      };
+      return wrap();
     },
     close: () => browser.close(),
   };
@@ -128,15 +162,20 @@ export async function firefox() {
   return {
     name: 'Firefox',
     darkness: false,
-    async open({ width = 1280, height = 800 } = {}) {
+    async open({ width = 1280, height = 800, before } = {}) {
       const context = await browser.createBrowserContext();
-      const raw = await context.newPage();
-      await raw.setViewport({ width, height });
-      await raw.evaluateOnNewDocument(watchPolicy);
-      const page = new Page(raw);
-      page.resize = (size) => raw.setViewport(size);
-      page.close = () => context.close();
-      return page;
+      const wrap = async () => {
+        const raw = await context.newPage();
+        await raw.setViewport({ width, height });
+        await raw.evaluateOnNewDocument(watchPolicy);
+        if (before) await raw.evaluateOnNewDocument(before);
+        const page = new Page(raw);
+        page.resize = (size) => raw.setViewport(size);
+        page.another = wrap;
+        page.close = () => context.close();
+        return page;
+      };
+      return wrap();
     },
     close: () => browser.close(),
   };
