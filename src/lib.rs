@@ -24,7 +24,9 @@
 //! # What always holds
 //!
 //! - **An entry exists when [`store::Store::append`] has returned.** Only then is it acknowledged.
-//! - **The bus may drop.** Whoever lags is told so, and reads the store. Nothing is repaired from the bus.
+//! - **The bus may drop.** Every change of a session raises its `rev` by one and tells it. A subscriber that is told a
+//!   `rev` which is not the next one reads the store; so does, within `sessions.compare_interval`, one that the store's
+//!   `rev` is ahead of. Nothing is repaired from the bus, and a lost last event is found like any other.
 //! - **A turn belongs to its session, not to a connection.** The router owns it; connections watch it.
 //! - **A log has no gaps.** Entries are numbered 1, 2, 3, …; a running reply has its place from its start, and every
 //!   turn has exactly one reply, an empty one if it ended before it began. So a watcher that holds n and sees n + 2
@@ -78,6 +80,18 @@
 //!   frame must stay far below `limits.frame_bytes` whatever JSON makes of the text.
 //! - **The bus's queue, the hand-over of inline answers and empty stream queues take no memory while they are empty**,
 //!   which is why they are not tokio's channels: an idle connection is what the server has most of.
+//! - **What is stored is also started.** A message is appended, told and answered in a task of the router's: a client
+//!   that leaves in the middle of its request does not leave a stored message without its turn.
+//! - **A session that ends stops its turns**, also when it ends to make room for another one; deleting ends it first.
+//! - **`attach` takes `last`**: without `after_seq`, the last so many entries are shown. A page opens a conversation of
+//!   any length with one screen of it.
+//! - **The first message's name is told as `session_update`** to watches of the session too, which show it.
+//! - **The id of a `regenerate` is kept with its reply**, which is what makes a repeated one known.
+//! - **A list is compared as far as its 100 latest sessions**: a change of an older one that the bus loses is seen when
+//!   the list is read again.
+//! - **A client of the predecessor has one watch, which moves** to the session that it writes in: its own of that name,
+//!   made active again, else the one that it watches. A made-up or foreign id is neither stored nor looked into.
+//! - **`help_request` flags the session** and tells its watchers; nobody is called yet.
 //! - **Number casts are linted, `as` is not**: `&err as &dyn Error` is how logs get an error with its causes.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.

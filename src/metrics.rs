@@ -98,6 +98,8 @@ metrics! {
     turn_first_chunk_seconds: histograms["model"];
     /// Time from the start of a turn to its end.
     turn_duration_seconds: histograms["model"];
+    /// Sessions that their model was asked to name, by outcome.
+    session_names_total: counters["outcome"];
     /// Tokens, by direction.
     tokens_total: counters["model", "direction"];
     /// Certificate reloads, by outcome.

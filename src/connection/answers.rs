@@ -67,7 +67,7 @@ pub(super) fn exchange(
 pub(super) fn watch(
     connection: Connection,
     principal: Arc<Principal>,
-    first: Vec<Encoded>,
+    status: Encoded,
     mut watch: Watch,
     ended: CancellationToken,
 ) -> Answers {
@@ -76,9 +76,7 @@ pub(super) fn watch(
         None,
         stream! {
             let ends = EndsWatch(ended.clone());
-            for frame in first {
-                yield frame;
-            }
+            yield status;
             let session_id = watch.session_id();
             loop {
                 tokio::select! {
@@ -103,13 +101,13 @@ pub(super) fn watch(
 }
 
 /// The status, then what changes in a list of sessions, until the watch ends.
-pub(super) fn list(connection: Connection, first: Encoded, mut watch: ListWatch, ended: CancellationToken) -> Answers {
+pub(super) fn list(connection: Connection, status: Encoded, mut watch: ListWatch, ended: CancellationToken) -> Answers {
     contained(
         connection.clone(),
         None,
         stream! {
             let ends = EndsWatch(ended.clone());
-            yield first;
+            yield status;
             loop {
                 tokio::select! {
                     biased;

@@ -31,7 +31,7 @@ impl Connection {
             Some(watched) if watched == session_id => None,
             _ => {
                 self.state().watches.drain(..).for_each(|watch| watch.ended.cancel());
-                Some(self.watch_session(principal, None, session, Attach::default(), None).await?)
+                Some(self.watch_session(principal, None, session, Attach::default()).await?)
             }
         };
         let message = UserMessage { session_id: Some(Ok(session_id)), ..message };

@@ -25,7 +25,7 @@ impl Connection {
         match attach.scope {
             Scope::Session => {
                 let session = self.0.gate.router.resolve(principal, id, &attach).await?;
-                self.watch_session(principal, id, session, attach, None).await
+                self.watch_session(principal, id, session, attach).await
             }
             Scope::User => self.watch_list(principal, id).await,
             Scope::Desk => {
@@ -35,14 +35,13 @@ impl Connection {
         }
     }
 
-    /// Watches a session. `last_words` follow the status and go before all events.
+    /// Watches a session.
     pub(super) async fn watch_session(
         &self,
         principal: &Arc<Principal>,
         id: Option<RequestId>,
         session: Session,
         attach: Attach,
-        last_words: Option<Encoded>,
     ) -> Result<Outcome, Refusal> {
         let own = session.user_id == principal.user_id;
         let ended = self.begin_watch(Target::Session(session.id, own), self.streams(principal))?;
@@ -58,7 +57,6 @@ impl Connection {
         let mut status = self.session_status(principal, id, &session);
         (status.last_seq, status.recovered) = (Some(session.last_seq), Some(recovered));
         let first = Encoded::new(&ServerFrame::ConnectionStatus(Box::new(status)));
-        let first = std::iter::once(first).chain(last_words).collect();
         let answers = answers::watch(self.clone(), Arc::clone(principal), first, watch, ended);
         Ok(Outcome::Watch { streams: self.streams(principal), answers })
     }

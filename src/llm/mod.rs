@@ -96,6 +96,8 @@ pub struct Model {
     pub max_tokens: Option<u32>,
     /// deadline of a whole answer; the provider keeps it
     pub timeout: Duration,
+    /// it says what it is told to, and no model is behind it
+    pub demo: bool,
     /// what answers
     pub provider: Arc<dyn Provider>,
 }
@@ -162,6 +164,7 @@ fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model>
         context_tokens: provider.context_tokens.unwrap_or(CONTEXT_TOKENS),
         max_tokens: provider.max_tokens,
         timeout,
+        demo: matches!(provider.r#type, Kind::Demo),
         provider: match provider.r#type {
             Kind::Demo => Arc::new(demo::Demo::new(provider.pace.unwrap_or(demo::PACE))),
             Kind::Openai => Arc::new(openai::OpenAi::new(openai::Settings {

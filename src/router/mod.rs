@@ -58,6 +58,8 @@ pub struct Config {
     /// how long a turn's lease holds without a sign of life
     #[serde(with = "crate::config::duration")]
     pub turn_lease: Duration,
+    /// the model that gave the first complete reply names the session, unless its owner does
+    pub model_names: bool,
 }
 
 impl Default for Config {
@@ -67,6 +69,7 @@ impl Default for Config {
             idle_end: Duration::from_secs(24 * 3600),
             compare_interval: Duration::from_secs(2),
             turn_lease: Duration::from_secs(10),
+            model_names: true,
         }
     }
 }

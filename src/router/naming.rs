@@ -1,31 +1,146 @@
-//! Names of sessions: the first one is taken from the first message.
+//! Names of sessions that their owner has not named: the first one is taken from the first message, a better one is
+//! asked for from the model that gave the first complete reply.
 
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tracing::debug;
 use unicode_segmentation::UnicodeSegmentation;
+
+use super::Router;
+use crate::{
+    chat::{Session, SessionUpdate},
+    llm::{Chunk, Message, Prompt, Role},
+    store::{Change, Range, StartedTurn},
+};
 
 /// Longest name that is taken from a message, in characters as people count them.
 const NAME_GRAPHEMES_MAX: usize = 50;
 
+/// The same of a model's name.
+const BETTER_GRAPHEMES_MAX: usize = 60;
+
+/// How long a model may take to name a session.
+const NAME_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Bytes that a model's answer may have, of which the first line counts.
+const ANSWER_BYTES_MAX: usize = 1000;
+
+/// Bytes of message and reply, each, that a model is shown.
+const SHOWN_BYTES_MAX: usize = 2000;
+
+/// What the model is asked.
+const QUESTION: &str = "Name this conversation in its own language, in at most six words. Answer with the name alone.";
+
 /// The same in bytes: one such character can be of any length.
 const NAME_BYTES_MAX: usize = 1000;
+
+impl Router {
+    /// Has the model that gave a complete reply name its session, if that was the first one. In a task of its own,
+    /// once, and not while the server drains.
+    pub(super) fn name_by_model(&self, started: &StartedTurn, reply: String) {
+        let parts = &self.0.parts;
+        let model = parts.models.get(&started.model_id);
+        if !parts.config.model_names || parts.lifecycle.drains() || model.is_none_or(|model| model.demo) {
+            return;
+        }
+        let (router, started) = (self.clone(), started.clone());
+        drop(self.0.runners.spawn(async move {
+            let named = tokio::select! {
+                biased;
+                () = router.0.parts.lifecycle.draining() => return,
+                named = tokio::time::timeout(NAME_DEADLINE, router.better_name(&started, reply)) => named,
+            };
+            let outcome = match named {
+                Ok(Some(outcome)) => outcome,
+                Ok(None) => return,
+                Err(_late) => "late",
+            };
+            debug!(session_id = %started.turn.session_id, outcome, "session named by its model");
+            router.0.parts.metrics.session_names_total.with_label_values(&[outcome]).inc();
+        }));
+    }
+
+    /// What became of it; `None` when nothing was asked.
+    async fn better_name(&self, started: &StartedTurn, reply: String) -> Option<&'static str> {
+        let store = &self.0.parts.store;
+        let session = store.session(started.turn.session_id).await.ok()??;
+        if session.counters.responses != 1 {
+            return None;
+        }
+        let message = store.entries(session.id, Range::After(started.turn.message_seq - 1, 1)).await.ok()?.pop()?;
+        let Some(name) = self.ask_for_name(started, message.content, reply).await else { return Some("failed") };
+        self.give_better_name(session, name).await
+    }
+
+    async fn ask_for_name(&self, started: &StartedTurn, message: String, reply: String) -> Option<String> {
+        let said = |role, mut content: String| {
+            content.truncate(super::boundary(&content, SHOWN_BYTES_MAX));
+            Message { role, content }
+        };
+        let messages =
+            vec![said(Role::User, message), said(Role::Assistant, reply), said(Role::User, QUESTION.to_owned())];
+        let prompt = Prompt { system: None, messages, user_id: started.user_id.clone() };
+        let provider = &self.0.parts.models.get(&started.model_id)?.provider;
+        let failed = |err: &crate::llm::Error| debug!(error = err as &dyn std::error::Error, "session is not named");
+        let mut answer = provider.stream(prompt).await.inspect_err(failed).ok()?;
+        let mut text = String::new();
+        while text.len() < ANSWER_BYTES_MAX {
+            match answer.next().await?.inspect_err(failed).ok()? {
+                Chunk::Text(piece) => text.push_str(&piece),
+                Chunk::Usage(_) => {}
+                Chunk::Done => break,
+            }
+        }
+        from_model(&text)
+    }
+
+    async fn give_better_name(&self, session: Session, name: String) -> Option<&'static str> {
+        let change = Change::BetterName(name.clone());
+        let Ok(changed) = self.0.parts.store.change_session(session.id, None, change).await else {
+            return Some("failed");
+        };
+        if !changed.changed {
+            return Some("unchanged");
+        }
+        self.tell(&changed.session, SessionUpdate { name: Some(name), ..SessionUpdate::of(session.id) }).await;
+        Some("named")
+    }
+}
 
 /// Takes a name from a message: its first line that is not blank, cut between words where that is possible and
 /// never within a character. `None` when all of it is blank.
 pub(super) fn from_message(content: &str) -> Option<String> {
-    let line = content.lines().find_map(|line| {
+    first_line(content).map(|line| cut(&line, NAME_GRAPHEMES_MAX))
+}
+
+/// Takes a name from a model's answer: its first line without quotes, marks of Markdown and the point at its end.
+fn from_model(answer: &str) -> Option<String> {
+    let line = first_line(answer)?;
+    let ornament = |c: char| c.is_whitespace() || "\"'`*_#„“”«»‘’「」『』".contains(c);
+    let bare = line.trim_start_matches(ornament).trim_end_matches(|c| ornament(c) || ".。".contains(c));
+    (!bare.is_empty()).then(|| cut(bare, BETTER_GRAPHEMES_MAX))
+}
+
+fn first_line(text: &str) -> Option<String> {
+    text.lines().find_map(|line| {
         let words: Vec<&str> =
             line.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
         (!words.is_empty()).then(|| words.join(" "))
-    })?;
-    let fits = |end: usize, count: usize| end <= NAME_BYTES_MAX && count <= NAME_GRAPHEMES_MAX;
+    })
+}
+
+fn cut(line: &str, graphemes_max: usize) -> String {
+    let fits = |end: usize, count: usize| end <= NAME_BYTES_MAX && count <= graphemes_max;
     let ends = || line.grapheme_indices(true).map(|(at, grapheme)| at + grapheme.len()).zip(1..);
     if ends().all(|(end, count)| fits(end, count)) {
-        return Some(line);
+        return line.to_owned();
     }
     // One character is the ellipsis'.
     let end = ends().take_while(|(end, count)| fits(*end, count + 1)).last().map_or(0, |(end, _)| end);
     let (kept, rest) = line.split_at(end);
     let whole = rest.starts_with(' ').then_some(kept).or_else(|| kept.rsplit_once(' ').map(|(words, _)| words));
-    Some(format!("{}…", whole.unwrap_or(kept)))
+    format!("{}…", whole.unwrap_or(kept))
 }
 
 #[cfg(test)]
@@ -56,6 +171,21 @@ mod tests {
         assert_eq!(from_message(&format!("{exact}y")).unwrap(), format!("{}…", &exact[1..]));
         let ends_with_word = format!("{} y", "x".repeat(NAME_GRAPHEMES_MAX - 1));
         assert_eq!(from_message(&ends_with_word).unwrap(), format!("{}…", "x".repeat(NAME_GRAPHEMES_MAX - 1)));
+    }
+
+    #[test]
+    fn a_models_name_is_its_first_line_without_ornaments() {
+        for (answer, name) in [
+            ("Late parcel", Some("Late parcel")),
+            ("\n\"**Late parcel.**\"\nBecause it is late.", Some("Late parcel")),
+            ("“Spätes Paket”", Some("Spätes Paket")),
+            ("# Late parcel.", Some("Late parcel")),
+            ("\"\"", None),
+            ("", None),
+        ] {
+            assert_eq!(from_model(answer).as_deref(), name, "{answer:?}");
+        }
+        assert!(from_model(&"word ".repeat(40)).unwrap().graphemes(true).count() <= BETTER_GRAPHEMES_MAX);
     }
 
     /// checklist 70

@@ -103,7 +103,11 @@ impl Router {
             }
         };
         if let Some(ending) = ending {
-            self.finish(&started, ending, Some(live.from(0))).await;
+            let (complete, text) = (ending.state == TurnState::Complete, live.from(0));
+            self.finish(&started, ending, Some(text.clone())).await;
+            if complete {
+                self.name_by_model(&started, text);
+            }
         }
         self.0.live.end(started.turn.id);
         metrics.turns_running.dec();

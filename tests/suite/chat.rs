@@ -27,6 +27,8 @@ over_both! {
     history_goes_to_the_model,
     failure_of_the_provider_is_told_once,
     stop_keeps_the_text_and_cuts_the_request,
+    stop_works_from_another_device_on_either_transport,
+    fifty_first_messages_at_once_make_one_session,
     foreign_session_looks_unknown,
     new_session_is_made_once_for_a_repeated_attach,
     staff_watch_a_session_and_do_not_write_in_it,
@@ -349,6 +351,47 @@ async fn stop_keeps_the_text_and_cuts_the_request(via: Via) {
     assert_eq!((text.as_str(), &last["state"], &last["length"]), ("kept ", &json!("stopped"), &json!(5)));
     watch.send(json!({"type": "stop", "id": id(), "turn_id": turn})).await;
     assert_eq!(watch.until("error").await["error"]["code"], "TURN_NOT_FOUND");
+}
+
+async fn stop_works_from_another_device_on_either_transport(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["kept ", "never said"]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let (mut phone, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let mut exchange = phone.say("hello").await;
+    let turn = exchange.until("accepted").await["turn_id"].clone();
+    gate.release(1);
+    exchange.until("ai_response").await;
+    let other = if via == Via::WebTransport { Via::WebSocket } else { Via::WebTransport };
+    let (mut desk, mut seen, _status) = Client::attached(&server, other, "ann", json!({})).await;
+    let asked = std::time::Instant::now();
+    let stop = json!({"type": "stop", "id": id(), "turn_id": turn});
+    assert_eq!(desk.exchange(stop.clone()).await.until("accepted").await["turn_id"], turn);
+    let cut = provider.hung_up(1).await.duration_since(asked);
+    assert!(cut < Duration::from_millis(100), "the provider's request was cut after {cut:?}");
+    for (text, last) in [exchange.reply_from("kept ".to_owned()).await, seen.reply().await] {
+        assert_eq!((text.as_str(), &last["state"]), ("kept ", &json!("stopped")));
+    }
+    let error = desk.exchange(stop).await.until("error").await;
+    assert_eq!(error["error"]["code"], "TURN_NOT_FOUND", "it has ended");
+}
+
+async fn fifty_first_messages_at_once_make_one_session(via: Via) {
+    // checklist 4: on one node here
+    let server = Server::with(|config| config.limits.queued_turns = 50).await;
+    let devices = (0..50).map(|nth| {
+        let server = &server;
+        async move {
+            let (mut device, _watch, status) = Client::attached(server, via, "ann", json!({})).await;
+            let accepted = device.say(&format!("message {nth}")).await.until("accepted").await;
+            assert_eq!(accepted["session_id"], status["session_id"]);
+            (accepted["session_id"].to_string(), accepted["turn_id"].to_string())
+        }
+    });
+    let told = futures_util::future::join_all(devices).await;
+    let sessions: std::collections::HashSet<_> = told.iter().map(|(session, _)| session).collect();
+    let turns: std::collections::HashSet<_> = told.iter().map(|(_, turn)| turn).collect();
+    assert_eq!((sessions.len(), turns.len()), (1, 50));
 }
 
 async fn foreign_session_looks_unknown(via: Via) {

@@ -42,6 +42,7 @@ impl Process {
             .env("CHATBOX_LISTEN__QUIC", "localhost:0")
             .env("CHATBOX_LISTEN__OPS", "localhost:0")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__TYPE", "openai")
+            .env("CHATBOX_SESSIONS__MODEL_NAMES", "false")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__MODEL", "scripted")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__ENDPOINT", provider.endpoint())
             .stdout(Stdio::piped())

@@ -171,11 +171,12 @@ impl Drop for Server {
     }
 }
 
-/// Has a scripted provider answer, as the only model.
+/// Has a scripted provider answer, as the only model. It is not asked for names.
 pub(crate) fn openai(config: &mut Config, provider: &super::provider::Provider) {
     let mut model = ProviderConfig::new(Kind::Openai);
     model.endpoint = Some(provider.endpoint().parse().expect("endpoint"));
     model.model = Some("scripted".to_owned());
+    config.sessions.model_names = false;
     config.llm.providers.clear();
     config.llm.providers.insert("scripted".to_owned(), model);
 }

@@ -147,6 +147,13 @@ async fn ranges_are_in_order_and_keep_their_limit() {
         (Range::After(5, 10), vec![]),
         (Range::After(u64::MAX, 10), vec![]),
         (Range::After(0, 0), vec![]),
+        (Range::Before(4, 2), vec![2, 3]),
+        (Range::Before(2, 9), vec![1]),
+        (Range::Before(1, 9), vec![]),
+        (Range::Before(0, 9), vec![]),
+        (Range::Before(9, 2), vec![4, 5]),
+        (Range::Before(u64::MAX, 1), vec![5]),
+        (Range::Before(4, 0), vec![]),
         (Range::Last(2), vec![4, 5]),
         (Range::Last(1000), vec![1, 2, 3, 4, 5]),
     ];

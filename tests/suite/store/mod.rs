@@ -3,8 +3,12 @@
 //! The contract knows only `dyn Store` and a [`Shelf`] that opens it again: another database runs the same
 //! behaviours by another shelf.
 
+mod again; // second answers, and ratings
+mod changes; // changes of whole sessions
 mod contract; // sessions and entries
+mod lists; // lists and search
 mod model; // random schedules against a model in memory
+mod shares; // shares
 mod sqlite; // the file: locks, modes, versions, what it shows to a reader of the disk
 mod turns; // turns
 

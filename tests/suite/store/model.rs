@@ -1,10 +1,10 @@
-//! Random schedules of writes, compared step by step with a model that is a few vectors.
+//! Random schedules of writes by one user, compared step by step with a model that is a few vectors.
 
-use std::collections::VecDeque;
+mod session;
 
 use chatbox::{
-    chat::{RequestId, TurnId, TurnState},
-    store::NewEntry,
+    chat::{NodeId, RequestId, SessionId, TurnState},
+    store::{Change, ListSessions, Open, OpenSession, Order, Range},
 };
 use proptest::{
     collection::vec,
@@ -13,19 +13,38 @@ use proptest::{
     test_runner::{Config, TestCaseError, TestRunner},
 };
 
-use super::{Room, Shelf, piece, places};
+use self::session::Model;
+use super::{Room, Shelf, user};
 
+/// How many sessions are active at a time.
+const ACTIVE_MAX: u32 = 2;
+
+/// Steps name sessions by a number, which is taken modulo the number of sessions that there are.
 #[derive(Clone, Debug)]
 enum Step {
+    Open(Which),
+    Delete(usize),
+    Change(usize, Change),
     /// a question with one of a few request ids, so that some are repeated
-    Append(u8),
-    Start,
+    Append(usize, u8),
+    Start(usize),
     /// text at the end of the running turn's log, or this many bytes beside it
-    Extend(&'static str, u64),
+    Extend(usize, &'static str, u64),
     /// of the running turn, or of the first one that waits
-    End(TurnState, Option<&'static str>, bool),
+    End(usize, TurnState, Option<&'static str>, bool),
     /// of the turn that ended last
-    Requeue,
+    Requeue(usize),
+    /// of the last turn, or of the first one, with one of a few request ids
+    Regenerate(usize, u8, bool),
+    /// of an entry
+    Rate(usize, u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Which {
+    Current,
+    New,
+    Reopen(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -36,158 +55,186 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(TurnState::Interrupted),
         Just(TurnState::Failed)
     ];
-    let step = prop_oneof![
-        4 => (0..12_u8).prop_map(Step::Append),
-        2 => Just(Step::Start),
-        4 => (text(), prop_oneof![5 => Just(0_u64), 1 => 1..3_u64]).prop_map(|(text, beside)| Step::Extend(text, beside)),
-        3 => (state, proptest::option::of(text()), any::<bool>()).prop_map(|(state, text, waits)| Step::End(state, text, waits)),
-        1 => Just(Step::Requeue),
+    let which = prop_oneof![Just(Which::Current), Just(Which::New), any::<usize>().prop_map(Which::Reopen)];
+    let name = || prop_oneof![Just("one".to_owned()), Just("two".to_owned())];
+    let change = prop_oneof![
+        name().prop_map(Change::Name),
+        name().prop_map(Change::BetterName),
+        name().prop_map(Change::Model),
+        any::<bool>().prop_map(Change::Help),
+        Just(Change::End),
+        Just(Change::EndIdle { since: chatbox::chat::Timestamp(i64::MAX) }),
     ];
-    vec(step, 1..24)
+    let one = || 0..3_usize;
+    let beside = prop_oneof![5 => Just(0_u64), 1 => 1..3_u64];
+    let step = prop_oneof![
+        2 => which.prop_map(Step::Open),
+        1 => (0..12_usize).prop_map(Step::Delete),
+        4 => (one(), change).prop_map(|(session, change)| Step::Change(session, change)),
+        8 => (one(), 0..12_u8).prop_map(|(session, request)| Step::Append(session, request)),
+        4 => one().prop_map(Step::Start),
+        6 => (one(), text(), beside).prop_map(|(session, text, beside)| Step::Extend(session, text, beside)),
+        8 => (one(), state, proptest::option::of(text()), any::<bool>())
+            .prop_map(|(session, state, text, waits)| Step::End(session, state, text, waits)),
+        2 => one().prop_map(Step::Requeue),
+        6 => (one(), 0..12_u8, proptest::bool::weighted(0.2))
+            .prop_map(|(session, request, first)| Step::Regenerate(session, request, first)),
+        1 => (one(), 0..8_u64).prop_map(|(session, seq)| Step::Rate(session, seq)),
+    ];
+    vec(step, 1..48)
 }
 
-/// What a session should hold.
-#[derive(Default)]
-struct Model {
-    /// content and state, by place
-    log: Vec<(String, Option<TurnState>)>,
-    requests: Vec<(RequestId, u64)>,
-    queue: VecDeque<(TurnId, u64)>,
-    running: Option<Running>,
-    /// the turn that ended last, and its message
-    ended: Option<(TurnId, u64)>,
-    rev: u64,
+/// What the user's sessions should be, and what the user's requests have made.
+struct World {
+    room: Room,
+    sessions: Vec<Model>,
+    requests: Vec<(RequestId, Made)>,
 }
 
-struct Running {
-    id: TurnId,
-    message: u64,
-    reply: usize,
-    text: String,
+/// What a request has made, and in which session.
+#[derive(Clone, Copy, PartialEq)]
+enum Made {
+    Message { session: SessionId, seq: u64 },
+    Reply { session: SessionId, message: u64, seq: u64 },
 }
 
-impl Model {
-    fn begin(&mut self, id: TurnId, message: u64) {
-        self.running = Some(Running { id, message, reply: self.log.len(), text: String::new() });
-        self.log.push((String::new(), Some(TurnState::Running)));
+impl Made {
+    const fn session(self) -> SessionId {
+        match self {
+            Self::Message { session, .. } | Self::Reply { session, .. } => session,
+        }
+    }
+}
+
+impl World {
+    fn request(&self, request: u8) -> (RequestId, Option<Made>) {
+        let id = RequestId::from_u128(self.room.node.0.as_u128() ^ u128::from(request));
+        (id, self.requests.iter().find(|(known, _made)| *known == id).map(|(_id, made)| *made))
     }
 
-    async fn append(&mut self, room: &Room, request: u8) {
-        let client_id = RequestId::from_u128(room.session.0.as_u128() ^ u128::from(request));
-        let appended = room.append(NewEntry { client_id: Some(client_id), ..room.question("question") }).await;
-        let known = self.requests.iter().find(|(id, _seq)| *id == client_id);
-        assert_eq!(appended.duplicate, known.is_some());
-        if let Some((_id, seq)) = known {
-            assert_eq!((appended.entry.seq, appended.started), (*seq, None));
+    async fn open(&mut self, which: Which) {
+        let count = self.sessions.len();
+        let open = match which {
+            Which::Current => Open::Current,
+            Which::New => Open::New,
+            Which::Reopen(nth) => Open::Reopen(self.sessions[nth % count].room.session),
+        };
+        let id = SessionId::new();
+        let ask = OpenSession { user_id: self.room.user.clone(), open, id, active_max: ACTIVE_MAX };
+        let opened = self.room.store.open_session(ask).await.unwrap();
+        let active = self.sessions.iter().filter(|model| model.active);
+        let mut oldest: Vec<_> = active.map(|model| (model.order, model.room.session)).collect();
+        oldest.sort();
+        let changes = match open {
+            Open::Current => oldest.is_empty(),
+            Open::New => true,
+            Open::Reopen(id) => self.sessions.iter().any(|model| model.room.session == id && !model.active),
+        };
+        assert_eq!(opened.changed, changes, "{open:?}");
+        if !changes {
+            assert_eq!(opened.ended, []);
             return;
         }
-        self.log.push(("question".to_owned(), None));
-        let seq = u64::try_from(self.log.len()).unwrap();
-        self.requests.push((client_id, seq));
-        let turn = appended.entry.turn_id.unwrap();
-        assert_eq!(
-            (appended.entry.seq, appended.started.is_some()),
-            (seq, self.running.is_none() && self.queue.is_empty())
-        );
-        match appended.started {
-            Some(_) => self.begin(turn, seq),
-            None => self.queue.push_back((turn, seq)),
+        let surplus = (oldest.len() + 1).saturating_sub(usize::try_from(ACTIVE_MAX).unwrap());
+        let ended: Vec<_> = opened.ended.iter().map(|ended| ended.id).collect();
+        assert_eq!(ended, oldest.iter().take(surplus).map(|(_order, id)| *id).collect::<Vec<_>>());
+        for model in self.sessions.iter_mut().filter(|model| ended.contains(&model.room.session)) {
+            (model.active, model.rev) = (false, model.rev + 1);
+        }
+        match open {
+            Open::Reopen(id) => {
+                let model = self.sessions.iter_mut().find(|model| model.room.session == id).unwrap();
+                (model.active, model.rev) = (true, model.rev + 1);
+            }
+            _ => {
+                assert_eq!(opened.session.id, id);
+                self.sessions.push(Model::new(self.room.beside(id)));
+            }
         }
     }
 
-    async fn start(&mut self, room: &Room) {
-        let next = if self.running.is_none() { self.queue.pop_front() } else { None };
-        let started = room.start().await.map(|started| (started.turn.id, started.turn.message_seq));
-        assert_eq!(started, next);
-        if let Some((id, message)) = next {
-            self.begin(id, message);
+    async fn delete(&mut self, nth: usize) {
+        // The steps need at least one, and seldom many.
+        if nth >= self.sessions.len() || self.sessions.len() == 1 {
+            return;
+        }
+        let model = self.sessions.remove(nth);
+        let id = model.room.session;
+        let deleted = self.room.store.delete_session(id, self.room.user.clone()).await.unwrap();
+        assert_eq!((deleted.session.rev, deleted.changed), (model.rev, true));
+        assert_eq!(deleted.open_turns.iter().map(|turn| turn.id).collect::<Vec<_>>(), model.open());
+        assert_eq!(self.room.store.session(id).await.unwrap(), None);
+        assert_eq!(self.room.store.entries(id, Range::Last(9)).await.unwrap(), []);
+        for turn in model.open() {
+            assert_eq!(self.room.store.turn(turn).await.unwrap(), None);
+        }
+        self.requests.retain(|(_id, made)| made.session() != id);
+    }
+
+    async fn step(&mut self, step: Step) {
+        let count = self.sessions.len();
+        match step {
+            Step::Open(which) => self.open(which).await,
+            Step::Delete(nth) => self.delete(nth).await,
+            Step::Change(nth, change) => self.sessions[nth % count].change(change).await,
+            Step::Append(nth, request) => {
+                let (id, made) = self.request(request);
+                let made = self.sessions[nth % count].append(id, made).await;
+                self.requests.extend(made.map(|made| (id, made)));
+            }
+            Step::Start(nth) => self.sessions[nth % count].start().await,
+            Step::Extend(nth, text, beside) => self.sessions[nth % count].extend(text, beside).await,
+            Step::End(nth, state, text, waits) => self.sessions[nth % count].end(state, text, waits).await,
+            Step::Requeue(nth) => self.sessions[nth % count].requeue().await,
+            Step::Regenerate(nth, request, first) => {
+                let (id, made) = self.request(request);
+                let made = self.sessions[nth % count].regenerate(id, made, first).await;
+                self.requests.extend(made.map(|made| (id, made)));
+            }
+            Step::Rate(nth, seq) => self.sessions[nth % count].rate(seq).await,
         }
     }
 
-    async fn extend(&mut self, room: &Room, text: &str, beside: u64) {
-        let Some(running) = &mut self.running else { return };
-        let length = u64::try_from(running.text.len()).unwrap();
-        let extended = room.extend(running.id, length + beside, text).await;
-        assert_eq!(extended, beside == 0);
-        if extended {
-            running.text.push_str(text);
+    async fn compare(&mut self) {
+        let mut listed = Vec::new();
+        for model in &mut self.sessions {
+            let row = model.compare().await;
+            listed.extend((row.counters.entries > 0).then_some(row));
         }
-        assert_eq!(room.store.turn_text(running.id, 0).await.unwrap(), piece(0, &running.text));
-    }
-
-    async fn end(&mut self, room: &Room, state: TurnState, text: Option<&str>, waits: bool) {
-        let waiting = if waits { self.queue.pop_front() } else { None };
-        if let Some((id, message)) = waiting {
-            let reply = room.end(id, state, None).await.unwrap().reply;
-            self.log.push((String::new(), Some(state)));
-            assert_eq!(
-                (places(std::slice::from_ref(&reply))[0], reply.reply_to),
-                (u64::try_from(self.log.len()).unwrap(), Some(message))
-            );
-            self.ended = Some((id, message));
-        } else if let Some(running) = self.running.take() {
-            let reply = room.end(running.id, state, text).await.unwrap().reply;
-            let want = text.map_or(running.text, ToOwned::to_owned);
-            assert_eq!((&reply.content, reply.length), (&want, u64::try_from(want.len()).ok()));
-            self.log[running.reply] = (want, Some(state));
-            self.ended = Some((running.id, running.message));
-        } else if let Some((id, _message)) = self.ended {
-            assert_eq!(room.end(id, state, text).await, None);
-        }
-    }
-
-    async fn requeue(&mut self, room: &Room) {
-        let Some((id, message)) = self.ended else { return };
-        let running = self.running.as_ref().map(|running| running.message);
-        let open = self.queue.iter().map(|(_id, message)| *message).chain(running).any(|open| open == message);
-        let new = TurnId::new();
-        assert_eq!(room.store.requeue(id, new).await.unwrap(), !open);
-        if !open {
-            self.queue.push_front((new, message));
-        }
-    }
-
-    async fn compare(&mut self, room: &Room) {
-        let log = room.log().await;
-        let seen: Vec<_> = log.iter().map(|entry| (entry.content.clone(), entry.state)).collect();
-        assert_eq!(seen, self.log);
-        assert_eq!(places(&log), (1..=u64::try_from(log.len()).unwrap()).collect::<Vec<_>>());
-        let running = room.store.running_turn(room.session).await.unwrap().map(|turn| turn.id);
-        assert_eq!(running, self.running.as_ref().map(|running| running.id));
-        let row = room.row().await;
-        assert!(row.rev >= self.rev, "{} after {}", row.rev, self.rev);
-        assert_eq!(row.last_seq, u64::try_from(log.len()).unwrap());
-        self.rev = row.rev;
+        listed.sort_by_key(|row| std::cmp::Reverse((row.last_activity, row.id)));
+        let (user_id, limit) = (self.room.user.clone(), 100);
+        let ask = ListSessions { user_id: user_id.clone(), order: Order::Activity, after: None, limit };
+        let revs = vec![(user_id.clone(), listed.iter().map(|row| (row.id, row.rev)).collect())];
+        assert_eq!(self.room.store.sessions(ask).await.unwrap().sessions, listed);
+        assert_eq!(self.room.store.user_revs(&[user_id], limit).await.unwrap(), revs);
+        let active = self.sessions.iter().filter(|model| model.active).count();
+        assert!(active <= usize::try_from(ACTIVE_MAX).unwrap(), "{active} are active");
     }
 }
 
 async fn check(room: Room, steps: Vec<Step>) {
-    let mut model = Model::default();
+    let first = Model::new(room.beside(room.session));
+    let mut world = World { room, sessions: vec![first], requests: Vec::new() };
     for step in steps {
-        match step {
-            Step::Append(request) => model.append(&room, request).await,
-            Step::Start => model.start(&room).await,
-            Step::Extend(text, beside) => model.extend(&room, text, beside).await,
-            Step::End(state, text, waits) => model.end(&room, state, text, waits).await,
-            Step::Requeue => model.requeue(&room).await,
-        }
-        model.compare(&room).await;
+        world.step(step).await;
+        world.compare().await;
     }
 }
 
+// checklist 65
 #[test]
 fn random_schedules_do_what_the_model_does() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let shelf = Shelf::new();
     let store = shelf.open();
-    let config = Config { cases: 256, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 160, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&steps(), |steps| {
-        let session = runtime.block_on(async {
-            let room = Room::new(std::sync::Arc::clone(&store)).await;
-            let new = super::open(&*room.store, &room.user, chatbox::store::Open::New, 1).await;
-            Room { session: new.id, ..room }
+        let room = runtime.block_on(async {
+            let user = user(&NodeId::new().to_string());
+            let session = super::open(&*store, &user, Open::New, ACTIVE_MAX).await.id;
+            Room { store: std::sync::Arc::clone(&store), node: NodeId::new(), user, session, _shelf: None }
         });
-        runtime.block_on(check(session, steps));
+        runtime.block_on(check(room, steps));
         Ok::<_, TestCaseError>(())
     });
     assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
