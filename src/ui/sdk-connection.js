@@ -72,6 +72,7 @@ export class Connection {
   /** id → `{frame, answer, stream, link}` */
   #asked = new Map();
   #watchdog;
+  #network = globalThis.navigator?.connection?.type;
   #wake = (event) => this.#woken(event);
   #sleep = () => this.#suspend();
 
@@ -146,6 +147,11 @@ export class Connection {
   /** Something is unanswered from now on. */
   expect() {
     if (this.#link) this.#watchdog.arm();
+  }
+
+  /** Something has ended, and maybe nothing is in flight now. */
+  rest() {
+    this.#renewWorn();
   }
 
   /** Takes the limits that the server announced. */
@@ -320,7 +326,7 @@ export class Connection {
     const worn = link && (link.opened >= Math.max(1, streams) || link.received >= Math.max(1, bytes));
     if (!worn || this.#dial || this.#retryAt !== null) return;
     if (!this.#busy) this.#connectNow();
-    else this.#worn ??= setTimeout(() => !this.#dial && this.#connectNow(), WORN_MS);
+    else this.#worn ??= setTimeout(() => !this.#dial && this.#retryAt === null && this.#connectNow(), WORN_MS);
   }
 
   /** Nothing is under way any more; there may be a link, an older one or the one just dialled. */
@@ -336,8 +342,13 @@ export class Connection {
   }
 
   #refused(failure) {
-    if (failure.code === 'NOT_FOUND' && this.#owner.gone(failure)) this.#retry(0);
-    else this.close('refused', failure);
+    if (failure.code !== 'NOT_FOUND' || !this.#owner.gone(failure)) {
+      this.close('refused', failure);
+      return;
+    }
+    // What comes is something else, and no resumption.
+    this.#resume = null;
+    this.#retry(0);
   }
 
   #lost(link, { code, reason }) {
@@ -401,8 +412,16 @@ export class Connection {
 
   #woken({ type }) {
     if (type === 'visibilitychange' && document.visibilityState === 'hidden') return;
+    if (type === 'change' && !this.#moved()) return;
     if (this.#link) this.#watchdog.probe();
     else if (type !== 'offline' && !this.#dial) this.#connectNow();
+  }
+
+  /** Whether the device is on another kind of network. Its estimates change all the time, and mean nothing here. */
+  #moved() {
+    const before = this.#network;
+    this.#network = navigator.connection.type;
+    return this.#network !== before;
   }
 
   #suspend() {

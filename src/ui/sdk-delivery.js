@@ -111,11 +111,11 @@ export class Delivery {
       message.fail(err);
       this.#tell(message);
     }
-    this.#ready = false;
     this.#parts.store?.close();
   }
 
   reopen() {
+    this.#ready = false;
     this.#parts.store?.open();
     for (const message of this.#outbox) {
       if (!this.#closure || message.error !== this.#closure) continue;
@@ -129,9 +129,10 @@ export class Delivery {
     const { store } = this.#parts;
     const user_id = this.#user_id;
     if (store && user_id) {
-      const rows = await within(store.take(user_id, this.#outbox.space), RESTORE_MS, 'the outbox').catch(() => []);
+      // What comes late is taken all the same, when it comes.
+      const taken = store.take(user_id, this.#outbox.space).then((rows) => this.#revive(rows, user_id));
+      await within(taken, RESTORE_MS, 'the outbox').catch(() => {});
       if (this.#user_id !== user_id) return;
-      this.#revive(rows);
     }
     this.#ready = true;
     this.flush();
@@ -217,7 +218,8 @@ export class Delivery {
     this.#tell(message);
   }
 
-  #revive(rows) {
+  #revive(rows, user_id) {
+    if (this.#user_id !== user_id) return;
     const messages = [];
     for (const row of rows) {
       if (this.#outbox.get(row.id)) continue;
@@ -226,13 +228,13 @@ export class Delivery {
         continue;
       }
       const message = new Message(row.content, row.id);
-      const { user_id, timestamp } = row;
-      Object.assign(message, { user_id, timestamp, session_id: row.session_id ?? this.#session_id });
+      Object.assign(message, { user_id, timestamp: row.timestamp, session_id: row.session_id ?? this.#session_id });
       if (row.error) message.fail(new ChatboxError(row.error.code, row.error.message));
       messages.push(message);
     }
     this.#outbox.restore(messages);
     for (const message of messages) this.#tell(message);
+    this.flush();
   }
 
   #turnOf(message, stored) {

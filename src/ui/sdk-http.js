@@ -40,9 +40,9 @@ export class Http {
 
   /** A refused token is renewed once. */
   async #call(path, request) {
-    let response = await this.#send(path, request, await this.#tokens.get());
+    let response = await this.#send(path, request, this.#tokens.get());
     if (response.status === 401 && this.#tokens.renewable) {
-      response = await this.#send(path, request, await this.#tokens.renew());
+      response = await this.#send(path, request, this.#tokens.renew());
     }
     const answer = await read(response);
     if (response.ok) return answer;
@@ -56,11 +56,12 @@ export class Http {
     });
   }
 
-  async #send(path, { method, body, headers = {} }, token) {
-    if (!token) throw new ChatboxError('UNAUTHORIZED', 'there is no token');
-    const all = { ...headers, authorization: `Bearer ${token}` };
-    if (body !== undefined) all['content-type'] = 'application/json';
+  async #send(path, { method, body, headers = {} }, asked) {
     try {
+      const token = await asked;
+      if (!token) throw new ChatboxError('UNAUTHORIZED', 'there is no token');
+      const all = { ...headers, authorization: `Bearer ${token}` };
+      if (body !== undefined) all['content-type'] = 'application/json';
       return await fetch(this.#base + path, {
         method,
         headers: all,
@@ -92,6 +93,7 @@ async function read(response) {
 }
 
 function broken(err) {
+  if (err instanceof ChatboxError) return err;
   if (err.name === 'TimeoutError') return new ChatboxError('TIMEOUT', `no answer within ${DEADLINE_MS} ms`);
   return new ChatboxError('CONNECTION_LOST', String(err?.message ?? err));
 }

@@ -17,7 +17,7 @@ export class Replies {
 
   /**
    * @param {import('./sdk-log.js').Position} position
-   * @param {{emit: (name: string, detail: object) => void, expect: () => void, reread: () => void}} owner
+   * @param {{emit: (name: string, detail: object) => void, expect: () => void, reread: () => void, ended: () => void}} owner
    */
   constructor(position, owner) {
     this.#position = position;
@@ -132,5 +132,6 @@ export class Replies {
     Object.assign(reply, { length: turn.length, model_id: frame.model_id ?? turn.model_id, error: turn.error });
     turn.finish(reply);
     this.#owner.emit('reply', reply);
+    this.#owner.ended();
   }
 }

@@ -3,7 +3,10 @@
  * page share one, so that the host is asked once.
  */
 
-import { claimsOf, expiryOf } from './sdk-wire.js';
+import { claimsOf, expiryOf, within } from './sdk-wire.js';
+
+/** How long the host may take. */
+const DEADLINE_MS = 30_000;
 
 export class Tokens {
   #given;
@@ -50,7 +53,8 @@ export class Tokens {
   }
 
   async #fetch(refresh) {
-    this.#value = (this.#getToken ? await this.#getToken({ refresh }) : this.#given) ?? null;
+    const given = this.#getToken ? this.#getToken({ refresh }) : this.#given;
+    this.#value = (await within(Promise.resolve(given), DEADLINE_MS, 'the token')) ?? null;
     return this.#value;
   }
 }

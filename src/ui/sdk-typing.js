@@ -5,7 +5,7 @@ const IDLE_MS = 5000;
 
 export class Typing {
   #send;
-  #started = -Infinity;
+  #quiet = null;
   #typing = false;
   #idle = null;
 
@@ -19,14 +19,16 @@ export class Typing {
     clearTimeout(this.#idle);
     if (on) {
       this.#idle = setTimeout(() => this.set(false), IDLE_MS);
-      const now = performance.now();
       this.#typing = true;
-      if (now - this.#started < START_EVERY_MS) return;
-      this.#started = now;
-      this.#send('start');
+      if (this.#quiet === null) this.#start();
     } else if (this.#typing) {
       this.#typing = false;
       this.#send('stop');
     }
+  }
+
+  #start() {
+    this.#quiet = setTimeout(() => (this.#quiet = null), START_EVERY_MS);
+    this.#send('start');
   }
 }

@@ -15,6 +15,12 @@ export const HEARTBEAT_MS = 5000;
  */
 const ASK_AFTER = 0.3;
 
+/**
+ * A message that was given up makes the next try of it more patient, up to so many heartbeats: on a very slow uplink it
+ * would never arrive else.
+ */
+const PATIENCE_MAX = 8;
+
 /** A timer that is so late says that this page, not the path, stood still: a sleeping device, a frozen tab. */
 const LATE_MS = 1500;
 
@@ -25,6 +31,7 @@ export class Watchdog {
   #due = 0;
   #proved = 0;
   #ping = null;
+  #patience = 1;
   /** id of what was sent → when its answer is overdue */
   #deadlines = new Map();
 
@@ -39,7 +46,7 @@ export class Watchdog {
 
   /** Something was sent that has an answer. @param {string} id */
   sent(id) {
-    this.#deadlines.set(id, performance.now() + this.#heartbeat);
+    this.#deadlines.set(id, performance.now() + this.#limit);
     this.arm();
   }
 
@@ -48,6 +55,7 @@ export class Watchdog {
     if (!this.#deadlines.delete(id)) return;
     this.#proved = performance.now();
     if (id === this.#ping) this.#ping = null;
+    else this.#patience = 1;
   }
 
   /** Something is unanswered from now on: begins to watch, unless it does already. */
@@ -62,7 +70,7 @@ export class Watchdog {
     clearTimeout(this.#timer);
     const now = performance.now();
     // What went unanswered while the page stood still is given its time once more.
-    for (const id of this.#deadlines.keys()) this.#deadlines.set(id, now + this.#heartbeat);
+    for (const id of this.#deadlines.keys()) this.#deadlines.set(id, now + this.#limit);
     this.#proved = now;
     this.#ask();
     this.#wait();
@@ -75,9 +83,13 @@ export class Watchdog {
     this.#deadlines.clear();
   }
 
+  get #limit() {
+    return this.#heartbeat * this.#patience;
+  }
+
   #ask() {
     this.#ping = this.#owner.ping();
-    this.#deadlines.set(this.#ping, performance.now() + this.#heartbeat * (1 - ASK_AFTER));
+    this.#deadlines.set(this.#ping, performance.now() + this.#limit - this.#heartbeat * ASK_AFTER);
   }
 
   #wait() {
@@ -92,6 +104,8 @@ export class Watchdog {
     if (now - this.#due > LATE_MS) {
       this.probe();
     } else if ([...this.#deadlines.values()].some((deadline) => deadline <= now)) {
+      const gaveUp = [...this.#deadlines.keys()].some((id) => id !== this.#ping);
+      if (gaveUp) this.#patience = Math.min(PATIENCE_MAX, this.#patience * 2);
       this.stop();
       this.#owner.dead();
     } else if (this.#deadlines.size > 0 || this.#owner.busy()) {

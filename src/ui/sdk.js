@@ -61,6 +61,7 @@ export class Chatbox extends EventTarget {
       emit: (name, detail) => this.#emit(name, detail),
       expect: () => this.#connection.expect(),
       reread: () => this.#connection.resume(),
+      ended: () => this.#connection.rest(),
     });
     this.#delivery = new Delivery({
       connection: this.#connection,

@@ -38,7 +38,7 @@ export function replies(page) {
     await open(page, server);
     await say(page, 'count to 4');
     await page.until(shown.finished, 1);
-    const other = await page.another();
+    const other = await page.tab();
     await other.goto(server.base);
     await other.until(shown.finished, 1);
     await page.click('[data-last] .regenerate');
@@ -136,7 +136,7 @@ export function replies(page) {
     await open(page, server);
     await say(page, 'count to 2');
     await page.until(shown.finished, 1);
-    const other = await page.another();
+    const other = await page.tab();
     await other.goto(server.base);
     await other.until(shown.finished, 1);
     await page.click('#text');

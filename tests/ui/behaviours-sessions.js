@@ -53,7 +53,7 @@ export function sessions(page) {
     'what another device does shows at once',
     async (page, server) => {
       await openList(page, server);
-      const other = await page.another();
+      const other = await page.tab();
       await other.goto(server.base);
       await other.until(shown.connectedOver, 'webtransport');
       await converse(other, server, ['count to 3']);

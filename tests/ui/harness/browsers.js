@@ -1,6 +1,6 @@
 /**
  * Chromium by Playwright and Firefox by Puppeteer (WebDriver BiDi), behind the few verbs that the behaviours need.
- * What `open` gives is in a context of its own, `another` page of it in the same one; each collects what goes wrong.
+ * What `open` gives is in a context of its own, a `tab` of it in the same one; each collects what goes wrong.
  */
 
 import { setTimeout as pause } from 'node:timers/promises';
@@ -63,7 +63,7 @@ class Place {
   }
 }
 
-/** One page in one browser. */
+/** One page in one browser. The first page of a context opens more of them by `tab`. */
 class Page extends Place {
   /** what the console and the page reported as an error */
   problems = [];
@@ -128,6 +128,9 @@ class Page extends Place {
   }
 }
 
+/** The page that a context begins with: it ends with it. */
+const first = (page, context, tab) => Object.assign(page, { tab, close: () => context.close() });
+
 export async function chromium() {
   const browser = await playwright.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
   return {
@@ -141,17 +144,16 @@ export async function chromium() {
         isMobile: touch,
         deviceScaleFactor: touch ? 2 : 1,
       });
-      const wrap = async () => {
+      const tab = async () => {
         const raw = await context.newPage();
         await raw.addInitScript(watchPolicy);
         if (before) await raw.addInitScript(before);
         const page = new Page(raw);
         page.resize = (size) => raw.setViewportSize(size);
-        page.another = wrap;
-        page.close = () => context.close();
+        page.close = () => raw.close();
         return page;
       };
-      return wrap();
+      return first(await tab(), context, tab);
     },
     close: () => browser.close(),
   };
@@ -164,18 +166,17 @@ export async function firefox() {
     darkness: false,
     async open({ width = 1280, height = 800, before } = {}) {
       const context = await browser.createBrowserContext();
-      const wrap = async () => {
+      const tab = async () => {
         const raw = await context.newPage();
         await raw.setViewport({ width, height });
         await raw.evaluateOnNewDocument(watchPolicy);
         if (before) await raw.evaluateOnNewDocument(before);
         const page = new Page(raw);
         page.resize = (size) => raw.setViewport(size);
-        page.another = wrap;
-        page.close = () => context.close();
+        page.close = () => raw.close();
         return page;
       };
-      return wrap();
+      return first(await tab(), context, tab);
     },
     close: () => browser.close(),
   };
