@@ -63,6 +63,7 @@ function converse() {
   /** The conversation that the URL names is not there. */
   function missing(err) {
     if (err.code !== 'NOT_FOUND') return;
+    alertLine(null);
     gone('There is no such conversation', 'It was deleted, or it belongs to somebody else.');
     $('gone-new').hidden = false;
     $('composer').inert = true;

@@ -1,6 +1,6 @@
 /** Dialogs: one at a time, closed by Escape, with the focus back where it was. */
 
-import { make } from './page-dom.js';
+import { icon, make } from './page-dom.js';
 
 let made = 0;
 
@@ -16,7 +16,8 @@ export function openDialog(title, content) {
     const id = `dialog-title-${made}`;
     const dialog = make('dialog', { 'aria-labelledby': id });
     const close = (value = '') => dialog.close(value);
-    const form = make('form', {}, make('h2', { id }, title), ...content(close));
+    const leave = make('button', { type: 'button', className: 'icon close', 'aria-label': 'Close', onclick: () => close() }, icon('close'));
+    const form = make('form', {}, leave, make('h2', { id }, title), ...content(close));
     form.addEventListener('submit', (event) => event.preventDefault());
     dialog.append(form);
     // A click beside the dialog is one on its backdrop.

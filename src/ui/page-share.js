@@ -17,15 +17,14 @@ const EXPIRIES = [
  *   unshare: () => Promise<void>}} session
  */
 export function openShare(session) {
-  return openDialog('Share this conversation', (close) => {
+  return openDialog('Share this conversation', () => {
     const state = make('p', { className: 'muted', role: 'status' }, 'Anyone with the link can read the conversation as it is now. What is said later is not shown.');
     const fault = make('p', { className: 'fault', role: 'alert', hidden: true });
     const expiry = make('select', { id: 'share-expiry', className: 'field' }, ...EXPIRIES.map(([value, words]) => make('option', { value }, words)));
     const create = make('button', { type: 'button', className: 'solid', autofocus: true }, 'Create a link');
-    const choice = make('div', { className: 'choice' }, make('label', { for: 'share-expiry' }, 'The link works'), expiry, create);
+    const choice = make('label', { className: 'choice', for: 'share-expiry' }, 'The link works', expiry);
     const link = make('div', { className: 'link', hidden: true });
     const revoke = make('button', { type: 'button', className: 'outline fault' }, 'Revoke all links');
-    const done = make('button', { type: 'button', className: 'outline', onclick: () => close() }, 'Close');
 
     const attempt = (button, action) => async () => {
       fault.hidden = true;
@@ -43,7 +42,6 @@ export function openShare(session) {
       const { url, expires_at } = await session.share({ expires_in });
       link.replaceChildren(...shown(url));
       link.hidden = false;
-      create.textContent = 'Create another link';
       state.textContent = expires_at
         ? `The link works until ${written(expires_at)}. It shows the conversation as it is now.`
         : 'The link works until it is revoked. It shows the conversation as it is now.';
@@ -54,7 +52,7 @@ export function openShare(session) {
       link.hidden = true;
       state.textContent = 'No link works any more.';
     });
-    return [state, choice, link, fault, make('div', { className: 'buttons' }, revoke, done)];
+    return [state, choice, link, fault, make('div', { className: 'buttons' }, revoke, create)];
   });
 }
 

@@ -91,7 +91,10 @@ export class Row {
     field.addEventListener('keydown', (event) => {
       if (event.isComposing) return;
       event.stopPropagation();
-      if (event.key === 'Enter' || event.key === 'Escape') end(event.key === 'Enter', true);
+      if (event.key !== 'Enter' && event.key !== 'Escape') return;
+      // The same key press would follow the link that gets the focus.
+      event.preventDefault();
+      end(event.key === 'Enter', true);
     });
     field.addEventListener('blur', () => end(true, false));
     this.link.replaceWith(field);

@@ -6,7 +6,7 @@ import { startHost } from './harness/host.js';
 import * as shown from './harness/shown.js';
 
 /** What browsers print about a frame that must not be. */
-const FRAMING = /frame|X-Frame-Options|chrome-error/i;
+const FRAMING = /frame|target origin|X-Frame-Options|chrome-error/i;
 
 const signedOut = () => !document.getElementById('signin').hidden;
 
@@ -37,7 +37,7 @@ export function hosts(page) {
         await page.goto(around(good, server, name));
         await page.until(() => globalThis.asked.length > 0);
         await page.evaluate((given) => globalThis.give(given), token);
-        const inner = await page.frame(name);
+        const inner = await page.frame(`${server.base}${name}`);
         await inner.until(shown.connectedOver, 'webtransport');
         assert.deepEqual(await page.evaluate(() => globalThis.asked), [
           { origin: new URL(server.base).origin, data: { type: 'request_token' } },
@@ -85,7 +85,7 @@ export function hosts(page) {
         chat.postMessage({ type: 'token', token }, '*');
         chat.postMessage(JSON.stringify({ type: 'token', token }), '*');
       }, mallory);
-      const inner = await page.frame('chat.html');
+      const inner = await page.frame(`${server.base}chat.html`);
       // Messages to one window are delivered in order, so those are through when this one is.
       await inner.evaluate(() => addEventListener('message', ({ data }) => (globalThis.last = data)));
       await beside.evaluate(() => parent.frames[0].postMessage('the last', '*'));
@@ -111,7 +111,7 @@ export function hosts(page) {
       await page.goto(around(good, server, 'chat.html'));
       await page.until(() => globalThis.asked.length > 0);
       await page.evaluate(() => globalThis.give(null));
-      const inner = await page.frame('chat.html');
+      const inner = await page.frame(`${server.base}chat.html`);
       await inner.until(signedOut);
       assert.match(await inner.evaluate(() => document.getElementById('signin').innerText), /The application around this page/);
       await page.evaluate((token) => globalThis.give(token), await server.token('ann'));
@@ -132,7 +132,7 @@ export function hosts(page) {
       if (await page.evaluate(() => globalThis.tokens.length === 2)) {
         await page.evaluate(() => globalThis.give(globalThis.tokens.shift()));
       }
-      const inner = await page.frame('chat.html');
+      const inner = await page.frame(`${server.base}chat.html`);
       await inner.until(shown.connectedOver, 'webtransport');
       await inner.evaluate(() => {
         globalThis.states = new Set();

@@ -44,14 +44,15 @@ class Place {
   /** Waits until a function in the page gives something true, and returns that. */
   async until(condition, argument, ms = WAIT_MS) {
     const deadline = Date.now() + ms;
-    let last;
+    let fault;
     while (Date.now() < deadline) {
-      last = await this.evaluate(condition, argument);
+      // While a page gives way to the next one, nothing can be evaluated.
+      const last = await this.evaluate(condition, argument).catch((err) => void (fault = err));
       if (last) return last;
       await pause(POLL_MS);
     }
     const seen = await this.evaluate(() => `${document.getElementById('status')?.innerText}\n${document.body.innerText}`);
-    throw new Error(`waited ${ms} ms for ${condition} with ${argument}; the page shows:\n${seen}\n${this.told()}`);
+    throw new Error(`waited ${ms} ms for ${condition} with ${argument}; the page shows:\n${seen}\n${this.told()}`, { cause: fault });
   }
 
   click(selector) {
@@ -88,15 +89,15 @@ class Page extends Place {
     await this.raw.reload();
   }
 
-  /** Waits for a frame whose address contains a text. */
-  async frame(part) {
+  /** Waits for a frame within the page whose address begins with this. */
+  async frame(address) {
     const deadline = Date.now() + WAIT_MS;
     while (Date.now() < deadline) {
-      const raw = this.raw.frames().find((frame) => frame.url().includes(part));
+      const raw = this.raw.frames().find((frame) => frame !== this.raw.mainFrame() && frame.url().startsWith(address));
       if (raw) return new Place(raw);
       await pause(POLL_MS);
     }
-    throw new Error(`no frame of ${part}, have ${this.raw.frames().map((frame) => frame.url())}`);
+    throw new Error(`no frame of ${address}, have ${this.raw.frames().map((frame) => frame.url())}`);
   }
 
   told() {
