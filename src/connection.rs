@@ -38,6 +38,9 @@ pub const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the frame of a stream may take to arrive.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long requests that are being handled may go on when their client has left.
+pub const HANDLE_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Transport {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Parts,
-    input::{Body, Caller, Id, Key, Number, Query, Text, invalid},
+    input::{Body, Caller, Id, Key, Number, Query, Text, Token, invalid},
     log,
     meta::{Link, Message, Meta, SessionList, model_of},
     problem::Problem,
@@ -313,7 +313,7 @@ pub(super) struct SharedHead {
     expires_at: Option<Timestamp>,
 }
 
-pub(super) async fn shared(State(parts): State<Arc<Parts>>, token: Option<Path<String>>) -> Result<Response, Problem> {
+pub(super) async fn shared(State(parts): State<Arc<Parts>>, Token(token): Token) -> Result<Response, Problem> {
     let unknown = || {
         let detail = "there is no such link, or it was revoked, or it has ended".to_owned();
         Problem::with_detail(StatusCode::NOT_FOUND, ErrorCode::NotFound, detail)

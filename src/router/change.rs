@@ -7,7 +7,7 @@ use crate::{
     auth::Principal,
     bus::Topic,
     chat::{ConnectionId, Event, Sender, Session, SessionId, ask::Feedback},
-    store::Change,
+    store::{Change, Rate},
 };
 
 impl Router {
@@ -33,8 +33,9 @@ impl Router {
     /// # Errors
     /// `NOT_FOUND` when there is no such settled reply, `DATABASE_ERROR`.
     pub async fn rate(&self, principal: &Principal, id: SessionId, feedback: Feedback) -> Result<(), Refusal> {
-        let Feedback { seq, rating, content, .. } = feedback;
-        Ok(self.0.parts.store.rate(id, seq, principal.user_id.clone(), rating, content).await?)
+        let Feedback { seq, rating, content: why, .. } = feedback;
+        let owner = principal.user_id.clone();
+        Ok(self.0.parts.store.rate(Rate { session_id: id, seq, owner, rating, why }).await?)
     }
 
     /// Tells the other participants of a session that somebody types, or has stopped; `own`: its owner. Nothing is

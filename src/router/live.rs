@@ -34,8 +34,7 @@ impl Live {
         text.get(at..).unwrap_or_default().to_owned()
     }
 
-    /// Asks the task that runs the turn to end it.
-    pub(super) fn stop(&self) {
+    fn stop(&self) {
         self.stopped.cancel();
     }
 
@@ -60,9 +59,16 @@ impl Turns {
     }
 
     pub(super) fn begin(&self, id: TurnId) -> Arc<Live> {
-        let live = Arc::new(Live::default());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&live));
-        live
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default())
+    }
+
+    /// Asks the runner of a turn to end it. `false` when none has begun: until [`Self::end`] one that does finds
+    /// itself stopped.
+    pub(super) fn stop(&self, id: TurnId) -> bool {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = turns.contains_key(&id);
+        turns.entry(id).or_default().stop();
+        begun
     }
 
     pub(super) fn end(&self, id: TurnId) {

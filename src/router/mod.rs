@@ -8,17 +8,20 @@ mod follow;
 mod lists;
 mod live;
 mod naming;
+mod reading;
 mod recover;
 mod send;
 mod sessions;
+mod shares;
 mod turn;
 mod watch;
 
 pub use cursor::Shown;
 pub use follow::Follow;
 pub use lists::ListWatch;
+pub use reading::{Listed, Listing, Log, LogPage, Side};
 pub use send::{Regenerate, Send};
-pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
+pub use sessions::{Create, NAME_CHARS_MAX};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -218,11 +221,18 @@ impl Router {
             ErrorCode::NotFound => gone(),
             _ => refusal,
         })?;
-        match self.0.live.get(turn_id) {
-            Some(live) => live.stop(),
-            None => self.stop_idle(turn_id).await?,
-        }
+        self.stop_turn(turn_id).await?;
         Ok(session.id)
+    }
+
+    /// Ends a turn as `stopped`: by its runner, else in the store.
+    async fn stop_turn(&self, turn_id: TurnId) -> Result<(), Refusal> {
+        if self.0.live.stop(turn_id) {
+            return Ok(());
+        }
+        let ended = self.stop_idle(turn_id).await;
+        self.0.live.end(turn_id);
+        ended
     }
 
     /// Tells the watchers of a session, and its owner's lists, what has changed of it.

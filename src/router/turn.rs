@@ -22,6 +22,9 @@ const UNSAVED_AGE_MAX: Duration = Duration::from_millis(250);
 /// How often a silent provider's turn says that it is still there.
 const LOADING_INTERVAL: Duration = Duration::from_secs(5);
 
+/// However short the lease is, it is not renewed more often.
+const RENEWAL_MIN: Duration = Duration::from_millis(10);
+
 /// Entries that are read to build a prompt.
 const HISTORY_ENTRIES_MAX: u32 = 400;
 
@@ -205,29 +208,28 @@ impl Run<'_> {
             let models = &parts.models;
             let model = models.get(&self.started.model_id).or_else(|| models.get(models.default_id()));
             let model = model.ok_or(ErrorCode::LlmUnavailable)?;
-            let prompt = self.prompt(model).await.map_err(|refusal| refusal.code)?;
-            model.provider.stream(prompt).await.map_err(|err| {
+            let Some(prompt) = self.prompt(model).await.map_err(|refusal| refusal.code)? else { return Ok(None) };
+            model.provider.stream(prompt).await.map(Some).map_err(|err| {
                 warn!(error = &err as &dyn std::error::Error, "provider refused");
                 err.code
             })
         };
         let mut answer = std::pin::pin!(answer);
         let mut still_there = tokio::time::interval_at(self.began + LOADING_INTERVAL, LOADING_INTERVAL);
+        let renewal = (parts.config.turn_lease / 3).max(RENEWAL_MIN);
+        let mut renewal = tokio::time::interval_at(self.began + renewal, renewal);
         let answer = loop {
             tokio::select! {
                 biased;
                 () = self.router.0.cut.cancelled() => return Some(Ending::of(TurnState::Interrupted)),
                 () = self.live.stopped() => return Some(Ending::of(TurnState::Stopped)),
                 answer = &mut answer => match answer {
-                    Ok(answer) => break answer,
+                    Ok(Some(answer)) => break answer,
+                    Ok(None) => return None,
                     Err(code) => return Some(Ending::failed(code)),
                 },
-                _ = still_there.tick() => {
-                    self.router.announce(self.started).await;
-                    if !self.renew().await {
-                        return None;
-                    }
-                }
+                _ = still_there.tick() => self.router.announce(self.started).await,
+                _ = renewal.tick() => if !self.renew().await { return None },
             }
         };
         self.relay(answer).await
@@ -288,15 +290,19 @@ impl Run<'_> {
         self.router.0.parts.bus.publish(&Topic::Session(self.started.turn.session_id), Arc::new(event)).await;
     }
 
-    async fn prompt(&self, model: &Model) -> Result<Prompt, Refusal> {
+    /// Makes the prompt; `None` when somebody ended the turn before it was begun here.
+    async fn prompt(&self, model: &Model) -> Result<Option<Prompt>, Refusal> {
         let parts = &self.router.0.parts;
         let turn = &self.started.turn;
         let entries = parts.store.entries(turn.session_id, Range::Last(HISTORY_ENTRIES_MAX)).await?;
+        if entries.iter().any(|entry| entry.seq == self.started.reply_seq && entry.settled()) {
+            return Ok(None);
+        }
         let mut messages = conversation(&entries, turn.message_seq);
         let answer = model.max_tokens.map_or(model.context_tokens / 4, |tokens| tokens.min(model.context_tokens / 2));
         fit(&mut messages, u64::from(model.context_tokens - answer));
         let system = parts.models.system_prompt().map(str::to_owned);
-        Ok(Prompt { system, messages, user_id: self.started.user_id.clone() })
+        Ok(Some(Prompt { system, messages, user_id: self.started.user_id.clone() }))
     }
 }
 

@@ -179,7 +179,6 @@ impl Watch {
         position: Option<Position>,
     ) -> store::Result<bool> {
         let store = Arc::clone(&self.router.0.parts.store);
-        let running = store.running_turn(self.session_id).await?;
         let left = match position {
             Some(position) => self.left(position).await?,
             None => Left::Nowhere,
@@ -203,7 +202,16 @@ impl Watch {
                 }
             }
         }
-        if let Left::Ended(entry, cursor) = &left {
+        // Read after the entries: a turn that runs now was not among them with its end.
+        let running = store.running_turn(self.session_id).await?;
+        let left = match (left, position) {
+            // No entry was asked for that could have shown its end, if that has come meanwhile.
+            (Left::Running(..), Some(position)) if range.is_none() => self.left(position).await?,
+            (left, _) => left,
+        };
+        if let Left::Ended(entry, cursor) = &left
+            && entry.seq <= self.upto
+        {
             cursor.clone().finish(entry, None, &mut self.ready);
         }
         // A turn that started later than the session was read is announced by an event that waits already.

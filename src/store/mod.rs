@@ -27,6 +27,9 @@ use crate::chat::{
 use crate::clock::now;
 use crate::metrics::Metrics;
 
+/// Sessions, each with its `rev`.
+pub type Revs = Vec<(SessionId, u64)>;
+
 /// Why the store did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -82,6 +85,21 @@ pub struct Regenerated {
     pub reply_seq: u64,
     /// the turn, started; `None`: the same request was made before, and nothing was written
     pub started: Option<StartedTurn>,
+}
+
+/// What the owner of a session thinks of one of its replies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rate {
+    /// the session
+    pub session_id: SessionId,
+    /// the place of the reply
+    pub seq: u64,
+    /// must own the session, else `NotFound`
+    pub owner: UserId,
+    /// whether it helped
+    pub rating: Rating,
+    /// in their words
+    pub why: Option<String>,
 }
 
 /// An entry on its way into a log.
@@ -243,13 +261,13 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn idle_sessions(&self, since: Timestamp, limit: u32) -> Result<Vec<SessionId>>;
 
     /// Reads `rev` of the sessions of each of these users: the `limit` with the latest activity that have an entry.
-    async fn user_revs(&self, users: &[UserId], limit: u32) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>>;
+    async fn user_revs(&self, users: &[UserId], limit: u32) -> Result<Vec<(UserId, Revs)>>;
 
     /// Reads a session.
     async fn session(&self, id: SessionId) -> Result<Option<Session>>;
 
     /// Reads the `rev` of each of these sessions; unknown ones are left out.
-    async fn revs(&self, ids: &[SessionId]) -> Result<Vec<(SessionId, u64)>>;
+    async fn revs(&self, ids: &[SessionId]) -> Result<Revs>;
 
     /// Adds an entry at the end of a log, once for each `client_id` of a user, and queues or starts its turn.
     ///
@@ -299,14 +317,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     ///
     /// # Errors
     /// `NotFound` when there is no such reply, or its session is not the owner's.
-    async fn rate(
-        &self,
-        session: SessionId,
-        seq: u64,
-        owner: UserId,
-        rating: Rating,
-        why: Option<String>,
-    ) -> Result<()>;
+    async fn rate(&self, rate: Rate) -> Result<()>;
 
     /// Makes a link's row.
     ///

@@ -227,6 +227,7 @@ mod tests {
         assert!(matches!(plain.open(HERE, b"hi"), Err(Error::Sealed { .. })));
     }
 
+    // checklist 79
     #[test]
     fn key_of_any_other_length_is_refused() {
         for length in [0, 16, 31, 33, 44] {

@@ -36,7 +36,9 @@ use super::{
     webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
 };
 use crate::{
-    connection::{ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, Hello, Outcome, Transport},
+    connection::{
+        ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, HANDLE_DEADLINE, Hello, Outcome, Transport,
+    },
     metrics::Metrics,
     protocol::CloseCode,
 };
@@ -53,9 +55,6 @@ const LAST_FRAME_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the client may take to read the last frame before its session is closed: a page loses what it has
 /// not read by then.
 const FAREWELL: Duration = Duration::from_millis(250);
-
-/// How long requests that are being handled may go on when their client has left.
-const HANDLE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Chats over WebTransport.
 impl Host for Arc<Gate> {

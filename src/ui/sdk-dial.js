@@ -157,7 +157,9 @@ export class Dial {
       };
       link.onclose = ({ code, reason }) => {
         const err = refusal ?? new ChatboxError('CONNECTION_LOST', reason || `${link.kind} is closed`);
-        reject(Object.assign(err, { close: code, answered: refusal !== null || code !== Close.lost }));
+        // Firefox may lose the refusal that came just before the end; the other transport then says what is wrong.
+        const unsaid = code === Close.lost || code === Close.protocolError;
+        reject(Object.assign(err, { close: code, answered: refusal !== null || !unsaid }));
       };
     });
     answered.catch(() => {});

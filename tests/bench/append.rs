@@ -1,7 +1,7 @@
 //! Durable messages per second, through the store and with one commit for each message, on the same disk.
 //!
 //! `cargo bench --bench append` prints a table: each contender runs in turn, in rounds, so that all see the same
-//! machine; a row is the median of its rounds. Then it opens what it has stored once more.
+//! machine; a row is the median of its rounds. Then it opens what it has stored once more, and deletes a long session.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and fails loudly")]
 
 use std::{
@@ -87,6 +87,13 @@ fn main() {
         "open at {} MiB, {STORED} messages or more: {:.2} ms, first {read} entries read at {:.2} ms",
         path.metadata().unwrap().len() >> 20,
         opened.as_secs_f64() * 1000.0,
+        begun.elapsed().as_secs_f64() * 1000.0
+    );
+    let begun = Instant::now();
+    let deleted = runtime.block_on(store.delete_session(filled, UserId::parse("filler").unwrap())).unwrap();
+    println!(
+        "delete a session of {} messages: {:.0} ms",
+        deleted.session.counters.entries,
         begun.elapsed().as_secs_f64() * 1000.0
     );
 }

@@ -192,7 +192,7 @@ function sessions(page) {
     assert.equal((await page.evaluate(client.seen)).messages[id].error.code, 'SESSION_ENDED');
   });
 
-  page('a deleted session is left, and what waited for it is kept', async (page, ann, host) => {
+  page('a session that is deleted elsewhere is left by every tab', async (page, ann, host) => {
     await start(page, ann);
     await page.evaluate(client.send, 'count to 2');
     await page.until(client.replied, 1);
@@ -209,6 +209,28 @@ function sessions(page) {
     const [reply] = await page.until(client.replied, 1);
     assert.equal(reply.text, '1. line\n2. line\n3. line\n');
     assert.equal(await page.evaluate(() => globalThis.chat.status.state), 'connected');
+  });
+
+  page('what waited for a session that was deleted is kept until somebody says where it shall go', async (page, ann, host) => {
+    await start(page, ann);
+    await page.evaluate(client.send, 'count to 2');
+    await page.until(client.replied, 1);
+    const before = await page.evaluate(() => globalThis.chat.session.session_id);
+    await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
+    const id = await page.evaluate(client.send, 'count to 3');
+    const other = await page.tab();
+    await other.goto(host);
+    await start(other, { ...ann, outbox: false });
+    await watchList(other);
+    await other.evaluate((session) => globalThis.list.remove(session), before);
+    await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
+    const [waiting] = await page.until(client.messagesIn, 'failed');
+    assert.deepEqual([waiting.content, waiting.error], ['count to 3', { code: 'NOT_FOUND' }]);
+    await page.until(client.connected);
+    await page.evaluate((refused) => globalThis.chat.retry(globalThis.handles[refused]).id, id);
+    await page.until(client.replied, 1);
+    const log = await page.evaluate(client.readLog, ann);
+    assert.deepEqual(log.map(({ content }) => content), ['count to 3', '1. line\n2. line\n3. line\n']);
   });
 
   page('the list is read again after a reconnect', async (page, ann) => {

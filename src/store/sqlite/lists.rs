@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use super::{
-    super::{ListSessions, Order, Page, Place, Result, seal::Seal},
+    super::{ListSessions, Order, Page, Place, Result, Revs, seal::Seal},
     queries, sessions, values,
 };
 use crate::chat::{Session, SessionId, Timestamp, UserId};
@@ -56,11 +56,7 @@ pub(super) fn idle(connection: &Connection, since: Timestamp, limit: u32) -> Res
 }
 
 /// The `rev` of each user's sessions with the latest activity.
-pub(super) fn user_revs(
-    connection: &Connection,
-    users: Vec<UserId>,
-    limit: u32,
-) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>> {
+pub(super) fn user_revs(connection: &Connection, users: Vec<UserId>, limit: u32) -> Result<Vec<(UserId, Revs)>> {
     let mut statement = connection.prepare_cached(queries::SESSIONS_REVS)?;
     let mut revs = Vec::with_capacity(users.len());
     for user in users {

@@ -33,15 +33,15 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use self::{append::Append, ratings::Rate, readers::Readers, turns::Extend, writer::Writer};
+use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
 use super::{
     Appended, Change, Changed, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry, NewShare,
-    OpenSession, Opened, Page, Range, Regenerate, Regenerated, Result, Search, Share, StartedTurn, Store, TurnText,
-    now,
+    OpenSession, Opened, Page, Range, Rate, Regenerate, Regenerated, Result, Revs, Search, Share, StartedTurn, Store,
+    TurnText, now,
     seal::{KeyError, Seal},
 };
 use crate::{
-    chat::{Entry, NodeId, Rating, Session, SessionId, Timestamp, Turn, TurnId, UserId},
+    chat::{Entry, NodeId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
     metrics::Metrics,
 };
 
@@ -189,7 +189,7 @@ impl Store for Sqlite {
         self.read("idle_sessions", move |connection, _seal| lists::idle(connection, since, limit)).await
     }
 
-    async fn user_revs(&self, users: &[UserId], limit: u32) -> Result<Vec<(UserId, Vec<(SessionId, u64)>)>> {
+    async fn user_revs(&self, users: &[UserId], limit: u32) -> Result<Vec<(UserId, Revs)>> {
         let users = users.to_vec();
         self.read("user_revs", move |connection, _seal| lists::user_revs(connection, users, limit)).await
     }
@@ -202,15 +202,7 @@ impl Store for Sqlite {
         self.write("regenerate", move |connection, seal| again::regenerate(connection, &ask, seal)).await
     }
 
-    async fn rate(
-        &self,
-        session: SessionId,
-        seq: u64,
-        owner: UserId,
-        rating: Rating,
-        why: Option<String>,
-    ) -> Result<()> {
-        let rate = Rate { session, seq, owner, rating, why };
+    async fn rate(&self, rate: Rate) -> Result<()> {
         self.write("rate", move |connection, seal| ratings::rate(connection, &rate, seal)).await
     }
 
@@ -235,7 +227,7 @@ impl Store for Sqlite {
         self.read("session", move |connection, seal| sessions::read(connection, id, seal)).await
     }
 
-    async fn revs(&self, ids: &[SessionId]) -> Result<Vec<(SessionId, u64)>> {
+    async fn revs(&self, ids: &[SessionId]) -> Result<Revs> {
         let ids = ids.to_vec();
         self.read("revs", move |connection, _seal| reads::revs(connection, &ids)).await
     }

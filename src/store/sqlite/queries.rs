@@ -223,6 +223,7 @@ mod tests {
     /// Indexes that hold only turns that have not ended: reading all of one is reading what is asked for.
     const WHOLE: [&str; 2] = ["USING INDEX turns_running", "USING INDEX turns_open"];
 
+    // checklist 90
     #[test]
     fn no_query_reads_a_whole_table() {
         let connection = Connection::open_in_memory().unwrap();

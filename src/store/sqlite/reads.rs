@@ -3,13 +3,13 @@
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::{
-    super::{Error, Lost, Range, Result, TurnText, now, seal::Seal},
+    super::{Error, Lost, Range, Result, Revs, TurnText, now, seal::Seal},
     queries, values,
 };
 use crate::chat::{Entry, NodeId, SessionId, Turn, TurnId};
 
 /// The `rev` of each session that there is.
-pub(super) fn revs(connection: &Connection, ids: &[SessionId]) -> Result<Vec<(SessionId, u64)>> {
+pub(super) fn revs(connection: &Connection, ids: &[SessionId]) -> Result<Revs> {
     let mut statement = connection.prepare_cached(queries::SESSION_REV)?;
     let mut revs = Vec::with_capacity(ids.len());
     for id in ids {

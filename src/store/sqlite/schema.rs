@@ -163,6 +163,8 @@ pub(super) fn writer(path: &Path) -> Result<Connection, OpenError> {
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     connection.pragma_update(None, "cache_size", -32_000)?;
+    // What is deleted is overwritten too: people's words would stay in free pages.
+    connection.pragma_update(None, "secure_delete", true)?;
     migrate(&mut connection, MIGRATIONS)?;
     Ok(connection)
 }
@@ -211,7 +213,18 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenE
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use rusqlite::params;
+    use uuid::Uuid;
+
+    use super::{
+        super::{Options, Sqlite},
+        *,
+    };
+    use crate::{
+        chat::{EntryId, NodeId, Rating, Session, SessionId, Timestamp, TurnId, UserId},
+        metrics::Metrics,
+        store::{Change, Lease, ListSessions, Order, Place, Range, Rate, Regenerate, Store, seal::Seal},
+    };
 
     const EXTRA: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
 
@@ -251,5 +264,100 @@ mod tests {
         let mut foreign = Connection::open_in_memory().unwrap();
         foreign.execute_batch(EXTRA).unwrap();
         assert!(matches!(migrate(&mut foreign, &[FIRST]), Err(OpenError::Foreign)));
+    }
+    const HOUR_MS: i64 = 60 * 60 * 1000;
+
+    fn session(n: u8) -> SessionId {
+        SessionId(Uuid::from_bytes([n; 16]))
+    }
+
+    /// A file of the first version with sessions at some hours; the first one is active, with a reply.
+    fn first_version(path: &Path) {
+        let mut connection = Connection::open(path).unwrap();
+        migrate(&mut connection, &[FIRST]).unwrap();
+        for (n, hour, entries) in [(1, 5, 2), (2, 9, 1), (3, 1, 1), (4, 9, 1), (5, 7, 1), (6, 9, 0)] {
+            let (slot, state) = if n == 1 { (Some(0), "active") } else { (None, "ended") };
+            let sql = "INSERT INTO sessions (id, user_id, active_slot, name, state, rev, last_seq, created_at, \
+                last_activity, entries) VALUES (?1, 'ada', ?2, x'000000006f6c64', ?3, 7, ?4, ?5, ?6, ?4)";
+            let moment = hour * HOUR_MS + i64::from(n);
+            connection.execute(sql, params![session(n), slot, state, entries, n, moment]).unwrap();
+        }
+        let sql = "INSERT INTO entries (session_id, seq, id, user_id, turn_id, reply_to, sender, kind, content, state, \
+            created_at) VALUES (?1, ?2, ?3, 'ada', ?1, ?4, ?5, 'text', x'000000006869', ?6, 8)";
+        let none: Option<&str> = None;
+        connection.execute(sql, params![session(1), 1, [1_u8; 16], none, "user", none]).unwrap();
+        connection.execute(sql, params![session(1), 2, [2_u8; 16], 1, "ai", "complete"]).unwrap();
+        let sql = "INSERT INTO turns (id, session_id, message_seq, position, reply_seq, state, created_at, ended_at) \
+            VALUES (?1, ?1, 1, 1, 2, 'complete', 8, 9)";
+        connection.execute(sql, [session(1)]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn file_of_the_first_version_is_listed_rated_answered_again_and_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chatbox.db");
+        first_version(&path);
+        let store = Sqlite::open(&path, Seal::new(&[]).unwrap(), &Options::default(), Metrics::new()).unwrap();
+        let ada = UserId::parse("ada").unwrap();
+        for (order, want) in [(Order::Activity, [4, 2, 5, 1, 3]), (Order::Created, [5, 4, 3, 2, 1])] {
+            let (mut seen, mut after) = (Vec::new(), None);
+            for left in (0..5).rev() {
+                let ask = ListSessions { user_id: ada.clone(), order, after, limit: 1 };
+                let page = store.sessions(ask).await.unwrap();
+                assert_eq!((page.sessions.len(), page.more, page.total), (1, left > 0, 5));
+                let Session { id, last_activity, created_at, .. } = page.sessions[0];
+                let at = if order == Order::Activity { last_activity } else { created_at };
+                (seen, after) = ([seen, vec![id]].concat(), Some(Place { at, id }));
+            }
+            assert_eq!(seen, want.map(session), "{order:?}");
+        }
+        let idle = async |ms| store.idle_sessions(Timestamp(5 * HOUR_MS + ms), 9).await.unwrap();
+        assert_eq!((idle(0).await, idle(1).await), (vec![], vec![session(1)]));
+
+        let (owner, rating, why) = (ada.clone(), Rating::Up, Some("good".to_owned()));
+        store.rate(Rate { session_id: session(1), seq: 2, owner, rating, why }).await.unwrap();
+        let log = store.entries(session(1), Range::Last(9)).await.unwrap();
+        assert_eq!((log[0].content.as_str(), log[0].rating, log[1].rating), ("hi", None, Some(Rating::Up)));
+        let better = Change::BetterName("new".to_owned());
+        let named = store.change_session(session(1), None, better).await.unwrap();
+        assert_eq!((named.session.name.as_deref(), named.session.rev), (Some("new"), 8));
+        let lease =
+            Lease { node: NodeId::new(), ttl: BUSY_TIMEOUT, default_model: String::new(), reply_id: EntryId::new() };
+        let (turn_id, new) = (TurnId(session(1).0), TurnId::new());
+        let ask = Regenerate { turn_id, owner: ada.clone(), client_id: None, new, lease };
+        assert_eq!(store.regenerate(ask).await.unwrap().reply_seq, 3);
+        assert_eq!(
+            store
+                .sessions(ListSessions { user_id: ada.clone(), order: Order::Activity, after: None, limit: 1 })
+                .await
+                .unwrap()
+                .sessions[0]
+                .id,
+            session(1),
+            "the latest one now"
+        );
+        assert_eq!(store.delete_session(session(1), ada).await.unwrap().open_turns.len(), 1);
+        assert_eq!(store.session(session(1)).await.unwrap(), None);
+    }
+
+    // checklist 92
+    #[test]
+    fn columns_are_named_by_one_convention() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, MIGRATIONS).unwrap();
+        let sql = "SELECT t.name || '.' || c.name, c.name, c.type FROM sqlite_schema AS t, pragma_table_info(t.name) AS c \
+            WHERE t.type = 'table'";
+        let mut statement = connection.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        let rows: Vec<(String, String, String)> = rows.collect::<Result<_, _>>().unwrap();
+        assert!(rows.len() > 50, "{} columns", rows.len());
+        for (column, name, kind) in rows {
+            assert!(
+                name.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'0'..=b'9')),
+                "{column}"
+            );
+            let number = ["_at", "_seq", "_tokens", "_ms_sum", "_ms_max"].iter().any(|end| name.ends_with(end));
+            assert!(!number || kind == "INTEGER", "{column} is {kind}");
+        }
     }
 }

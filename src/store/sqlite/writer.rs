@@ -320,6 +320,7 @@ mod tests {
         assert_eq!(probe(&path), 6);
     }
 
+    // checklist 69, 75
     #[tokio::test]
     async fn commit_that_fails_answers_all_its_writes_and_the_next_one_succeeds() {
         let Bench { writer, path, dir: _dir, .. } = bench();
@@ -347,6 +348,7 @@ mod tests {
         assert_eq!(probe(&path), 0);
     }
 
+    // checklist 66
     #[tokio::test]
     async fn close_waits_for_queued_writes_and_takes_no_more() {
         let Bench { writer, path, dir: _dir, .. } = bench();

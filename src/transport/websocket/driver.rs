@@ -34,7 +34,7 @@ use tokio_tungstenite::{
 
 use crate::{
     chat::{ErrorCode, RequestId},
-    connection::{ATTACH_DEADLINE, Answers, Outcome, Transport},
+    connection::{ATTACH_DEADLINE, Answers, HANDLE_DEADLINE, Outcome, Transport},
     metrics::Metrics,
     protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
 };
@@ -166,13 +166,28 @@ where
         };
         let (frame, code, status) = match end {
             End::Stopped => return CloseCode::GoingAway,
-            End::Gone => return CloseCode::Done,
+            End::Gone => {
+                Box::pin(self.handled()).await;
+                return CloseCode::Done;
+            }
             End::Close(frame, code, status) => (frame, code, status),
             End::TooLarge => (Some(too_large()), CloseCode::FrameTooLarge, None),
         };
         // A peer that does not take our last words has lost nothing that resuming does not bring back.
         drop(timeout(CLOSE_DEADLINE, Box::pin(self.close(frame, code, status))).await);
+        Box::pin(self.handled()).await;
         code
+    }
+
+    /// Has requests that are being handled handled to their end, so that what was stored is also started.
+    async fn handled(&mut self) {
+        let handled = async {
+            if let Some(opening) = self.opening.take() {
+                opening.await;
+            }
+            while self.inline.next().await.is_some() {}
+        };
+        drop(timeout(HANDLE_DEADLINE, handled).await);
     }
 
     /// Makes all the progress that can be made without waiting.

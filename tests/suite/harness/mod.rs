@@ -1,8 +1,10 @@
 //! What tests start: real servers, clients and providers, never stand-ins for our own traits.
 
+pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod process;
 pub(crate) mod provider;
+pub(crate) mod proxy;
 pub(crate) mod server;
 
 pub(crate) use client::{Client, Via, id};

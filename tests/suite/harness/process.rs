@@ -34,6 +34,11 @@ impl Deref for Process {
 impl Process {
     /// Starts the binary in `dir` on free ports, answered by `provider`.
     pub(crate) async fn start(dir: &Path, provider: &Provider) -> Self {
+        Self::start_with(dir, provider, &[]).await
+    }
+
+    /// The same with further settings, as the environment has them.
+    pub(crate) async fn start_with(dir: &Path, provider: &Provider, settings: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chatbox"))
             .current_dir(dir)
             // Every CHATBOX_ variable is a setting to the server, and this one is none.
@@ -45,6 +50,7 @@ impl Process {
             .env("CHATBOX_SESSIONS__MODEL_NAMES", "false")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__MODEL", "scripted")
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__ENDPOINT", provider.endpoint())
+            .envs(settings.iter().copied())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -68,6 +74,13 @@ impl Process {
         }
     }
 
+    /// Resident memory in bytes (proc(5), `/proc/PID/statm`).
+    pub(crate) fn resident(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id().expect("runs"))).expect("statm");
+        let pages: u64 = statm.split_whitespace().nth(1).expect("resident pages").parse().expect("a number");
+        pages * 4096
+    }
+
     /// Waits until so many bytes of a turn's text are in its log.
     pub(crate) async fn written(&self, turn: &Value, bytes: i64) {
         let turn: uuid::Uuid = turn.as_str().unwrap().parse().unwrap();
@@ -86,6 +99,13 @@ impl Process {
         let length = "SELECT length FROM turns WHERE id = ?1";
         let length: Option<i64> = database.query_row(length, [turn.as_bytes()], |row| row.get(0)).expect("turn");
         length.unwrap_or_default()
+    }
+
+    /// The same while others still hold it; does not wait for its end.
+    pub(crate) fn kill_now(&self) {
+        let pid = self.child.id().expect("runs").to_string();
+        let killed = std::process::Command::new("kill").args(["-9", &pid]).status().expect("kill");
+        assert!(killed.success(), "{pid} was not killed");
     }
 
     /// Kills it as a crash does: no handler runs.

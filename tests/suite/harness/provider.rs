@@ -11,6 +11,7 @@
 //! ```
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -34,6 +35,7 @@ pub(crate) struct Script {
     head: Head,
     steps: Vec<Vec<u8>>,
     gate: Option<Gate>,
+    pace: Option<Duration>,
     ending: Ending,
 }
 
@@ -72,13 +74,14 @@ impl Script {
     /// Events as bytes, and nothing else.
     pub(crate) fn events(events: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let steps = events.into_iter().collect();
-        Self { head: Head::Answer(200, "text/event-stream; charset=utf-8"), steps, gate: None, ending: Ending::Whole }
+        let head = Head::Answer(200, "text/event-stream; charset=utf-8");
+        Self { head, steps, gate: None, pace: None, ending: Ending::Whole }
     }
 
     /// A body with a status and a content type.
     pub(crate) fn status(status: u16, content_type: &'static str, body: &str) -> Self {
         let steps = vec![body.as_bytes().to_vec()];
-        Self { head: Head::Answer(status, content_type), steps, gate: None, ending: Ending::Whole }
+        Self { head: Head::Answer(status, content_type), ..Self::events(steps) }
     }
 
     /// One piece again and again, as fast as it is read, for ever.
@@ -116,6 +119,12 @@ impl Script {
     /// Before each piece, and before the end, waits for the test to release it.
     pub(crate) fn gated(mut self, gate: &Gate) -> Self {
         self.gate = Some(gate.clone());
+        self
+    }
+
+    /// Pauses that long before each piece.
+    pub(crate) fn paced(mut self, pace: Duration) -> Self {
+        self.pace = Some(pace).filter(|pace| !pace.is_zero());
         self
     }
 
@@ -228,11 +237,18 @@ impl Request {
     }
 }
 
-#[derive(Debug)]
+type Scripts = Arc<dyn Fn(&Request) -> Script + Send + Sync>;
+
 struct State {
-    script: Mutex<Script>,
+    scripts: Mutex<Scripts>,
     requests: watch::Sender<Vec<Request>>,
     hang_ups: watch::Sender<Vec<Instant>>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").finish_non_exhaustive()
+    }
 }
 
 /// A running provider. Dropping it closes its sockets.
@@ -245,10 +261,15 @@ pub(crate) struct Provider {
 
 impl Provider {
     pub(crate) async fn start(script: Script) -> Self {
+        Self::start_by(move |_request| script.clone()).await
+    }
+
+    /// Starts one that answers each request with a script of its own.
+    pub(crate) async fn start_by(scripts: impl Fn(&Request) -> Script + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let state = Arc::new(State {
-            script: Mutex::new(script),
+            scripts: Mutex::new(Arc::new(scripts)),
             requests: watch::Sender::new(Vec::new()),
             hang_ups: watch::Sender::new(Vec::new()),
         });
@@ -264,7 +285,7 @@ impl Provider {
 
     /// What requests from here on are answered with.
     pub(crate) fn script(&self, script: Script) {
-        *self.state.script.lock().unwrap_or_else(PoisonError::into_inner) = script;
+        *self.state.scripts.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(move |_request| script.clone());
     }
 
     /// How many requests have arrived.
@@ -304,7 +325,8 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) {
     let (read, mut write) = stream.split();
     let mut read = BufReader::new(read);
     while let Some(request) = read_request(&mut read).await {
-        let script = state.script.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let scripts = Arc::clone(&state.scripts.lock().unwrap_or_else(PoisonError::into_inner));
+        let script = scripts(&request);
         state.requests.send_modify(|requests| requests.push(request));
         let mut next = [0];
         tokio::select! {
@@ -329,7 +351,11 @@ async fn play(script: &Script, write: &mut (impl AsyncWriteExt + Unpin)) -> bool
             format!("HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\ntransfer-encoding: chunked\r\n\r\n");
         send(write, head.as_bytes()).await;
     }
+    let mut pace = script.pace.map(tokio::time::interval);
     for (index, step) in script.steps.iter().enumerate() {
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
         // The opening event has no text; `[DONE]` goes with what is before it.
         if let Some(gate) = script.gate.as_ref().filter(|_| index > 0 && step != DONE) {
             gate.pass().await;

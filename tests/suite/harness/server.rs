@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use chatbox::{
     auth::{Role, Verifier, issuer::Issuer},
-    bus::Local,
+    bus::{Bus, Local},
     chat::UserId,
     config::{Address, Config, secret::Secret},
     connection::Gate,
@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use url::Url;
 
 /// Where a server is, and what its tokens are signed with.
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) url: Url,
     pub(crate) quic_url: Url,
@@ -84,7 +85,15 @@ impl Server {
 
     /// Starts with exactly this configuration.
     pub(crate) async fn run(config: Config) -> Self {
-        let server = chatbox::server::Server::bind(config).await.expect("bind");
+        Self::of(chatbox::server::Server::bind(config).await.expect("bind"))
+    }
+
+    /// The same with a bus of the test's own.
+    pub(crate) async fn run_with_bus(config: Config, bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>) -> Self {
+        Self::of(chatbox::server::Server::bind_with_bus(config, bus).await.expect("bind"))
+    }
+
+    fn of(server: chatbox::server::Server) -> Self {
         let addresses = server.addresses().clone();
         Self {
             ops: server.ops_address().expect("ops listener"),
@@ -121,6 +130,16 @@ impl Server {
     /// Begins to drain, as the first signal does.
     pub(crate) fn drain(&self) {
         self.lifecycle.drain();
+    }
+
+    /// Ends at once, as the second signal has it.
+    pub(crate) fn stop(&self) {
+        self.lifecycle.stop();
+    }
+
+    /// Where it is.
+    pub(crate) fn target(&self) -> Target {
+        self.target.clone()
     }
 
     /// Waits until the server has ended by itself.

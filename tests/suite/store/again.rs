@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatbox::{
     chat::{Rating, RequestId, TurnId, TurnState},
-    store::{Change, EndTurn, Error, NewEntry, Regenerate, Regenerated},
+    store::{Change, EndTurn, Error, NewEntry, Rate, Regenerate, Regenerated},
 };
 use tokio::task::JoinSet;
 
@@ -18,6 +18,12 @@ impl Room {
 
     pub(super) async fn regenerate(&self, turn_id: TurnId) -> Result<Regenerated, Error> {
         self.store.regenerate(self.again(turn_id)).await
+    }
+
+    pub(super) async fn rate(&self, seq: u64, why: &str, rating: Rating) -> Result<(), Error> {
+        let why = (!why.is_empty()).then(|| why.to_owned());
+        let (session_id, owner) = (self.session, self.user.clone());
+        self.store.rate(Rate { session_id, seq, owner, rating, why }).await
     }
 
     /// A question and its whole answer.
@@ -158,26 +164,23 @@ async fn regenerated_turn_that_is_lost_is_requeued_like_any_other() {
 async fn settled_reply_is_rated_and_shows_it_in_every_read() {
     let room = Room::fresh().await;
     let turn = room.ask("question").await.turn.id;
-    let rate = async |seq, owner: &str, rating| {
-        let why = Some("because".to_owned());
-        room.store.rate(room.session, seq, user(owner), rating, why).await
-    };
-    assert!(matches!(rate(2, "ada", Rating::Up).await, Err(Error::NotFound)), "it still runs");
+    assert!(matches!(room.rate(2, "because", Rating::Up).await, Err(Error::NotFound)), "it still runs");
     let usage = Some(chatbox::chat::Usage::default());
     let reply =
         room.store.end_turn(EndTurn { usage, ..ending(turn, TurnState::Stopped) }).await.unwrap().unwrap().reply;
     assert_eq!(reply.rating, None);
     for seq in [0, 1, 3, u64::MAX] {
-        assert!(matches!(rate(seq, "ada", Rating::Up).await, Err(Error::NotFound)), "{seq} is no reply");
+        assert!(matches!(room.rate(seq, "because", Rating::Up).await, Err(Error::NotFound)), "{seq} is no reply");
     }
-    assert!(matches!(rate(2, "eve", Rating::Up).await, Err(Error::NotFound)), "not hers");
+    let hers = Room { user: user("eve"), ..room.beside(room.session) };
+    assert!(matches!(hers.rate(2, "because", Rating::Up).await, Err(Error::NotFound)), "not hers");
     let before = room.row().await;
     for rating in [Rating::Up, Rating::Down] {
-        rate(2, "ada", rating).await.unwrap();
+        room.rate(2, "because", rating).await.unwrap();
         assert_eq!(room.log().await[1], chatbox::chat::Entry { rating: Some(rating), ..reply.clone() });
     }
     assert_eq!(room.row().await, before, "nobody is told");
     room.change(Change::End).await.unwrap();
-    room.store.rate(room.session, 2, room.user.clone(), Rating::Up, None).await.unwrap();
+    room.rate(2, "", Rating::Up).await.unwrap();
     assert_eq!(room.log().await[1].rating, Some(Rating::Up));
 }

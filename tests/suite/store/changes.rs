@@ -78,7 +78,7 @@ async fn owner_who_keeps_a_guessed_name_makes_it_their_own() {
     let room = Room::fresh().await;
     room.append(NewEntry { session_name: Some("guess".to_owned()), ..room.entry("hello") }).await;
     room.changes(name("guess"), false).await;
-    room.changes(better("better guess"), false).await;
+    assert_eq!(room.changes(better("better guess"), false).await.name.as_deref(), Some("guess"));
 }
 
 #[tokio::test]

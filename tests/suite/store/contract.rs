@@ -33,6 +33,7 @@ async fn parallel_writers_get_places_without_gaps() {
     assert_eq!(room.row().await.last_seq, 256);
 }
 
+// checklist 68, 76
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart() {
     let shelf = Shelf::new();
@@ -163,6 +164,7 @@ async fn ranges_are_in_order_and_keep_their_limit() {
     assert_eq!(room.store.entries(SessionId::new(), Range::Last(10)).await.unwrap(), []);
 }
 
+// checklist 70
 #[tokio::test]
 async fn first_message_names_the_session_and_later_ones_do_not() {
     let room = Room::fresh().await;
@@ -182,6 +184,7 @@ async fn revs_are_read_for_the_sessions_that_there_are() {
     assert_eq!(room.store.session(SessionId::new()).await.unwrap(), None);
 }
 
+// checklist 4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_parallel_first_visits_share_one_session() {
     let shelf = Shelf::new();
@@ -277,6 +280,7 @@ async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
     assert_eq!(room.row().await, before);
 }
 
+// checklist 75
 #[tokio::test]
 async fn repeated_call_finds_the_session_that_the_first_one_made() {
     let shelf = Shelf::new();

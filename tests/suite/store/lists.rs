@@ -17,7 +17,7 @@ impl Room {
     }
 
     /// Many sessions with a few messages each, and one without.
-    async fn many(&self, count: usize, texts: impl Fn(usize) -> Vec<&'static str>) -> Vec<Self> {
+    async fn many(&self, count: usize, texts: fn(usize) -> Vec<&'static str>) -> Vec<Self> {
         let active_max = u32::try_from(count).unwrap() + 1;
         let rooms = join_all((0..count).map(async |nth| {
             let room = self.next(active_max).await;
@@ -93,7 +93,7 @@ async fn session_is_listed_from_its_first_entry_on_for_its_owner_alone() {
     assert_eq!(room.list(Order::Created, None, 10).await, want);
     let nothing = Page { sessions: vec![], more: true, total: 1 };
     assert_eq!(room.list(Order::Created, None, 0).await, nothing);
-    let eve = Room { user: user("eve"), session: room.session, store: room.store.clone(), ..room };
+    let eve = Room { user: user("eve"), ..room.beside(room.session) };
     assert_eq!(eve.list(Order::Activity, None, 10).await.total, 0);
 }
 
@@ -135,7 +135,7 @@ async fn words_are_found_in_names_and_texts_whatever_their_case() {
         assert_eq!(room.hits(wanted).await, [hit], "{wanted}");
     }
     assert_eq!(room.hits("Überraschung am").await, [""; 0]);
-    let eve = Room { user: user("eve"), session: room.session, store: room.store.clone(), ..room };
+    let eve = Room { user: user("eve"), ..room.beside(room.session) };
     assert_eq!(eve.hits("ende").await, [""; 0], "another user's words");
 }
 

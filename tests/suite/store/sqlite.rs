@@ -3,11 +3,11 @@
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 use chatbox::{
-    chat::TurnState,
+    chat::{Rating, RequestId, TurnState},
     config::secret::Secret,
     metrics::Metrics,
     store::{
-        self, Error, NewEntry, Open, OpenSession, Range, Store,
+        self, Change, Error, NewEntry, NewShare, Open, OpenSession, Range, Rate, Search, Store,
         seal::{Key, KeyError, Seal},
         sqlite::{OpenError, Options, Sqlite},
     },
@@ -101,6 +101,7 @@ fn url_says_where_the_file_is() {
     drop(store);
 }
 
+// checklist 78, 79
 #[tokio::test]
 async fn keys_that_cannot_be_used_keep_the_store_closed() {
     let shelf = Shelf::new();
@@ -109,6 +110,7 @@ async fn keys_that_cannot_be_used_keep_the_store_closed() {
     assert!(!shelf.path().exists());
 }
 
+// checklist 83
 #[tokio::test]
 async fn sealed_file_shows_nobody_what_was_said() {
     let shelf = Shelf::new();
@@ -131,6 +133,14 @@ async fn sealed_file_shows_nobody_what_was_said() {
     assert!(!scan(), "while the turn runs");
     let reply = room.end(turn, TurnState::Complete, None).await.unwrap().reply;
     assert_eq!(reply.content, format!("{secret} answer"));
+    let why = Some(format!("{secret} why"));
+    let (id, session_id, owner) = (RequestId::new_v4(), room.session, room.user.clone());
+    let rate = Rate { session_id, seq: 2, owner: owner.clone(), rating: Rating::Down, why };
+    room.store.rate(rate).await.unwrap();
+    let new = NewShare { id, session_id, owner, expires_at: None, shares_max: 1 };
+    assert_eq!(room.store.share(new).await.unwrap().name, Some(format!("{secret} name")));
+    room.changes(Change::BetterName(format!("{secret} better")), true).await;
+    room.changes(Change::Name(format!("{secret} best")), true).await;
     let log = room.log().await;
     let sha256 = reply.sha256.unwrap();
     room.store.close().await;
@@ -143,6 +153,10 @@ async fn sealed_file_shows_nobody_what_was_said() {
 
     let rotated = shelf.try_open(&[key(8, "E"), key(7, "A")]).unwrap();
     assert_eq!(rotated.entries(room.session, Range::Last(9)).await.unwrap(), log, "the old key still opens");
+    assert_eq!(rotated.shared(id).await.unwrap().unwrap().name, Some(format!("{secret} name")));
+    let (user_id, text) = (room.user, format!("{secret} QUESTION"));
+    let ask = Search { user_id, text, after: None, limit: 9, entries_max: 9 };
+    assert_eq!(rotated.search(ask).await.unwrap().sessions[0].1, format!("{secret} question"));
 }
 
 #[tokio::test]
@@ -185,6 +199,7 @@ fn content(shelf: &Shelf) -> Vec<u8> {
     connection.query_row("SELECT content FROM entries WHERE seq = 1", [], |row| row.get(0)).unwrap()
 }
 
+// checklist 74
 #[tokio::test]
 async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
     let shelf = Shelf::new();
@@ -204,6 +219,7 @@ async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
     assert_eq!(store.session(ask.id).await.unwrap(), None, "a write past its deadline is not done");
 }
 
+// checklist 72, 89
 #[tokio::test]
 async fn counters_of_a_session_move_once() {
     let shelf = Shelf::new();
@@ -223,4 +239,40 @@ async fn counters_of_a_session_move_once() {
         })
         .unwrap();
     assert_eq!(counters, [4, 15, 4, 1]);
+}
+
+#[tokio::test]
+async fn deleted_words_are_not_left_in_the_file() {
+    let shelf = Shelf::new();
+    let room = Room::new(shelf.open()).await;
+    let other = room.next(2).await;
+    let secret = "xyzzy-plugh";
+    for nth in 0..40_usize {
+        // Short and long ones, side by side with another session's rows, with replies that grow where they lie.
+        let text = format!("{secret} ").repeat(1 + nth * nth * 5);
+        let turn = room.ask(&text).await.turn.id;
+        let others = other.ask(&"y".repeat(nth * 50)).await.turn.id;
+        assert!(room.extend(turn, 0, &text).await);
+        assert!(other.extend(others, 0, "half").await);
+        let cut = (nth % 2 == 1).then_some("cut");
+        room.end(turn, TurnState::Complete, cut).await.unwrap();
+        other.end(others, TurnState::Complete, Some(&"z".repeat(nth * 100))).await.unwrap();
+    }
+    room.changes(Change::Name(secret.to_owned()), true).await;
+    let new = NewShare {
+        id: RequestId::new_v4(),
+        session_id: room.session,
+        owner: room.user.clone(),
+        expires_at: None,
+        shares_max: 1,
+    };
+    room.store.share(new).await.unwrap();
+    let kept = other.log().await;
+    room.store.delete_session(room.session, room.user.clone()).await.unwrap();
+    room.store.close().await;
+    let bytes = std::fs::read(shelf.path()).unwrap();
+    let left = bytes.windows(secret.len()).filter(|window| *window == secret.as_bytes()).count();
+    assert_eq!(left, 0, "of {} bytes", bytes.len());
+    let store = shelf.open();
+    assert_eq!(store.entries(other.session, Range::After(0, 1000)).await.unwrap(), kept);
 }

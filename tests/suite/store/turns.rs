@@ -261,6 +261,7 @@ async fn turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it() {
     assert_eq!(room.store.end_turn(end).await.unwrap().unwrap().reply.content, "abc");
 }
 
+// checklist 68, 69
 #[tokio::test]
 async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart() {
     let shelf = Shelf::new();

@@ -66,6 +66,12 @@ async fn rig(pipe_bytes: usize) -> Rig {
                 Err(rejection) => return answer("", rejection.re, releases),
             };
             match frame {
+                ClientFrame::UserMessage(message) if message.content == "store" => {
+                    asks.send("store".to_owned()).await.unwrap();
+                    releases.acquire().await.unwrap().forget();
+                    asks.send("start".to_owned()).await.unwrap();
+                    answer("", id, releases)
+                }
                 ClientFrame::Attach(_) => {
                     asks.send("attach".to_owned()).await.unwrap();
                     let answers = stream::iter([pong(id)]).chain(stream::pending()).boxed();
@@ -275,6 +281,20 @@ async fn a_client_that_does_not_read_is_closed_as_slow() {
     assert_eq!(rig.driver.join_next().await.unwrap().unwrap(), CloseCode::SlowConsumer);
     let waited = start.elapsed() - CLOSE_DEADLINE;
     assert!((WRITE_TIMEOUT..WRITE_TIMEOUT + Duration::from_millis(10)).contains(&waited), "waited {waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_handled_to_its_end_when_its_client_has_gone() {
+    let mut rig = attached(65536).await;
+    assert_eq!(rig.asked.recv().await.as_deref(), Some("attach"));
+    rig.send("user_message", "store").await;
+    assert_eq!(rig.asked.recv().await.as_deref(), Some("store"));
+    let Rig { client, mut driver, mut asked, release, .. } = rig;
+    drop(client);
+    tokio::task::yield_now().await;
+    release.add_permits(1);
+    assert_eq!(asked.recv().await.as_deref(), Some("start"));
+    assert_eq!(driver.join_next().await.unwrap().unwrap(), CloseCode::Done);
 }
 
 #[tokio::test(start_paused = true)]

@@ -219,7 +219,7 @@ impl Model {
     }
 
     pub(super) async fn rate(&mut self, seq: u64) {
-        let rated = self.room.store.rate(self.room.session, seq, self.room.user.clone(), Rating::Up, None).await;
+        let rated = self.room.rate(seq, "", Rating::Up).await;
         let nth = usize::try_from(seq).unwrap().checked_sub(1);
         let line = nth.and_then(|nth| self.log.get_mut(nth)).filter(|line| line.state.is_some_and(TurnState::ended));
         assert_eq!(rated.is_ok(), line.is_some());
