@@ -144,6 +144,9 @@ impl Connection {
         let default = || self.0.gate.router.models().default_id().to_string();
         ConnectionStatus {
             session_id: Some(session.id),
+            name: session.name.clone(),
+            state: Some(session.state),
+            help_requested: Some(session.help_requested),
             model_id: Some(session.model_id.clone().unwrap_or_else(default)),
             assisted_by: session.assist.clone(),
             ..self.status(principal, re)
@@ -158,6 +161,9 @@ impl Connection {
             user_id: principal.user_id.clone(),
             connection_id: self.0.id,
             models: models.map(|model| Model { id: model.id.to_string(), name: model.label.to_string() }).collect(),
+            name: None,
+            state: None,
+            help_requested: None,
             model_id: None,
             last_seq: None,
             recovered: None,

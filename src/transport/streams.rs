@@ -297,13 +297,14 @@ impl Stream {
 
     /// Writes a last frame and waits for a moment until the client has it.
     async fn last(mut self, frame: Option<Bytes>, code: CloseCode) -> Ended {
-        self.reader.receive.stop(0);
         if let Some(frame) = frame
             && self.writer.write(vec![frame]).await.is_ok()
         {
             self.writer.send.finish();
             drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped).await);
         }
+        // Not before: Firefox discards what it has not read of a stream on which it may send no more.
+        self.reader.receive.stop(0);
         Ended::Break(code)
     }
 

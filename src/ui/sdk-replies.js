@@ -50,8 +50,9 @@ export class Replies {
     for (const turn of this.#turns.values()) turn.elsewhere = true;
   }
 
-  /** Tells what is held of unfinished replies once more, after a `reset`. */
+  /** Tells what is held of unfinished replies once more, after a `reset`; finished ones come again by themselves. */
   retell() {
+    this.#finished = new Recent();
     for (const turn of this.#turns.values()) {
       if (turn.ended) continue;
       this.#owner.emit('turn', turn);
@@ -63,6 +64,7 @@ export class Replies {
   abandon(err) {
     for (const turn of this.#turns.values()) turn.abandon(err);
     this.#turns.clear();
+    this.#finished = new Recent();
     this.#rereads.clear();
   }
 
