@@ -88,9 +88,18 @@ impl Connection {
 
     /// The session whose watch began last.
     pub(super) fn watched(&self) -> Option<SessionId> {
+        self.watched_as(None).map(|(id, _own)| id)
+    }
+
+    /// The session of that name, else the one whose watch began last, if it is watched; and whether it is the caller's
+    /// own.
+    pub(super) fn watched_as(&self, named: Option<&Named>) -> Option<(SessionId, bool)> {
         let state = self.state();
-        let live = state.watches.iter().rev().filter(|watch| !watch.ended.is_cancelled());
-        live.filter_map(|watch| watch.target.session_id()).next()
+        let mut live = state.watches.iter().rev().filter(|watch| !watch.ended.is_cancelled());
+        live.find_map(|watch| match watch.target {
+            Target::Session(id, own) if named.is_none_or(|named| *named == Ok(id)) => Some((id, own)),
+            _ => None,
+        })
     }
 
     pub(super) fn detach(

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use schemars::{Schema, SchemaGenerator, generate::SchemaSettings};
+use schemars::{Schema, SchemaGenerator, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -54,7 +54,7 @@ impl Schemas {
     fn new() -> Self {
         let settings = || SchemaSettings::draft2020_12().with(|it| it.definitions_path = "/components/schemas".into());
         Self {
-            written: settings().for_serialize().into_generator(),
+            written: settings().for_serialize().with_transform(RecursiveTransform(left_out)).into_generator(),
             read: settings().for_deserialize().into_generator(),
         }
     }
@@ -168,7 +168,9 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
     let query = route.query.map(|make| resolved(&make(&mut schemas.read), &mut schemas.read));
     for (name, mut schema) in query.into_iter().flatten() {
         let about = schema.get_mut("description").map(Value::take).unwrap_or_default();
-        let mut parameter = json!({"name": name, "in": "query", "schema": without_null(schema)});
+        without_null(&mut schema);
+        schema.as_object_mut().map(|schema| schema.remove("description"));
+        let mut parameter = json!({"name": name, "in": "query", "schema": schema});
         if !about.is_null() {
             parameter.as_object_mut().map(|it| it.insert("description".to_owned(), about));
         }
@@ -184,15 +186,31 @@ fn resolved(schema: &Schema, generator: &mut SchemaGenerator) -> Map<String, Val
     object.get("properties").and_then(Value::as_object).cloned().unwrap_or_default()
 }
 
-/// A parameter that is left out is absent, not null.
-fn without_null(mut schema: Value) -> Value {
-    if let Some(one) = schema.get("type").and_then(Value::as_array).and_then(|types| types.first()).cloned() {
-        schema.as_object_mut().map(|schema| schema.insert("type".to_owned(), one));
+/// What has no value is left out of what is written: it is never null.
+fn left_out(schema: &mut Schema) {
+    let Some(object) = schema.as_object_mut() else { return };
+    let required = object.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+    let properties = object.get_mut("properties").and_then(Value::as_object_mut);
+    for (name, property) in properties.into_iter().flatten() {
+        if !required.iter().any(|required| required.as_str() == Some(name)) {
+            without_null(property);
+        }
     }
-    if let Some(object) = schema.as_object_mut() {
-        object.remove("description");
+}
+
+fn without_null(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    if let Some(one) = object.get("type").and_then(Value::as_array).and_then(|types| types.first()).cloned() {
+        object.insert("type".to_owned(), one);
     }
-    schema
+    let either = object.get("anyOf").and_then(Value::as_array).map(Vec::as_slice);
+    if let Some([value, null]) = either
+        && null.get("type").is_some_and(|kind| kind == "null")
+    {
+        let value = value.as_object().cloned().unwrap_or_default();
+        object.remove("anyOf");
+        object.extend(value);
+    }
 }
 
 fn describe_frames(parts: &Parts) -> Value {

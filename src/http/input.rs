@@ -134,6 +134,10 @@ impl<T: DeserializeOwned + Default + Send> FromRequest<Arc<Parts>> for Body<T> {
         if body.is_empty() {
             return Ok(Self(T::default()));
         }
+        // An array would be read as the fields in their order.
+        if body.trim_ascii_start().starts_with(b"[") {
+            return Err(invalid("body: it is an array, and an object is accepted"));
+        }
         let mut reader = serde_json::Deserializer::from_slice(&body);
         let value = serde_path_to_error::deserialize(&mut reader).map_err(|err| invalid(&format!("body: {err}")))?;
         reader.end().map(|()| Self(value)).map_err(|err| invalid(&format!("body: {err}")))

@@ -31,14 +31,18 @@ const OLD_LIMIT: u64 = 100;
 /// Sessions on a page, unless the caller asks for another number; entries likewise.
 const PAGE: u64 = 50;
 
+/// Names, for the published description: no control characters, and not blank.
+const NAME: &str = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
+
 /// What `POST /sessions` and `PATCH /sessions/{id}` take.
 #[derive(Deserialize, Default, JsonSchema)]
 #[serde(default)]
 pub(super) struct Wish {
     /// what people read
-    #[schemars(length(min = 1, max = NAME_CHARS_MAX))]
+    #[schemars(length(min = 1, max = NAME_CHARS_MAX), regex(pattern = NAME))]
     name: Option<String>,
-    /// the model that answers from here on
+    /// the model that answers from here on: one of those that are configured
+    #[schemars(length(min = 1))]
     model_id: Option<String>,
 }
 

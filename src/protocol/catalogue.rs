@@ -128,6 +128,17 @@ mod tests {
         }
     }
 
+    /// checklist 17
+    #[test]
+    fn an_array_is_no_frame_whatever_it_holds() {
+        for frame in [r#"["ping"]"#, r#" [null, null]"#, "[]"] {
+            let rejection = decode(frame.as_bytes()).unwrap_err();
+            assert_eq!(rejection.code, ErrorCode::InvalidFormat, "{frame}");
+            assert!(rejection.message.starts_with("the frame is not an object of the contract"), "{frame}");
+        }
+        assert_eq!(decode(b" \n{\"type\": \"ping\"}").unwrap().frame.name(), "ping");
+    }
+
     #[test]
     fn every_field_of_the_catalogue_is_one_of_the_envelope() {
         let mut generator = schemars::generate::SchemaSettings::draft2020_12().into_generator();

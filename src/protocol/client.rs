@@ -203,6 +203,10 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
         return Err(reject(None, ErrorCode::InvalidFormat, "the frame is not UTF-8".to_owned()));
     }
     match serde_json::from_slice::<Envelope>(frame) {
+        // An array is read as the fields in their order, which the contract does not know.
+        Ok(_) if !frame.trim_ascii_start().starts_with(b"{") => {
+            Err(reject(None, ErrorCode::InvalidFormat, "the frame is not an object of the contract".to_owned()))
+        }
         Ok(envelope) => check(envelope),
         Err(err) => Err(explain(frame, &err)),
     }

@@ -49,11 +49,12 @@ impl Router {
             let named = tokio::select! {
                 biased;
                 () = router.0.parts.lifecycle.draining() => return,
-                named = tokio::time::timeout(NAME_DEADLINE, router.better_name(&started, reply)) => named,
+                named = tokio::time::timeout(NAME_DEADLINE, router.contained(router.better_name(&started, reply))) => named,
             };
             let outcome = match named {
-                Ok(Some(outcome)) => outcome,
-                Ok(None) => return,
+                Ok(Some(Some(outcome))) => outcome,
+                Ok(Some(None)) => return,
+                Ok(None) => "failed",
                 Err(_late) => "late",
             };
             debug!(session_id = %started.turn.session_id, outcome, "session named by its model");

@@ -197,7 +197,7 @@ impl Router {
                 () = self.0.parts.lifecycle.draining() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            if let Err(err) = self.end_idle().await {
+            if let Some(Err(err)) = self.contained(self.end_idle()).await {
                 error!(error = &err as &dyn std::error::Error, "idle sessions do not end");
             }
         }
@@ -244,13 +244,13 @@ pub(super) fn invalid(message: String) -> Refusal {
 }
 
 fn checked_name(name: &str) -> Result<String, Refusal> {
+    if name.chars().any(char::is_control) {
+        return Err(invalid("`name` holds a control character, which is not accepted".to_owned()));
+    }
     let name = name.trim();
     let chars = name.chars().count();
     if !(1..=NAME_CHARS_MAX).contains(&chars) {
         return Err(invalid(format!("`name` has {chars} characters, 1 to {NAME_CHARS_MAX} are accepted")));
-    }
-    if name.chars().any(char::is_control) {
-        return Err(invalid("`name` holds a control character, which is not accepted".to_owned()));
     }
     Ok(name.to_owned())
 }
@@ -274,9 +274,9 @@ mod tests {
 
     #[test]
     fn names_are_trimmed_and_their_limits_told() {
-        assert_eq!(checked_name("  Parcel 7 \n").unwrap(), "Parcel 7");
+        assert_eq!(checked_name("  Parcel 7 ").unwrap(), "Parcel 7");
         assert_eq!(checked_name(&"é".repeat(NAME_CHARS_MAX)).unwrap().chars().count(), NAME_CHARS_MAX);
-        for (name, told) in [(" \n", "0 characters"), ("a\nb", "control character"), (&"é".repeat(101), "101")] {
+        for (name, told) in [("  ", "0 characters"), ("a\nb", "control character"), (&"é".repeat(101), "101")] {
             let message = checked_name(name).unwrap_err().message;
             assert!(message.contains(told), "{message}");
         }

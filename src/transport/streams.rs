@@ -139,7 +139,8 @@ impl Driver {
                 },
                 () = deadline(&mut attach), if attach.is_some() => {
                     attach = None;
-                    if !self.credit.raised() {
+                    // Who has shown a token has asked in time; how long the answer takes is up to the server.
+                    if !self.credit.raised() && !self.connection.authenticated() {
                         return Ok(CloseCode::Unauthorized);
                     }
                 }
@@ -405,6 +406,10 @@ impl Writer {
     /// either ends.
     async fn write_watch(&mut self, events: Answers, mut inline: mpsc::Receiver<Answers>) -> Result<(), Unwritten> {
         let mut events: ReadyChunks<Answers> = events.ready_chunks(FRAMES_AT_ONCE);
+        // The status is the answer to the request: it comes also where the client has finished its side already.
+        if let Some(frames) = self.wanted(events.next()).await? {
+            self.write(frames.iter().map(|frame| frame.line()).collect()).await?;
+        }
         loop {
             let next = async {
                 tokio::select! {

@@ -7,6 +7,7 @@
     clippy::panic,
     clippy::disallowed_methods,
     clippy::cognitive_complexity,
+    clippy::print_stdout,
     clippy::string_slice,
     reason = "the harness fails loudly"
 )]
@@ -20,6 +21,7 @@ mod contract; // the published descriptions of routes and frames, held against t
 mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
 mod endurance; // memory over many reconnects and exchanges
+mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format

@@ -182,7 +182,7 @@ async fn an_address_that_asks_too_often_is_told_when_to_come_back() {
     assert_eq!(get(&server, "/chatbox/sdk.js").await.status(), StatusCode::OK, "pages are not limited");
 }
 
-/// checklist 12
+// checklist 12
 #[tokio::test]
 async fn pages_of_allowed_origins_may_read_answers_and_others_may_not() {
     let host = "https://host.example";

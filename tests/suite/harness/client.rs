@@ -177,6 +177,11 @@ impl Lines {
         timeout(moment, self.read()).await.is_err()
     }
 
+    /// A frame that comes within a moment.
+    pub(crate) async fn soon(&mut self, moment: Duration) -> Option<Value> {
+        timeout(moment, self.read()).await.ok().flatten()
+    }
+
     async fn read(&mut self) -> Option<Value> {
         match self {
             Self::Stream { recv, buffer, .. } => loop {

@@ -142,7 +142,7 @@ impl Held {
             return Err(format!("an answer to {exchange} on the stream of {stream}"));
         }
         if let Some(exchange) = exchange {
-            return self.answer(&exchange.to_owned(), frame, outbox);
+            return self.answer(exchange, frame, outbox);
         }
         match text(frame, "type")? {
             "connection_status" => self.status(frame),

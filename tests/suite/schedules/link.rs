@@ -45,7 +45,7 @@ pub(super) struct Link {
 }
 
 enum Inner {
-    Streams { session: Session, streams: Vec<Stream> },
+    Streams { session: Box<Session>, streams: Vec<Stream> },
     Socket(Box<WebSocketStream<Tap>>),
 }
 
@@ -202,7 +202,7 @@ async fn connect(place: &Place, via: Via, address: SocketAddr) -> Inner {
         Via::WebTransport => {
             let url = format!("https://{address}/chatbox/wt").parse::<url::Url>().expect("a URL");
             let session = place.client.connect(url).await.expect("a session");
-            Inner::Streams { session, streams: Vec::new() }
+            Inner::Streams { session: Box::new(session), streams: Vec::new() }
         }
         Via::WebSocket => {
             let mut request = format!("ws://{address}/chatbox/ws").into_client_request().unwrap();

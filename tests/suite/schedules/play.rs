@@ -310,7 +310,7 @@ impl Play {
     }
 
     /// Reads until something holds.
-    async fn until(&mut self, device: usize, holds: impl Fn(&Self) -> bool) -> Result<(), Fault> {
+    async fn until(&mut self, device: usize, holds: impl Fn(&Self) -> bool + Send + Sync) -> Result<(), Fault> {
         let reading = async {
             while !holds(self) {
                 if self.devices[device].link.is_none() {

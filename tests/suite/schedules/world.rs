@@ -67,6 +67,7 @@ impl World {
         let mut config = Server::config(dir.path());
         openai(&mut config, &provider);
         config.limits.connections_per_address = 10_000;
+        config.sessions.compare_interval = Duration::from_millis(200);
         // The machine may be busy, and this is not about leases.
         config.sessions.turn_lease = Duration::from_secs(10);
         // So that no request waits for another, and a schedule needs no more than it has steps.
