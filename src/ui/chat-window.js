@@ -25,6 +25,8 @@ export class LogWindow {
   #first = 0;
   #last = 0;
   #following = true;
+  /** where the end was when it was last gone to */
+  #end = 0;
   #held = null;
   #changing = false;
   #stale = false;
@@ -45,6 +47,7 @@ export class LogWindow {
   change(action) {
     if (!this.#changing) {
       this.#changing = true;
+      if (this.#left) this.#following = false;
       this.#held = this.#hold();
       queueMicrotask(() => this.#settle());
     }
@@ -124,9 +127,10 @@ export class LogWindow {
     const stale = this.#stale;
     if (stale && this.#following) this.#show(Math.max(this.#first, this.#last - BURST_MAX), this.#last);
     else if (stale) this.#show(this.#first, Math.min(this.#last, this.#first + ITEMS_MAX));
-    this.#keep(this.#held);
+    const held = this.#held;
     this.#held = null;
-    if (stale) this.#fit();
+    this.#keep(held);
+    if (stale) this.#fit(held);
   }
 
   /** Makes the elements of the log those of the window. */
@@ -162,31 +166,43 @@ export class LogWindow {
     this.#reconcile();
   }
 
-  /** Where the first item in view is; `null` while the reader follows the newest. */
+  /** Whether the reader has left the end, and the event that tells it is still to come. */
+  get #left() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    return scrollTop < this.#end - NEAR_PX && scrollHeight - scrollTop - clientHeight > NEAR_PX;
+  }
+
+  /**
+   * Where the item is that is read, a third down the view; `null` while the reader follows the newest. What comes may
+   * belong between the first two items in view, where a reply was held and its neighbours were not.
+   */
   #hold() {
     if (this.#following) return null;
-    const top = this.scroller.getBoundingClientRect().top;
+    const { top, height } = this.scroller.getBoundingClientRect();
+    let held = null;
     for (const element of this.log.children) {
       const box = element.getBoundingClientRect();
-      if (box.bottom > top) return { element, top: box.top };
+      held = { element, top: box.top };
+      if (box.bottom > top + height / 3) break;
     }
-    return null;
+    return held;
   }
 
   #keep(held) {
-    if (this.#following) this.scroller.scrollTop = this.scroller.scrollHeight;
-    else if (held?.element.isConnected) {
+    if (this.#following) {
+      this.scroller.scrollTop = this.scroller.scrollHeight;
+      this.#end = this.scroller.scrollTop;
+    } else if (held?.element.isConnected) {
       const moved = held.element.getBoundingClientRect().top - held.top;
       if (Math.abs(moved) >= 0.5) this.scroller.scrollTop += moved;
     }
   }
 
-  /** Gives elements to what comes near, takes them from what is far. */
-  #fit() {
+  /** Gives elements to what comes near, takes them from what is far; `held` is to be where it was. */
+  #fit(held = this.#hold()) {
     const size = this.scroller.clientHeight;
     // Within a frame that is not displayed nothing has a height.
     if (size === 0) return;
-    const held = this.#hold();
     const origin = () => this.scroller.getBoundingClientRect().top;
     const box = (at) => this.items[at].shown.getBoundingClientRect();
     const change = (first, last) => {

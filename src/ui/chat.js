@@ -56,6 +56,9 @@ function converse() {
   /** Turns that have not ended, in the order they came; the first is the one that runs. */
   const running = new Set();
 
+  /** the conversation that this page has open; `null` while it moves to another one */
+  let opened = null;
+
   function connect() {
     chat.connect().catch(missing);
   }
@@ -68,6 +71,14 @@ function converse() {
     $('gone-new').hidden = false;
     $('composer').inert = true;
     showEmpty();
+  }
+
+  /** The conversation that was open is deleted; the client may have moved on to another one. */
+  function vanished() {
+    gone('This conversation is not there any more', 'It was deleted, or somebody else is signed in now.');
+    $('gone-new').hidden = false;
+    $('composer').inert = true;
+    log.clear();
   }
 
   /** Does what a button asks for; one line says what went wrong. */
@@ -116,6 +127,8 @@ function converse() {
 
   function showSession() {
     const { session } = chat;
+    if (opened && session && opened !== session.session_id) vanished();
+    opened = session?.session_id ?? opened;
     if (session?.limits) composer.limit = session.limits.content_chars;
     $('name').textContent = session?.name || 'chatbox';
     document.title = session?.name || 'chatbox';
@@ -184,6 +197,7 @@ function converse() {
   function open(request, hash) {
     alertLine(null);
     $('gone').hidden = true;
+    opened = null;
     if (location.hash !== hash) history.replaceState(history.state, '', location.pathname + location.search + hash);
     chat.open(request).catch(missing);
   }
@@ -218,11 +232,7 @@ function converse() {
   });
   chat.addEventListener('typing', ({ detail }) => typing.show(detail));
   chat.addEventListener('update', ({ detail }) => {
-    if (!detail.deleted || detail.session_id !== chat.session?.session_id) return;
-    gone('This conversation was deleted', 'Everything in it is gone.');
-    $('gone-new').hidden = false;
-    $('composer').inert = true;
-    log.clear();
+    if (detail.deleted && detail.session_id === opened) vanished();
   });
   chat.addEventListener('error', ({ detail }) => {
     // A failed turn and a refused message carry their own words.

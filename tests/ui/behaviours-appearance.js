@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { copyFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { accessible, open, say } from './harness/acts.js';
+import { accessible, api, converse, open, say } from './harness/acts.js';
 import { startServer } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
@@ -23,11 +23,11 @@ export function appearance(page) {
     assert.equal(await page.evaluate(() => document.activeElement.id), 'text', 'one can go on typing');
     const reached = new Set();
     // Backwards, from the text to the bar; beyond it the browser's own controls would have the focus.
-    while (!reached.has('new') && reached.size < 20) {
+    while (!reached.has('all') && reached.size < 20) {
       await page.shiftPress('Tab');
       reached.add(await page.evaluate(shown.focused));
     }
-    for (const stop of ['new', 'scroller', 'text copy']) assert.ok(reached.has(stop), `${stop} of ${[...reached]}`);
+    for (const stop of ['all', 'new', 'share', 'scroller', 'text copy', 'text rate-up', 'text regenerate']) assert.ok(reached.has(stop), `${stop} of ${[...reached]}`);
     assert.deepEqual([...reached].filter((name) => name.includes('without')), []);
     await say(page, 'count to 500');
     await page.until(shown.streamed);
@@ -45,6 +45,15 @@ export function appearance(page) {
     await page.until(shown.finished, 2);
     assert.deepEqual(await page.evaluate(shown.tooWide), []);
     await page.resize({ width: 320, height: 640 });
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.click('#all');
+    await page.until(() => document.querySelectorAll('.row').length === 1);
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.click('.row-more');
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.evaluate(() => document.querySelector('[data-action=share]').click());
+    await page.click('dialog .solid');
+    await page.until(() => document.querySelector('.link:not([hidden])') !== null);
     assert.deepEqual(await page.evaluate(shown.tooWide), []);
     assert.deepEqual(await page.faults(), []);
   });
@@ -106,6 +115,7 @@ export function appearance(page) {
           await shot.screenshot(at(`finished-${label}`));
           await shot.evaluate(() => document.querySelector('.own').scrollIntoView());
           await shot.screenshot(at(`read-${label}`));
+          await sessionShots(shot, fresh, (name) => at(`${name}-${label}`));
           await shot.close();
         } finally {
           await fresh.stop();
@@ -114,4 +124,27 @@ export function appearance(page) {
     }
     if (process.env.README_SCREENSHOT) await copyFile(at('read-1280x800-light'), README_SCREENSHOT);
   });
+}
+
+/** Pictures of the list and of what opens in it, and of a conversation that has ended. */
+async function sessionShots(page, server, at) {
+  await converse(page, server, ['count to 3', 'A rather long first message that becomes the name of this conversation']);
+  await page.goto(`${server.base}sessions.html`);
+  await page.until(() => document.querySelectorAll('.row').length === 3);
+  await page.screenshot(at('list'));
+  await page.click('.row-more');
+  await page.screenshot(at('menu'));
+  await page.evaluate(() => document.querySelector('[data-action=share]').click());
+  await page.click('dialog .solid');
+  await page.until(() => document.querySelector('.link:not([hidden])') !== null);
+  await page.screenshot(at('share'));
+  await page.press('Escape');
+  await page.click('#words');
+  await page.type('webtransport');
+  await page.until(() => document.getElementById('found').textContent.includes('found for'));
+  await page.screenshot(at('search'));
+  const { sessions } = await api(server, 'GET', 'sessions');
+  await page.goto(`${server.base}chat.html#session=${sessions.find(({ name }) => name === 'count to 3').id}`);
+  await page.until(() => !document.getElementById('closed').hidden && document.querySelector('.reply'));
+  await page.screenshot(at('ended'));
 }

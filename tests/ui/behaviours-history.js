@@ -91,7 +91,7 @@ export function history(page) {
         while (document.getElementById('beginning').dataset.state !== 'start') {
           const room = scroller.scrollTop;
           const step = Math.min(300, room);
-          const seen = [...document.querySelectorAll('#log > *')].find((element) => element.getBoundingClientRect().bottom > 100);
+          const seen = [...document.querySelectorAll('#log > *')].find((element) => element.getBoundingClientRect().bottom > innerHeight / 2);
           const top = seen.getBoundingClientRect().top;
           scroller.scrollTop -= step;
           await frame();
@@ -133,7 +133,7 @@ export function history(page) {
 export async function talk(page, server, count) {
   await page.evaluate(async ({ base, count: all }) => {
     const { Chatbox } = await import(`${base}sdk.js`);
-    const getToken = async () => (await (await fetch('dev/session', { method: 'POST', body: '{}' })).json()).token;
+    const getToken = async () => (await (await fetch(`${base}dev/session`, { method: 'POST', body: '{}' })).json()).token;
     const chat = new Chatbox({ base, getToken, outbox: false });
     await chat.connect();
     let message;

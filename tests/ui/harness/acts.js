@@ -33,7 +33,7 @@ export async function say(page, text) {
 export async function converse(page, server, messages) {
   await page.evaluate(async ({ base, messages: all }) => {
     const { Chatbox } = await import(`${base}sdk.js`);
-    const getToken = async () => (await (await fetch('dev/session', { method: 'POST', body: '{}' })).json()).token;
+    const getToken = async () => (await (await fetch(`${base}dev/session`, { method: 'POST', body: '{}' })).json()).token;
     const chat = new Chatbox({ base, getToken, outbox: false });
     await chat.connect();
     for (const message of all) {
