@@ -2,17 +2,17 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{Router, boundary};
+use super::{Router, boundary, live::Live};
 use crate::chat::{Entry, ErrorCode, Sender, SessionUpdate, TurnId};
 
 /// Largest piece of text that one frame carries, in bytes, so that its frame stays far below the limit.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
 
 /// Shows a settled entry in one frame, or, if its text is too long for that, as a reply that is told again.
-pub(super) fn whole(entry: Arc<Entry>, out: &mut VecDeque<Shown>) {
+pub(super) fn whole(entry: Arc<Entry>, out: &mut Waiting) {
     match entry.turn_id.filter(|_| entry.sender == Sender::Ai && entry.content.len() > PIECE_BYTES_MAX) {
         Some(turn_id) => Cursor::start(turn_id).finish(&entry, None, out),
-        None => out.push_back(Shown::Entry(entry)),
+        None => out.push(Shown::Entry(entry)),
     }
 }
 
@@ -80,12 +80,12 @@ impl Cursor {
     }
 
     /// Shows what of a piece is new.
-    pub(super) fn piece(&mut self, offset: u64, content: &Arc<str>, out: &mut VecDeque<Shown>) -> Fit {
+    pub(super) fn piece(&mut self, offset: u64, content: &Arc<str>, out: &mut Waiting) -> Fit {
         if offset > self.offset {
             return Fit::Hole;
         }
         if offset == self.offset {
-            self.show(Arc::clone(content), out);
+            out.push(self.show(Arc::clone(content)));
         } else if let Some(rest) = tail(content, self.offset - offset) {
             self.text(rest, out);
         }
@@ -93,37 +93,90 @@ impl Cursor {
     }
 
     /// Shows text that begins at the cursor.
-    pub(super) fn text(&mut self, mut text: &str, out: &mut VecDeque<Shown>) {
+    pub(super) fn text(&mut self, mut text: &str, out: &mut Waiting) {
         while !text.is_empty() {
             let (piece, rest) = text.split_at(boundary(text, PIECE_BYTES_MAX));
-            self.show(piece.into(), out);
+            out.push(self.show(piece.into()));
             text = rest;
         }
     }
 
-    fn show(&mut self, content: Arc<str>, out: &mut VecDeque<Shown>) {
+    fn show(&mut self, content: Arc<str>) -> Shown {
         let offset = self.offset;
         self.offset += u64::try_from(content.len()).unwrap_or_default();
-        let model_id = self.model_id.clone();
-        out.push_back(Shown::Piece { turn_id: self.turn_id, model_id, offset, content });
+        Shown::Piece { turn_id: self.turn_id, model_id: self.model_id.clone(), offset, content }
     }
 
     /// Shows what is missing of a reply that has settled, and its end.
-    pub(super) fn finish(mut self, entry: &Arc<Entry>, failure: Option<ErrorCode>, out: &mut VecDeque<Shown>) {
-        if let Some(rest) = tail(&entry.content, self.offset) {
-            self.text(rest, out);
-        }
-        out.push_back(Shown::End { entry: Arc::clone(entry), failure });
+    pub(super) fn finish(self, entry: &Arc<Entry>, failure: Option<ErrorCode>, out: &mut Waiting) {
+        out.0.push_back(Item::Rest { cursor: self, entry: Arc::clone(entry), failure });
     }
 
     /// Shows what the turn has come to while the watcher was not told: from this node's memory, else from its log.
-    pub(super) async fn catch_up(&mut self, router: &Router, out: &mut VecDeque<Shown>) -> crate::store::Result<()> {
-        let text = match router.0.live.get(self.turn_id) {
-            Some(live) => live.from(self.offset),
-            None => router.0.parts.store.turn_text(self.turn_id, self.offset).await?.text,
-        };
+    pub(super) async fn catch_up(&mut self, router: &Router, out: &mut Waiting) -> crate::store::Result<()> {
+        if let Some(live) = router.0.live.get(self.turn_id) {
+            let until = live.length().max(self.offset);
+            out.0.push_back(Item::Live { cursor: self.clone(), live, until });
+            self.offset = until;
+            return Ok(());
+        }
+        let text = router.0.parts.store.turn_text(self.turn_id, self.offset).await?.text;
         self.text(&text, out);
         Ok(())
+    }
+}
+
+/// What waits to be shown, in order. Text that others hold anyway waits there, and is cut as it is taken: a watcher
+/// that is slow keeps no copy of it.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(VecDeque<Item>);
+
+#[derive(Debug)]
+enum Item {
+    Shown(Shown),
+    /// a running turn's text from the cursor up to a byte
+    Live {
+        cursor: Cursor,
+        live: Arc<Live>,
+        until: u64,
+    },
+    /// a settled reply's text from the cursor on, and its end
+    Rest {
+        cursor: Cursor,
+        entry: Arc<Entry>,
+        failure: Option<ErrorCode>,
+    },
+}
+
+impl Waiting {
+    pub(super) fn push(&mut self, shown: Shown) {
+        self.0.push_back(Item::Shown(shown));
+    }
+
+    pub(super) fn next(&mut self) -> Option<Shown> {
+        loop {
+            match self.0.front_mut()? {
+                Item::Live { cursor, live, until } => {
+                    let most = until.saturating_sub(cursor.offset).min(PIECE_BYTES_MAX.try_into().unwrap_or(u64::MAX));
+                    let piece = live.piece(cursor.offset, most);
+                    if !piece.is_empty() {
+                        return Some(cursor.show(piece.into()));
+                    }
+                }
+                Item::Rest { cursor, entry, .. } => {
+                    if let Some(rest) = tail(&entry.content, cursor.offset) {
+                        let piece = rest.get(..boundary(rest, PIECE_BYTES_MAX)).unwrap_or(rest);
+                        return Some(cursor.show(piece.into()));
+                    }
+                }
+                Item::Shown(_) => {}
+            }
+            match self.0.pop_front()? {
+                Item::Shown(shown) => return Some(shown),
+                Item::Rest { entry, failure, .. } => return Some(Shown::End { entry, failure }),
+                Item::Live { .. } => {}
+            }
+        }
     }
 }
 

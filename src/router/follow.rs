@@ -1,10 +1,10 @@
 //! Following one turn, for the exchange that asked for it: from its queue to its end.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Router,
-    cursor::{Cursor, Fit, Shown},
+    cursor::{Cursor, Fit, Shown, Waiting},
 };
 use crate::{
     bus::{Delivery, Subscription, Topic},
@@ -21,7 +21,7 @@ pub struct Follow {
     cursor: Cursor,
     loading_shown: bool,
     ended: bool,
-    ready: VecDeque<Shown>,
+    ready: Waiting,
 }
 
 impl Router {
@@ -34,7 +34,7 @@ impl Router {
             cursor: Cursor::start(turn_id),
             loading_shown: false,
             ended: false,
-            ready: VecDeque::new(),
+            ready: Waiting::default(),
         }
     }
 }
@@ -54,7 +54,7 @@ impl Follow {
     /// Waits for what is to be shown next; `None` after the end. Cancel safe.
     pub async fn next(&mut self) -> Option<Shown> {
         loop {
-            if let Some(shown) = self.ready.pop_front() {
+            if let Some(shown) = self.ready.next() {
                 return Some(shown);
             }
             if self.ended {
@@ -77,7 +77,7 @@ impl Follow {
             Event::Loading { turn_id, seq, model_id, .. } if *turn_id == self.cursor.turn_id => {
                 self.loading_shown = true;
                 self.cursor.model_id = Some(Arc::clone(model_id));
-                self.ready.push_back(Shown::Loading { turn_id: *turn_id, seq: *seq });
+                self.ready.push(Shown::Loading { turn_id: *turn_id, seq: *seq });
             }
             Event::Piece { turn_id, offset, content, .. } if *turn_id == self.cursor.turn_id => {
                 return self.cursor.piece(*offset, content, &mut self.ready);
@@ -98,7 +98,7 @@ impl Follow {
         self.cursor.model_id = turn.model_id.map(Into::into);
         if turn.state == TurnState::Running {
             if !std::mem::replace(&mut self.loading_shown, true) {
-                self.ready.push_back(Shown::Loading { turn_id: turn.id, seq });
+                self.ready.push(Shown::Loading { turn_id: turn.id, seq });
             }
             return self.cursor.catch_up(&self.router, &mut self.ready).await;
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -21,17 +21,31 @@ pub(super) struct Live {
 impl Live {
     /// Adds a piece and returns its offset.
     pub(super) fn push(&self, piece: &str) -> u64 {
-        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = self.lock();
         let offset = text.len();
         text.push_str(piece);
         offset.try_into().unwrap_or(u64::MAX)
     }
 
-    /// The text from an offset on; empty when the offset lies beyond it.
-    pub(super) fn from(&self, offset: u64) -> String {
-        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = boundary(&text, usize::try_from(offset).unwrap_or(usize::MAX));
-        text.get(at..).unwrap_or_default().to_owned()
+    /// All of the text.
+    pub(super) fn text(&self) -> String {
+        self.lock().clone()
+    }
+
+    /// Bytes of the text.
+    pub(super) fn length(&self) -> u64 {
+        self.lock().len().try_into().unwrap_or(u64::MAX)
+    }
+
+    /// The text from an offset on, at most so many bytes, whole characters.
+    pub(super) fn piece(&self, offset: u64, most: u64) -> String {
+        let text = self.lock();
+        let at = |byte: u64| boundary(&text, usize::try_from(byte).unwrap_or(usize::MAX));
+        text.get(at(offset)..at(offset.saturating_add(most))).unwrap_or_default().to_owned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, String> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stop(&self) {

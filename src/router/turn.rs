@@ -102,7 +102,7 @@ impl Router {
         let run = Run { router: self, started: &started, live: &live, began };
         let ending = self.contained(run.until_end()).await;
         if let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) {
-            let (complete, text) = (ending.state == TurnState::Complete, live.from(0));
+            let (complete, text) = (ending.state == TurnState::Complete, live.text());
             self.finish(&started, ending, Some(text.clone())).await;
             if complete {
                 self.name_by_model(&started, text);
@@ -253,7 +253,8 @@ impl Run<'_> {
     }
 
     async fn renew(&self) -> bool {
-        save(self, String::new(), self.live.from(0).len()).await
+        // Nothing has been said yet.
+        save(self, String::new(), 0).await
     }
 
     /// Passes pieces on as they come, and writes them to the turn's log in batches beside that.

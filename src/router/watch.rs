@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     RETRY_PAUSE, Refusal, Router,
-    cursor::{Cursor, Fit, Shown, whole},
+    cursor::{Cursor, Fit, Shown, Waiting, whole},
 };
 use crate::{
     bus::{Delivery, Subscription, Topic},
@@ -56,11 +56,12 @@ pub struct Watch {
     asked: Arc<Asked>,
     /// Every entry up to here was shown, or the client did not ask for it.
     upto: u64,
-    /// What the watcher was told of the session itself.
+    /// What the watcher was told of the session itself, and the `rev` with which it was read.
     told: Told,
+    rev: u64,
     over: bool,
     running: Option<Running>,
-    ready: VecDeque<Shown>,
+    ready: Waiting,
 }
 
 /// The reply that is being written, and how much of it was shown.
@@ -126,6 +127,7 @@ impl Router {
         subscription.saw(session.rev);
         let mut watch = Watch {
             told: Told::of(&session),
+            rev: session.rev,
             over: false,
             router: self.clone(),
             subscription,
@@ -134,7 +136,7 @@ impl Router {
             upto: session.last_seq,
             session_id: session.id,
             running: None,
-            ready: VecDeque::new(),
+            ready: Waiting::default(),
         };
         let recovered = watch.replay(from.after_seq, from.last, from.position).await?;
         Ok(Start { session, recovered, watch })
@@ -151,7 +153,7 @@ impl Watch {
     /// Waits for what is to be shown next; `None` once the session is deleted. Cancel safe.
     pub async fn next(&mut self) -> Option<Shown> {
         loop {
-            if let Some(shown) = self.ready.pop_front() {
+            if let Some(shown) = self.ready.next() {
                 return Some(shown);
             }
             if self.over {
@@ -276,14 +278,16 @@ impl Watch {
                 }
                 Fit::Seamless
             }
+            // What was read from the store since needs not be told.
+            Event::Session { rev, update } if *rev <= self.rev && !update.deleted => Fit::Seamless,
             Event::Session { update, .. } => {
-                self.ready.push_back(Shown::Update(Arc::clone(update)));
+                self.ready.push(Shown::Update(Arc::clone(update)));
                 self.over |= update.deleted;
                 Fit::Seamless
             }
             Event::Typing { origin, .. } if *origin == self.origin => Fit::Seamless,
             Event::Typing { sender, active, .. } => {
-                self.ready.push_back(Shown::Typing { sender: *sender, active: *active });
+                self.ready.push(Shown::Typing { sender: *sender, active: *active });
                 Fit::Seamless
             }
         }
@@ -301,7 +305,7 @@ impl Watch {
         match &self.running {
             Some(running) if running.cursor.turn_id == turn_id => {
                 if !running.muted {
-                    self.ready.push_back(Shown::Loading { turn_id, seq });
+                    self.ready.push(Shown::Loading { turn_id, seq });
                 }
             }
             None if seq == self.upto + 1 => {
@@ -318,7 +322,7 @@ impl Watch {
     fn begin(&mut self, turn_id: TurnId, seq: u64, model_id: Option<Arc<str>>) {
         let muted = self.asked.has(Some(turn_id));
         if !muted {
-            self.ready.push_back(Shown::Loading { turn_id, seq });
+            self.ready.push(Shown::Loading { turn_id, seq });
         }
         self.running = Some(Running { cursor: Cursor { turn_id, model_id, offset: 0 }, seq, muted });
     }
@@ -350,14 +354,15 @@ impl Watch {
         // First the session: what is read after it is at least as new as its `rev`.
         let Some(session) = self.router.0.parts.store.session(self.session_id).await? else {
             let update = SessionUpdate { deleted: true, ..SessionUpdate::of(self.session_id) };
-            self.ready.push_back(Shown::Update(Arc::new(update)));
+            self.ready.push(Shown::Update(Arc::new(update)));
             self.over = true;
             return Ok(());
         };
         self.subscription.saw(session.rev);
+        self.rev = session.rev;
         let told = std::mem::replace(&mut self.told, Told::of(&session));
         if told != self.told {
-            self.ready.push_back(Shown::Update(Arc::new(whole_update(session))));
+            self.ready.push(Shown::Update(Arc::new(whole_update(session))));
         }
         loop {
             let after = self.running.as_ref().map_or(self.upto, |running| running.seq - 1);

