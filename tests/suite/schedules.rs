@@ -113,7 +113,7 @@ fn from_store(entry: chatbox::chat::Entry) -> Entry {
 }
 
 /// Runs the same steps many times, for what happens between two threads of the server.
-async fn repeat(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
+async fn check_often(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
     let (world, first) = (World::start(0).await, seed());
     let schedules = (first..first + times).map(|seed| {
         let (world, steps) = (Arc::clone(&world), steps(Rng::new(seed)));
@@ -127,7 +127,7 @@ async fn repeat(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
 /// The store is read in several steps: what has ended between two of them must be shown once all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attaching_at_the_moment_a_turn_ends_shows_its_reply_once() {
-    repeat(200, |mut rng| {
+    check_often(200, |mut rng| {
         let mut steps = vec![Step::Connect { device: 0, via: Via::WebSocket, through: Through::Direct }];
         steps.push(Step::Say { device: 0, answer: Answer::quick(&mut rng) });
         for _ in 0..12 {
@@ -142,7 +142,7 @@ async fn attaching_at_the_moment_a_turn_ends_shows_its_reply_once() {
 /// A turn that was stopped before its runner began shows no text afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_at_the_moment_a_turn_starts_shows_no_text_beyond_its_length() {
-    repeat(200, |mut rng| {
+    check_often(200, |mut rng| {
         let mut steps = vec![Step::Connect { device: 0, via: Via::WebSocket, through: Through::Direct }];
         for pick in 0..6 {
             steps.push(Step::Say { device: 0, answer: Answer::quick(&mut rng) });
@@ -157,7 +157,7 @@ async fn stopping_at_the_moment_a_turn_starts_shows_no_text_beyond_its_length() 
 /// What is stored is also started, although nobody is there any more to hear of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vanishing_at_the_moment_a_message_is_stored_does_not_keep_it_from_being_answered() {
-    repeat(200, |mut rng| {
+    check_often(200, |mut rng| {
         let connect = Step::Connect { device: 0, via: rng.via(), through: Through::Direct };
         let part = Step::SayPart { device: 0, answer: Answer::quick(&mut rng), bytes: 1000 };
         vec![connect, part, connect, part, connect, part, connect, Step::Read { device: 0, frames: 20 }]
