@@ -147,6 +147,12 @@ impl Connection {
         self.0.id
     }
 
+    /// Whether the client has shown a token that was accepted.
+    #[must_use]
+    pub fn authenticated(&self) -> bool {
+        self.state().caller.is_some()
+    }
+
     /// Handles a frame that opens an exchange: the first of a stream, or any on a WebSocket. A panic in it is
     /// contained, counted and answered.
     pub async fn handle(&self, frame: &[u8]) -> Outcome {

@@ -93,6 +93,14 @@
 //!   made active again, else the one that it watches. A made-up or foreign id is neither stored nor looked into.
 //! - **`help_request` flags the session** and tells its watchers; nobody is called yet.
 //! - **Number casts are linted, `as` is not**: `&err as &dyn Error` is how logs get an error with its causes.
+//! - **A link is a share's id and a seal from `cluster_secret`**, so that a copy of the database opens nothing and a
+//!   forged token costs no look-up. It shows what had settled when it was made.
+//! - **A deletion ends the session first**, waits for its running reply to store its end, and then deletes: whoever
+//!   asked gets a last frame.
+//! - **Routes are a table**, from which requests are routed and `openapi.json` is made, with schemas that schemars
+//!   derives from the types. aide infers statuses from handlers' types, of which ours have one; utoipa has schemas of
+//!   its own, which AsyncAPI cannot use.
+//! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 

@@ -321,6 +321,7 @@ mod tests {
         assert_eq!(refusals(&limiter, "connections_per_address"), 1);
     }
 
+    // checklist W24
     #[test]
     fn refused_attempts_lock_nobody_out() {
         let limiter = limiter(&Config { connections_per_address: 1, ..Config::default() });

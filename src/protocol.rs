@@ -3,9 +3,11 @@
 //! A frame is one JSON object. [`decode`] is the only place where a client's bytes become types, and every
 //! limit of the contract is checked there, so nothing above validates again. It knows no transport.
 
+mod catalogue;
 mod client;
 mod server;
 
+pub use catalogue::{RequestType, requests};
 pub use client::{CONTENT_CHARS_MAX, ClientFrame, REPLAY_ENTRIES_MAX, Rejection, Request, decode, encode_request};
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,

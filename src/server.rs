@@ -83,6 +83,7 @@ impl Server {
             dev,
             verifier: Arc::clone(&gate.verifier),
             links: Links::new(&secrets.cluster),
+            documents: http::document::Documents::default(),
             router: gate.router.clone(),
             limiter: Arc::clone(&gate.limiter),
             limits: Limits {

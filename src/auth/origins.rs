@@ -102,6 +102,7 @@ mod tests {
         Origins::new(&config, &listeners, &[&"https://chat.example.org/base".parse().unwrap()])
     }
 
+    // checklist 10
     #[test]
     fn only_the_exact_scheme_host_and_port_are_allowed() {
         let origins = origins(&["https://App.Example.com/", "capacitor://localhost"], &["127.0.0.1:8080"]);
@@ -136,6 +137,7 @@ mod tests {
         }
     }
 
+    // checklist 10
     #[test]
     fn a_star_counts_on_loopback_only() {
         assert!(origins(&["*"], &["127.0.0.1:1", "[::1]:1"]).allows("https://anything.test"));

@@ -143,6 +143,7 @@ mod tests {
         assert!(err.ends_with("can be read by others (mode 644): chmod 600 it"), "got: {err}");
     }
 
+    // checklist 9
     #[test]
     fn nothing_is_generated_for_an_open_listener() {
         let home = tempfile::tempdir().unwrap();

@@ -158,6 +158,7 @@ impl Serialize for Secret {
 mod tests {
     use super::*;
 
+    // checklist 9
     #[test]
     fn weak_secrets_are_named_as_such() {
         for (text, why) in [

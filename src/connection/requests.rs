@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Connection, Outcome, Target, answers};
+use super::{Connection, Outcome, answers};
 use crate::{
     auth::{Denied, Principal},
     chat::{
@@ -138,10 +138,7 @@ impl Connection {
 
     /// Passes typing on. Nothing answers it, so nothing is asked of the store: the watch is proof enough.
     pub(super) async fn typing(&self, named: Option<&Named>, active: bool) -> Result<Outcome, Refusal> {
-        let watched = self.state().watches.iter().rev().find_map(|watch| match watch.target {
-            Target::Session(id, own) if named.is_none_or(|named| *named == Ok(id)) => Some((id, own)),
-            _ => None,
-        });
+        let watched = self.watched_as(named);
         let (session_id, own) = watched.ok_or_else(|| Refusal::new(ErrorCode::NotFound))?;
         self.0.gate.router.typing(self.0.id, session_id, own, active).await;
         Ok(Outcome::Answers(answers::none()))

@@ -88,9 +88,18 @@ impl Connection {
 
     /// The session whose watch began last.
     pub(super) fn watched(&self) -> Option<SessionId> {
+        self.watched_as(None).map(|(id, _own)| id)
+    }
+
+    /// The session of that name, else the one whose watch began last, if it is watched; and whether it is the caller's
+    /// own.
+    pub(super) fn watched_as(&self, named: Option<&Named>) -> Option<(SessionId, bool)> {
         let state = self.state();
-        let live = state.watches.iter().rev().filter(|watch| !watch.ended.is_cancelled());
-        live.filter_map(|watch| watch.target.session_id()).next()
+        let mut live = state.watches.iter().rev().filter(|watch| !watch.ended.is_cancelled());
+        live.find_map(|watch| match watch.target {
+            Target::Session(id, own) if named.is_none_or(|named| *named == Ok(id)) => Some((id, own)),
+            _ => None,
+        })
     }
 
     pub(super) fn detach(
@@ -135,6 +144,9 @@ impl Connection {
         let default = || self.0.gate.router.models().default_id().to_string();
         ConnectionStatus {
             session_id: Some(session.id),
+            name: session.name.clone(),
+            state: Some(session.state),
+            help_requested: Some(session.help_requested),
             model_id: Some(session.model_id.clone().unwrap_or_else(default)),
             assisted_by: session.assist.clone(),
             ..self.status(principal, re)
@@ -149,6 +161,9 @@ impl Connection {
             user_id: principal.user_id.clone(),
             connection_id: self.0.id,
             models: models.map(|model| Model { id: model.id.to_string(), name: model.label.to_string() }).collect(),
+            name: None,
+            state: None,
+            help_requested: None,
             model_id: None,
             last_seq: None,
             recovered: None,

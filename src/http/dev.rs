@@ -4,45 +4,49 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Parts, problem::Problem};
+use super::{Parts, input::Body, problem::Problem};
 use crate::{
     auth::dev::{COOKIE, COOKIE_TTL},
     chat::ErrorCode,
 };
 
-#[derive(Deserialize, Default)]
+/// What the sign-in takes, unless a cookie comes along.
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(default)]
-struct Ask {
+pub(super) struct Ask {
+    /// the code of the printed URL
     code: Option<String>,
 }
 
-pub(super) async fn session(State(parts): State<Arc<Parts>>, headers: HeaderMap, body: Bytes) -> Response {
-    std::future::ready(exchange(&parts, &headers, &body).unwrap_or_else(|problem| problem.into_response())).await
+/// What the sign-in gives.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Grant {
+    /// who the page calls as
+    token: String,
 }
 
-fn exchange(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<Response, Problem> {
+pub(super) async fn session(
+    State(parts): State<Arc<Parts>>,
+    headers: HeaderMap,
+    Body(ask): Body<Ask>,
+) -> Result<Response, Problem> {
+    std::future::ready(exchange(&parts, &headers, &ask)).await
+}
+
+fn exchange(parts: &Parts, headers: &HeaderMap, ask: &Ask) -> Result<Response, Problem> {
     // The cookie rides along with any request to this origin: only our own pages may use it.
     if let Some(origin) = headers.get(header::ORIGIN)
         && !origin.to_str().is_ok_and(|origin| parts.origins.allows(origin))
     {
         return Err(Problem::new(StatusCode::FORBIDDEN, ErrorCode::Unauthorized));
     }
-    let ask: Ask = if body.is_empty() {
-        Ask::default()
-    } else {
-        serde_json::from_slice(body).map_err(|err| {
-            let detail = format!("the body is not {{\"code\": TEXT}}: {err}");
-            Problem::with_detail(StatusCode::BAD_REQUEST, ErrorCode::InvalidFormat, detail)
-        })?
-    };
     let dev = parts.dev.as_ref().ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, ErrorCode::NotFound))?;
     let by_code = ask.code.as_deref().and_then(|code| dev.redeem(code));
     let grant = by_code.or_else(|| cookie(headers).and_then(|cookie| dev.resume(cookie))).ok_or_else(|| {
@@ -55,7 +59,7 @@ fn exchange(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<Response,
         (header::SET_COOKIE, format!("{COOKIE}={}; {attributes}", grant.cookie)),
         (header::CACHE_CONTROL, "no-store".to_owned()),
     ];
-    Ok((headers, Json(json!({"token": grant.token}))).into_response())
+    Ok((headers, Json(Grant { token: grant.token })).into_response())
 }
 
 fn cookie(headers: &HeaderMap) -> Option<&str> {

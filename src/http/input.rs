@@ -20,7 +20,7 @@ use crate::{
 pub(super) const BODY_BYTES_MAX: usize = 16 * 1024;
 
 /// Longest `Idempotency-Key`, in characters.
-const KEY_CHARS_MAX: usize = 255;
+pub(super) const KEY_CHARS_MAX: usize = 255;
 
 /// Who calls, by the token in `Authorization`. One request of their `limits.requests_per_minute`.
 pub(super) struct Caller(pub(super) Principal);
@@ -67,6 +67,17 @@ impl FromRequestParts<Arc<Parts>> for Id {
         let unknown = || Problem::new(StatusCode::NOT_FOUND, ErrorCode::NotFound);
         let text: Path<String> = Path::from_request_parts(request, parts).await.map_err(|_not_text| unknown())?;
         text.parse().map(|id| Self(SessionId(id))).map_err(|_not_ours| unknown())
+    }
+}
+
+/// The token of a link in the path; `None` for what is no text.
+pub(super) struct Token(pub(super) Option<String>);
+
+impl FromRequestParts<Arc<Parts>> for Token {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(request: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self, Self::Rejection> {
+        Ok(Self(Path::from_request_parts(request, parts).await.ok().map(|Path(token)| token)))
     }
 }
 
@@ -122,6 +133,10 @@ impl<T: DeserializeOwned + Default + Send> FromRequest<Arc<Parts>> for Body<T> {
         })?;
         if body.is_empty() {
             return Ok(Self(T::default()));
+        }
+        // An array would be read as the fields in their order.
+        if body.trim_ascii_start().starts_with(b"[") {
+            return Err(invalid("body: it is an array, and an object is accepted"));
         }
         let mut reader = serde_json::Deserializer::from_slice(&body);
         let value = serde_path_to_error::deserialize(&mut reader).map_err(|err| invalid(&format!("body: {err}")))?;

@@ -61,6 +61,10 @@ pub(super) async fn finish(State(parts): State<Arc<Parts>>, request: Request, ne
     for (name, value) in SECURITY {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
+    // On loopback with a certificate of our own it would lock the plain listener's pages out.
+    if parts.addresses.http.scheme() == "https" {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    }
     if over_tcp && let Some(port) = parts.addresses.quic.port_or_known_default() {
         let value = format!("h3=\":{port}\"; ma=3600");
         headers.extend(HeaderValue::try_from(value).ok().map(|value| (header::ALT_SVC, value)));

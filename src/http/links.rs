@@ -62,9 +62,13 @@ mod tests {
         let token = links.token(id);
         assert_eq!(links.share(&token), Some(id));
         assert_eq!(token.len(), 43);
-        for forged in
-            [other.token(id), token[1..].to_owned(), format!("{token}A"), URL_SAFE_NO_PAD.encode(id), String::new()]
-        {
+        for forged in [
+            other.token(id),
+            token.replacen(|_: char| true, "", 1),
+            format!("{token}A"),
+            URL_SAFE_NO_PAD.encode(id),
+            String::new(),
+        ] {
             assert_eq!(links.share(&forged), None, "{forged}");
         }
         let mut bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();

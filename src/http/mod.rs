@@ -1,8 +1,10 @@
 //! HTTP: sessions, links, pages, discovery, local sign-in, health and metrics, the same over HTTP/1.1, HTTP/2 and
 //! HTTP/3.
 
+mod api;
 mod dev;
 mod discovery;
+pub mod document;
 mod input;
 mod layers;
 pub mod links;
@@ -15,13 +17,7 @@ mod ui;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::DefaultBodyLimit,
-    middleware,
-    response::Redirect,
-    routing::{get, post},
-};
+use axum::{Router, extract::DefaultBodyLimit, middleware, response::Redirect, routing::get};
 use url::Url;
 
 use crate::{
@@ -45,6 +41,8 @@ pub struct Parts {
     pub verifier: Arc<Verifier>,
     /// what opens shared sessions
     pub links: links::Links,
+    /// what is published of the API
+    pub documents: document::Documents,
     /// the local sign-in, where there is one
     pub dev: Option<DevSessions>,
     /// the use cases
@@ -75,21 +73,8 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
     let prefix = parts.prefix.clone();
     let home = format!("{prefix}/");
     let to_home = get(move || async move { Redirect::temporary(&home) });
-    let mut limited = Router::new()
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz))
-        .route("/shared/{token}", get(sessions::shared).layer(middleware::map_response(layers::private)));
-    if parts.dev.is_some() {
-        limited = limited.route("/dev/session", post(dev::session));
-    }
-    let limited = limited.route_layer(middleware::from_fn_with_state(Arc::clone(&parts), layers::limit_public));
-    // Pages and discovery are bytes in memory; the WebSocket has limits of its own.
-    let inner = Router::new()
-        .merge(limited)
-        .merge(session_routes())
-        .route("/.well-known/chatbox", get(discovery::discover))
-        .with_state(Arc::clone(&parts))
-        .merge(websocket);
+    // The WebSocket has limits of its own.
+    let inner = api::routes(&parts).with_state(Arc::clone(&parts)).merge(websocket);
     Router::new()
         .nest(&prefix, inner)
         .merge(ui::routes(&prefix).with_state(Arc::clone(&parts)))
@@ -100,16 +85,6 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
         .layer(DefaultBodyLimit::max(input::BODY_BYTES_MAX))
         .layer(layers::cross_origin(&parts.origins))
         .layer(middleware::from_fn_with_state(parts, layers::finish))
-}
-
-fn session_routes() -> Router<Arc<Parts>> {
-    Router::new()
-        .route("/sessions", get(sessions::list).post(sessions::create))
-        .route("/sessions/{id}", get(sessions::read).patch(sessions::change).delete(sessions::delete))
-        .route("/sessions/{id}/end", post(sessions::end))
-        .route("/sessions/{id}/export", get(sessions::export))
-        .route("/sessions/{id}/share", post(sessions::share).delete(sessions::unshare))
-        .layer(middleware::map_response(layers::private))
 }
 
 /// The routes of `listen.ops`: health and metrics, without prefix, and nothing else.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Parts,
-    input::{Body, Caller, Id, Key, Number, Query, Text, invalid},
+    input::{Body, Caller, Id, Key, Number, Query, Text, Token, invalid},
     log,
     meta::{Link, Message, Meta, SessionList, model_of},
     problem::Problem,
@@ -31,14 +31,18 @@ const OLD_LIMIT: u64 = 100;
 /// Sessions on a page, unless the caller asks for another number; entries likewise.
 const PAGE: u64 = 50;
 
+/// Names, for the published description: no control characters, and not blank.
+const NAME: &str = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
+
 /// What `POST /sessions` and `PATCH /sessions/{id}` take.
 #[derive(Deserialize, Default, JsonSchema)]
 #[serde(default)]
 pub(super) struct Wish {
     /// what people read
-    #[schemars(length(min = 1, max = NAME_CHARS_MAX))]
+    #[schemars(length(min = 1, max = NAME_CHARS_MAX), regex(pattern = NAME))]
     name: Option<String>,
-    /// the model that answers from here on
+    /// the model that answers from here on: one of those that are configured
+    #[schemars(length(min = 1))]
     model_id: Option<String>,
 }
 
@@ -313,7 +317,7 @@ pub(super) struct SharedHead {
     expires_at: Option<Timestamp>,
 }
 
-pub(super) async fn shared(State(parts): State<Arc<Parts>>, token: Option<Path<String>>) -> Result<Response, Problem> {
+pub(super) async fn shared(State(parts): State<Arc<Parts>>, Token(token): Token) -> Result<Response, Problem> {
     let unknown = || {
         let detail = "there is no such link, or it was revoked, or it has ended".to_owned();
         Problem::with_detail(StatusCode::NOT_FOUND, ErrorCode::NotFound, detail)

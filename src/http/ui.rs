@@ -21,6 +21,7 @@ struct Asset {
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
+const SVG: &str = "image/svg+xml";
 
 macro_rules! asset {
     ($path:literal, $file:literal, $content_type:expr) => {
@@ -31,24 +32,49 @@ macro_rules! asset {
 static ASSETS: &[Asset] = &[
     asset!("/", "chat.html", HTML),
     asset!("/chat-composer.js", "chat-composer.js", SCRIPT),
+    asset!("/chat-items.js", "chat-items.js", SCRIPT),
     asset!("/chat-log.css", "chat-log.css", STYLE),
     asset!("/chat-log.js", "chat-log.js", SCRIPT),
     asset!("/chat-rich.js", "chat-rich.js", SCRIPT),
-    asset!("/chat-signin.js", "chat-signin.js", SCRIPT),
+    asset!("/chat-shared.js", "chat-shared.js", SCRIPT),
+    asset!("/chat-stream.js", "chat-stream.js", SCRIPT),
+    asset!("/chat-typing.js", "chat-typing.js", SCRIPT),
+    asset!("/chat-window.js", "chat-window.js", SCRIPT),
     asset!("/chat.css", "chat.css", STYLE),
     asset!("/chat.html", "chat.html", HTML),
     asset!("/chat.js", "chat.js", SCRIPT),
-    asset!("/icon.svg", "icon.svg", "image/svg+xml"),
+    asset!("/icon.svg", "icon.svg", SVG),
+    asset!("/page-dialog.js", "page-dialog.js", SCRIPT),
+    asset!("/page-dom.js", "page-dom.js", SCRIPT),
+    asset!("/page-host.js", "page-host.js", SCRIPT),
+    asset!("/page-icons.svg", "page-icons.svg", SVG),
+    asset!("/page-share.js", "page-share.js", SCRIPT),
+    asset!("/page-signin.js", "page-signin.js", SCRIPT),
+    asset!("/page-status.js", "page-status.js", SCRIPT),
+    asset!("/page-time.js", "page-time.js", SCRIPT),
+    asset!("/page.css", "page.css", STYLE),
     asset!("/sdk-connection.js", "sdk-connection.js", SCRIPT),
+    asset!("/sdk-delivery.js", "sdk-delivery.js", SCRIPT),
     asset!("/sdk-dial.js", "sdk-dial.js", SCRIPT),
+    asset!("/sdk-http.js", "sdk-http.js", SCRIPT),
     asset!("/sdk-log.js", "sdk-log.js", SCRIPT),
+    asset!("/sdk-outbox-store.js", "sdk-outbox-store.js", SCRIPT),
     asset!("/sdk-outbox.js", "sdk-outbox.js", SCRIPT),
+    asset!("/sdk-replies.js", "sdk-replies.js", SCRIPT),
+    asset!("/sdk-sessions.js", "sdk-sessions.js", SCRIPT),
+    asset!("/sdk-token.js", "sdk-token.js", SCRIPT),
+    asset!("/sdk-typing.js", "sdk-typing.js", SCRIPT),
     asset!("/sdk-watchdog.js", "sdk-watchdog.js", SCRIPT),
     asset!("/sdk-websocket.js", "sdk-websocket.js", SCRIPT),
     asset!("/sdk-webtransport.js", "sdk-webtransport.js", SCRIPT),
     asset!("/sdk-wire.js", "sdk-wire.js", SCRIPT),
     asset!("/sdk.d.ts", "sdk.d.ts", "text/plain; charset=utf-8"),
     asset!("/sdk.js", "sdk.js", SCRIPT),
+    asset!("/sessions-menu.js", "sessions-menu.js", SCRIPT),
+    asset!("/sessions-row.js", "sessions-row.js", SCRIPT),
+    asset!("/sessions.css", "sessions.css", STYLE),
+    asset!("/sessions.html", "sessions.html", HTML),
+    asset!("/sessions.js", "sessions.js", SCRIPT),
 ];
 
 /// One tag for all: they change together, with the binary.

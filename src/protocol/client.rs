@@ -125,45 +125,71 @@ pub struct Rejection {
 
 #[derive(Deserialize, Serialize, Default, JsonSchema)]
 #[serde(default)]
-struct Envelope {
+pub(super) struct Envelope {
+    /// what is asked for
     #[serde(skip_serializing_if = "Option::is_none")]
     r#type: Option<String>,
+    /// the idempotency key; answers carry it as `re`
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Uuid>,
+    /// who calls
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
+    /// what is watched
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<Scope>,
+    /// the session; absent: the one that this connection watches, or the active one
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = SESSION_ID_CHARS_MAX))]
     session_id: Option<String>,
+    /// largest n for which the client holds every entry up to n in its final state
     #[serde(skip_serializing_if = "Option::is_none")]
     after_seq: Option<u64>,
+    /// without `after_seq`: how many of the last entries to replay
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = REPLAY_ENTRIES_MAX))]
     last: Option<u32>,
+    /// the place of a reply
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
+    /// a turn
     #[serde(skip_serializing_if = "Option::is_none")]
     turn_id: Option<TurnId>,
+    /// bytes of the turn's text that the client holds
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
+    /// start another session
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     new: bool,
+    /// make the named session active again
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     reopen: bool,
+    /// copies of small frames may come as datagrams
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     datagrams: bool,
+    /// text exactly as typed
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = CONTENT_CHARS_MAX))]
     content: Option<String>,
+    /// ids of uploads
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<String>>,
+    /// an upload, from old clients
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = FILE_ID_CHARS_MAX))]
     file_id: Option<String>,
+    /// its address, from old clients
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = FILE_URL_CHARS_MAX))]
     file_url: Option<String>,
+    /// a configured model
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MODEL_ID_CHARS_MAX))]
     model_id: Option<String>,
+    /// the client's clock; advisory
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<Timestamp>,
+    /// small facts
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata>,
 }
@@ -177,6 +203,10 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
         return Err(reject(None, ErrorCode::InvalidFormat, "the frame is not UTF-8".to_owned()));
     }
     match serde_json::from_slice::<Envelope>(frame) {
+        // An array is read as the fields in their order, which the contract does not know.
+        Ok(_) if !frame.trim_ascii_start().starts_with(b"{") => {
+            Err(reject(None, ErrorCode::InvalidFormat, "the frame is not an object of the contract".to_owned()))
+        }
         Ok(envelope) => check(envelope),
         Err(err) => Err(explain(frame, &err)),
     }

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{
-    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionUpdate, Timestamp,
-    TurnId, TurnState, Usage, UserId,
+    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionState,
+    SessionUpdate, Timestamp, TurnId, TurnState, Usage, UserId,
 };
 
 /// One frame from the server.
@@ -84,6 +84,15 @@ pub struct ConnectionStatus {
     pub connection_id: ConnectionId,
     /// configured models, in configured order
     pub models: Arc<[Model]>,
+    /// the session's name, once it has one
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// whether the session takes messages
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<SessionState>,
+    /// whether the session's owner waits for a person
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help_requested: Option<bool>,
     /// the model that answers in this session
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_id: Option<String>,

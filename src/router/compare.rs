@@ -19,7 +19,7 @@ impl Router {
                 () = lifecycle.closing() => return,
                 () = tokio::time::sleep(self.0.parts.config.compare_interval) => {}
             }
-            if let Err(err) = self.compare_once().await {
+            if let Some(Err(err)) = self.contained(self.compare_once()).await {
                 warn!(error = &err as &dyn std::error::Error, "watches are not compared with the store");
             }
         }

@@ -8,21 +8,25 @@ mod follow;
 mod lists;
 mod live;
 mod naming;
+mod reading;
 mod recover;
 mod send;
 mod sessions;
+mod shares;
 mod turn;
 mod watch;
 
 pub use cursor::Shown;
 pub use follow::Follow;
 pub use lists::ListWatch;
+pub use reading::{Listed, Listing, Log, LogPage, Side};
 pub use send::{Regenerate, Send};
-pub use sessions::{Create, Listed, Listing, Log, LogPage, NAME_CHARS_MAX, Side};
+pub use sessions::{Create, NAME_CHARS_MAX};
 pub use watch::{Asked, From as WatchFrom, Start, Watch};
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -237,6 +241,12 @@ impl Router {
         let event = Arc::new(Event::Session { rev: session.rev, update: Arc::new(update) });
         self.0.parts.bus.publish(&Topic::Session(session.id), Arc::clone(&event)).await;
         self.0.parts.bus.publish(&Topic::User(session.user_id.clone()), event).await;
+    }
+
+    /// Contains and counts a panic; `None` then. The panic hook has logged its cause.
+    async fn contained<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let done = AssertUnwindSafe(work).catch_unwind().await;
+        done.inspect_err(|_panic| self.0.parts.metrics.panics_total.inc()).ok()
     }
 
     /// Names this node's lease on a turn that is about to start.

@@ -49,11 +49,12 @@ impl Router {
             let named = tokio::select! {
                 biased;
                 () = router.0.parts.lifecycle.draining() => return,
-                named = tokio::time::timeout(NAME_DEADLINE, router.better_name(&started, reply)) => named,
+                named = tokio::time::timeout(NAME_DEADLINE, router.contained(router.better_name(&started, reply))) => named,
             };
             let outcome = match named {
-                Ok(Some(outcome)) => outcome,
-                Ok(None) => return,
+                Ok(Some(Some(outcome))) => outcome,
+                Ok(Some(None)) => return,
+                Ok(None) => "failed",
                 Err(_late) => "late",
             };
             debug!(session_id = %started.turn.session_id, outcome, "session named by its model");
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(from_message(words).unwrap(), "one two three four five six seven eight nine ten…");
         let exact = "x".repeat(NAME_GRAPHEMES_MAX);
         assert_eq!(from_message(&exact).unwrap(), exact);
-        assert_eq!(from_message(&format!("{exact}y")).unwrap(), format!("{}…", &exact[1..]));
+        assert_eq!(from_message(&format!("{exact}y")).unwrap(), format!("{}…", "x".repeat(NAME_GRAPHEMES_MAX - 1)));
         let ends_with_word = format!("{} y", "x".repeat(NAME_GRAPHEMES_MAX - 1));
         assert_eq!(from_message(&ends_with_word).unwrap(), format!("{}…", "x".repeat(NAME_GRAPHEMES_MAX - 1)));
     }
@@ -195,7 +196,7 @@ mod tests {
             let name = from_message(&character.repeat(60)).unwrap();
             let kept = name.strip_suffix('…').expect("it is cut");
             assert!(kept.graphemes(true).all(|grapheme| grapheme == character), "{name}");
-            assert!(kept.graphemes(true).count() <= NAME_GRAPHEMES_MAX - 1 && !kept.is_empty(), "{name}");
+            assert!(kept.graphemes(true).count() < NAME_GRAPHEMES_MAX && !kept.is_empty(), "{name}");
         }
         let one = format!("a{}", "\u{301}".repeat(5000));
         assert!(from_message(&one).unwrap().len() <= NAME_BYTES_MAX, "one character can be of any length");

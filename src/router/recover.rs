@@ -37,7 +37,7 @@ impl Router {
                 () = self.0.parts.lifecycle.draining() => return,
                 () = tokio::time::sleep(self.0.parts.config.turn_lease) => {}
             }
-            if let Err(err) = self.recover().await {
+            if let Some(Err(err)) = self.contained(self.recover()).await {
                 error!(error = &err as &dyn std::error::Error, "abandoned turns are not found");
             }
         }

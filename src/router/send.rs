@@ -68,8 +68,8 @@ impl Router {
         };
         let router = self.clone();
         // In a task of the router's: a client that leaves in the middle must not leave a stored message unanswered.
-        let appended = self.0.runners.spawn(async move { router.append(entry, send.origin).await });
-        match appended.await.map_err(|_panic| Refusal::new(ErrorCode::ServiceError))? {
+        let appended = self.0.runners.spawn(async move { router.contained(router.append(entry, send.origin)).await });
+        match appended.await.ok().flatten().ok_or_else(|| Refusal::new(ErrorCode::ServiceError))? {
             // Staff may read the session, and only its owner, or who holds it, may write in it.
             Err(store::Error::NotFound) if principal.role == Role::Staff => {
                 self.readable(principal, session_id).await?;
@@ -140,16 +140,8 @@ impl Router {
             lease: self.lease(),
         };
         let router = self.clone();
-        let regenerated = self.0.runners.spawn(async move {
-            let regenerated = router.0.parts.store.regenerate(ask).await?;
-            if let Some(started) = regenerated.started.clone() {
-                router.spawn_runner(started);
-            } else {
-                router.0.parts.metrics.duplicates_total.inc();
-            }
-            Ok(regenerated)
-        });
-        let regenerated = regenerated.await.map_err(|_panic| Refusal::new(ErrorCode::ServiceError))?;
+        let regenerated = self.0.runners.spawn(async move { router.contained(router.begin_again(ask)).await });
+        let regenerated = regenerated.await.ok().flatten().ok_or_else(|| Refusal::new(ErrorCode::ServiceError))?;
         let regenerated = regenerated.map_err(|err| match err {
             store::Error::NotFound => gone(),
             err => err.into(),
@@ -159,6 +151,15 @@ impl Router {
             follow
         });
         Ok((regenerated, follow))
+    }
+
+    async fn begin_again(&self, ask: store::Regenerate) -> store::Result<Regenerated> {
+        let regenerated = self.0.parts.store.regenerate(ask).await?;
+        match regenerated.started.clone() {
+            Some(started) => self.spawn_runner(started),
+            None => self.0.parts.metrics.duplicates_total.inc(),
+        }
+        Ok(regenerated)
     }
 
     /// Whether one more request that models answer is welcome now.

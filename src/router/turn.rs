@@ -1,8 +1,8 @@
 //! Running one reply: history to the model, pieces to the watchers, text to the log, and exactly one end.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, error, info, info_span, warn};
 
@@ -18,6 +18,9 @@ use crate::{
 /// Shown text that a crash may lose: this much, or this old, whichever comes first.
 const UNSAVED_BYTES_MAX: usize = 4096;
 const UNSAVED_AGE_MAX: Duration = Duration::from_millis(250);
+
+/// However slow the store is, text is collected for so long before it is written.
+const UNSAVED_AGE_MIN: Duration = Duration::from_millis(50);
 
 /// How often a silent provider's turn says that it is still there.
 const LOADING_INTERVAL: Duration = Duration::from_secs(5);
@@ -58,7 +61,8 @@ impl Router {
             let mut next = Some(started);
             while let Some(started) = next {
                 let span = info_span!("turn", turn_id = %started.turn.id, %session_id, user_id = %started.user_id);
-                router.run(started).instrument(span).await;
+                // After a panic the turn's lease runs out, and a sweep ends it with what its log holds.
+                let _ended = router.contained(router.run(started).instrument(span)).await;
                 next = router.next_queued(session_id).await;
             }
         }));
@@ -85,10 +89,9 @@ impl Router {
     }
 
     async fn run(&self, started: StartedTurn) {
-        let metrics = &self.0.parts.metrics;
         let live = self.0.live.begin(started.turn.id);
         let began = Instant::now();
-        metrics.turns_running.inc();
+        let _running = Running::begin(self, &started, began);
         self.announce(&started).await;
         let update = SessionUpdate {
             last_activity: Some(now()),
@@ -97,24 +100,14 @@ impl Router {
         };
         self.tell_list(started.user_id.clone(), started.rev, update).await;
         let run = Run { router: self, started: &started, live: &live, began };
-        let ending = match AssertUnwindSafe(run.until_end()).catch_unwind().await {
-            Ok(ending) => ending,
-            Err(_panic) => {
-                // The panic hook has logged its cause.
-                metrics.panics_total.inc();
-                Some(Ending::failed(ErrorCode::ServiceError))
-            }
-        };
-        if let Some(ending) = ending {
+        let ending = self.contained(run.until_end()).await;
+        if let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) {
             let (complete, text) = (ending.state == TurnState::Complete, live.from(0));
             self.finish(&started, ending, Some(text.clone())).await;
             if complete {
                 self.name_by_model(&started, text);
             }
         }
-        self.0.live.end(started.turn.id);
-        metrics.turns_running.dec();
-        metrics.turn_duration_seconds.with_label_values(&[&started.model_id]).observe(began.elapsed().as_secs_f64());
     }
 
     async fn announce(&self, started: &StartedTurn) {
@@ -189,6 +182,30 @@ const fn state_name(state: TurnState) -> &'static str {
         TurnState::Stopped => "stopped",
         TurnState::Interrupted => "interrupted",
         TurnState::Failed => "failed",
+    }
+}
+
+/// Counts a turn as running until it is dropped, however its task ends.
+struct Running<'a> {
+    router: &'a Router,
+    started: &'a StartedTurn,
+    began: Instant,
+}
+
+impl<'a> Running<'a> {
+    fn begin(router: &'a Router, started: &'a StartedTurn, began: Instant) -> Self {
+        router.0.parts.metrics.turns_running.inc();
+        Self { router, started, began }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let metrics = &self.router.0.parts.metrics;
+        self.router.0.live.end(self.started.turn.id);
+        metrics.turns_running.dec();
+        let duration = metrics.turn_duration_seconds.with_label_values(&[&self.started.model_id]);
+        duration.observe(self.began.elapsed().as_secs_f64());
     }
 }
 
@@ -326,11 +343,14 @@ struct Log<'a> {
     length: usize,
     oldest: Instant,
     writing: Option<BoxFuture<'a, bool>>,
+    began: Instant,
+    /// how long the last write took
+    took: Duration,
 }
 
 impl<'a> Log<'a> {
     const fn new(began: Instant) -> Self {
-        Self { unsaved: String::new(), length: 0, oldest: began, writing: None }
+        Self { unsaved: String::new(), length: 0, oldest: began, writing: None, began, took: Duration::ZERO }
     }
 
     const fn length(&self) -> usize {
@@ -351,13 +371,15 @@ impl<'a> Log<'a> {
             (Some(_), _) => Instant::now() + UNSAVED_AGE_MAX,
             (None, 0) => self.oldest + renew,
             (None, bytes) if bytes >= UNSAVED_BYTES_MAX => self.oldest,
-            (None, _) => self.oldest + UNSAVED_AGE_MAX,
+            // Text is at risk until its write is done, so a slow store is asked earlier.
+            (None, _) => self.oldest + UNSAVED_AGE_MAX.saturating_sub(self.took).max(UNSAVED_AGE_MIN),
         }
     }
 
     fn begin(&mut self, write: impl FnOnce(String, usize) -> BoxFuture<'a, bool>) {
         if self.writing.is_none() {
             self.oldest = Instant::now();
+            self.began = self.oldest;
             self.writing = Some(write(std::mem::take(&mut self.unsaved), self.length));
         }
     }
@@ -368,6 +390,7 @@ impl<'a> Log<'a> {
             Some(write) => {
                 let kept = write.await;
                 self.writing = None;
+                self.took = self.began.elapsed();
                 kept
             }
             None => std::future::pending().await,

@@ -106,6 +106,7 @@ mod tests {
         assert!(!too_long);
     }
 
+    // checklist 18
     #[test]
     fn line_may_be_as_long_as_the_limit_and_no_longer() {
         assert_eq!(read(&[b"abc\n"], 3), (vec![Bytes::from_static(b"abc")], false));

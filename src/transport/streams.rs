@@ -139,7 +139,8 @@ impl Driver {
                 },
                 () = deadline(&mut attach), if attach.is_some() => {
                     attach = None;
-                    if !self.credit.raised() {
+                    // Who has shown a token has asked in time; how long the answer takes is up to the server.
+                    if !self.credit.raised() && !self.connection.authenticated() {
                         return Ok(CloseCode::Unauthorized);
                     }
                 }
@@ -296,13 +297,14 @@ impl Stream {
 
     /// Writes a last frame and waits for a moment until the client has it.
     async fn last(mut self, frame: Option<Bytes>, code: CloseCode) -> Ended {
-        self.reader.receive.stop(0);
         if let Some(frame) = frame
             && self.writer.write(vec![frame]).await.is_ok()
         {
             self.writer.send.finish();
             drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped).await);
         }
+        // Not before: Firefox discards what it has not read of a stream on which it may send no more.
+        self.reader.receive.stop(0);
         Ended::Break(code)
     }
 
@@ -322,6 +324,10 @@ impl Stream {
             Request::Close(frame, code) => Box::pin(self.last(frame, code)).await,
             Request::Unread(unread) => Box::pin(self.unwatched(unread, written)).await,
             Request::Unheard => {
+                if written.is_ok() {
+                    self.writer.send.finish();
+                    drop(timeout(LAST_FRAME_DEADLINE, &mut self.writer.stopped).await);
+                }
                 self.reader.receive.stop(0);
                 self.finish(written)
             }
@@ -404,6 +410,10 @@ impl Writer {
     /// either ends.
     async fn write_watch(&mut self, events: Answers, mut inline: mpsc::Receiver<Answers>) -> Result<(), Unwritten> {
         let mut events: ReadyChunks<Answers> = events.ready_chunks(FRAMES_AT_ONCE);
+        // The status is the answer to the request: it comes also where the client has finished its side already.
+        if let Some(frames) = self.wanted(events.next()).await? {
+            self.write(frames.iter().map(|frame| frame.line()).collect()).await?;
+        }
         loop {
             let next = async {
                 tokio::select! {

@@ -10,18 +10,21 @@ export class Composer {
 
   /**
    * @param {{form: HTMLFormElement, text: HTMLTextAreaElement, send: HTMLButtonElement, counter: HTMLElement}} elements
-   * @param {(content: string) => void} submit
+   * @param {{submit: (content: string) => void, typed: (empty: boolean) => void}} owner
    */
-  constructor({ form, text, send, counter }, submit) {
+  constructor({ form, text, send, counter }, owner) {
     this.text = text;
     this.send = send;
     this.counter = counter;
-    this.submit = submit;
+    this.owner = owner;
     form.addEventListener('submit', (event) => {
       event.preventDefault();
       this.#submit();
     });
-    text.addEventListener('input', () => this.#changed());
+    text.addEventListener('input', () => {
+      this.#changed();
+      owner.typed(text.value === '');
+    });
     text.addEventListener('keydown', (event) => {
       // While an input method composes, Enter picks a word.
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
@@ -47,7 +50,7 @@ export class Composer {
     if (!this.#valid()) return;
     this.text.value = '';
     this.#changed();
-    this.submit(content);
+    this.owner.submit(content);
   }
 
   #valid() {

@@ -1,276 +1,277 @@
 /**
- * The conversation on the page: own messages, replies while they stream and when they are done, notices. Each reply
- * stands below the message that it answers. Knows no connection.
+ * The conversation on the page, in its order: each reply stands below the message that it answers. Of a long one only
+ * the part around what is in view has elements; what was read stays where it is, whatever comes above or below.
+ * Knows no connection.
  */
 
-import { copies, rich } from './chat-rich.js';
+import { Notice, Own, Reply } from './chat-items.js';
+import { LogWindow } from './chat-window.js';
 
-const ENDINGS = {
-  stopped: 'Stopped',
-  interrupted: 'Interrupted: the server lost this answer',
-  failed: 'Failed',
-};
-
-/** How far from the bottom a reader still counts as reading the newest. */
-const NEAR_PX = 64;
-
-const clock = new Intl.DateTimeFormat(undefined, { timeStyle: 'short' });
-const calendar = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
+/** How many earlier entries are asked for at a time. */
+const PAGE_ENTRIES = 50;
 
 export class Log {
-  /** message id, `turn:` id or `seq:` number → item */
+  /** message id, or `seq:` number → item */
   #items = new Map();
+  /** turn id → {turn, item} */
+  #turns = new Map();
   /** turn id → the place of the message that it answers */
   #anchors = new Map();
-  #following = true;
-  #dirty = new Set();
+  /** turns that have not ended */
+  #running = new Set();
+  /** replies with text that is not painted yet */
+  #streaming = new Set();
   #frame = 0;
+  #made = 0;
+  /** the lowest place in the log that is held; 1 is the beginning */
+  #oldest = Infinity;
+  #older = null;
+  #generation = 0;
 
   /**
-   * @param {{log: Element, scroller: Element, newest: HTMLElement}} elements
-   * @param {{retry: (message: object) => void, changed: () => void}} owner
+   * @param {{log: HTMLElement, scroller: HTMLElement, newest: HTMLElement, beginning: HTMLElement}} elements
+   * @param {{retry?: Function, discard?: Function, regenerate?: Function, rate?: Function, older?: Function,
+   *   changed: () => void}} owner
    */
-  constructor({ log, scroller, newest }, owner) {
-    this.log = log;
-    this.scroller = scroller;
-    this.newest = newest;
+  constructor(elements, owner) {
     this.owner = owner;
-    scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
-    newest.addEventListener('click', () => this.toBottom());
-    new ResizeObserver(() => this.#follow()).observe(scroller);
+    this.beginning = elements.beginning;
+    this.window = new LogWindow(elements, () => this.#reached());
+    this.actions = { ...owner, change: (action) => this.window.change(action) };
+    this.beginning.querySelector('button').addEventListener('click', () => this.#load());
   }
 
   get empty() {
-    return this.log.childElementCount === 0;
+    return this.window.items.length === 0;
   }
 
   clear() {
-    this.#items.clear();
-    this.#anchors.clear();
-    this.#dirty.clear();
-    this.log.replaceChildren();
-    this.#following = true;
-    this.newest.hidden = true;
+    this.#generation += 1;
+    for (const map of [this.#items, this.#turns, this.#anchors, this.#running, this.#streaming]) map.clear();
+    this.#oldest = Infinity;
+    this.#older = null;
+    this.window.clear();
+    this.#tell('');
     this.owner.changed();
+  }
+
+  /** Goes to the newest, and stays there. */
+  toBottom() {
+    this.window.toBottom();
+  }
+
+  /** Goes to the first entry that is held. */
+  toTop() {
+    this.window.toTop();
   }
 
   /** Shows a message of this client, or what has become of it. @param {import('./sdk.js').Message} message */
   message(message) {
-    const item = this.#item(message.id, 'own', () => this.#own(message.content));
-    item.message = message;
-    if (message.seq) {
-      this.#items.set(`seq:${message.seq}`, item);
-      if (message.turn_id) this.#anchors.set(message.turn_id, message.seq);
-    }
-    this.#place(item, message.seq ?? Infinity, 0, message.seq ?? Infinity);
-    this.#mark(item, message);
-    // A reply is on its way: say so where it will stand.
-    if (message.state === 'accepted' && message.turn_id) this.turn({ id: message.turn_id, seq: null });
+    this.window.change(() => {
+      const { id, seq, turn_id, state, error, timestamp } = message;
+      const item = this.#items.get(id) ?? new Own(message.content, this.actions);
+      this.#items.set(id, item);
+      item.mark({ state, error, timestamp, message });
+      this.#place(item, seq ?? Infinity, 0);
+      if (!seq) return;
+      this.#hold(seq);
+      this.#items.set(`seq:${seq}`, item);
+      if (state !== 'accepted' || !turn_id) return;
+      // A reply is on its way: say so where it will stand.
+      this.#anchor(turn_id, seq);
+      this.turn({ id: turn_id, seq: null });
+    });
+  }
+
+  /** Takes a message out that was never stored. */
+  forget({ id }) {
+    const item = this.#items.get(id);
+    if (!item) return;
+    this.#items.delete(id);
+    this.window.change(() => this.window.remove(item));
+    this.owner.changed();
   }
 
   /** Shows a stored entry that is not a reply. */
   entry(entry) {
-    const mine = entry.type === 'user_message' && (entry.sender ?? 'user') === 'user';
-    const item = this.#item(`seq:${entry.seq}`, mine ? 'own' : 'notice', () =>
-      mine ? this.#own(entry.content) : notice(entry),
-    );
-    this.#place(item, entry.seq, 0, entry.seq);
-    if (!mine) return;
-    if (entry.turn_id) this.#anchors.set(entry.turn_id, entry.seq);
-    const reply = this.#items.get(`turn:${entry.turn_id}`);
-    if (reply) this.#place(reply, entry.seq, 1, reply.seq);
-    this.#mark(item, { state: 'accepted', timestamp: entry.timestamp });
+    this.window.change(() => {
+      const { seq, turn_id, type, sender, timestamp } = entry;
+      this.#hold(seq);
+      if (this.#items.has(`seq:${seq}`)) return;
+      const own = type === 'user_message' && (sender ?? 'user') === 'user';
+      const item = own ? new Own(entry.content, this.actions) : new Notice(entry);
+      this.#items.set(`seq:${seq}`, item);
+      if (own) item.mark({ state: 'accepted', timestamp });
+      this.#place(item, seq, 0);
+      if (turn_id && own) this.#anchor(turn_id, seq);
+    });
   }
 
-  /** Shows that a reply is on its way. */
-  turn({ id, seq }) {
-    const item = this.#reply(id);
-    this.#place(item, this.#anchors.get(id) ?? seq ?? Infinity, 1, seq ?? item.seq ?? Infinity);
-    item.live = true;
-    item.element.setAttribute('aria-busy', 'true');
-    return item;
+  /** Shows that a reply is on its way; without `seq` it has not begun. `replaces`: it answers what that turn did. */
+  turn({ id, seq, replaces }) {
+    this.window.change(() => {
+      if (replaces && this.#anchors.has(replaces)) this.#anchor(id, this.#anchors.get(replaces));
+      const known = this.#turns.get(id);
+      if (known?.turn.state === 'done') return;
+      const record = this.#turn(id, seq);
+      this.#running.add(id);
+      const begun = seq || record.text || record.state === 'running' || this.#running.size === 1;
+      const state = begun ? 'running' : 'waiting';
+      if (record.state === state) return;
+      record.state = state;
+      this.#turns.get(id).item.paint();
+      this.#mark();
+    });
   }
 
   /** Adds text to a reply that streams. */
   piece({ turn_id, seq, content }) {
-    const item = this.turn({ id: turn_id, seq });
-    if (!item.text) {
-      item.text = document.createTextNode('');
-      const stream = document.createElement('div');
-      stream.className = 'streaming';
-      stream.append(item.text);
-      item.body.replaceChildren(stream);
-    }
-    item.pending += content;
-    this.#dirty.add(item);
-    this.#frame ||= requestAnimationFrame(() => this.#paint());
+    this.turn({ id: turn_id, seq });
+    const { turn, item } = this.#turns.get(turn_id);
+    this.window.change(() => {
+      if (turn.state !== 'done' && item.append(turn, content)) this.#streaming.add(item);
+    });
+    if (this.#streaming.size) this.#frame ||= requestAnimationFrame(() => this.#paint());
   }
 
   /** Shows a finished reply. @returns {boolean} whether it was seen to come, rather than read from the log */
   reply(reply) {
-    const item = this.#reply(reply.turn_id);
-    this.#dirty.delete(item);
-    this.#place(item, reply.reply_to ?? this.#anchors.get(reply.turn_id) ?? reply.seq, 1, reply.seq);
-    if (reply.html) item.body.replaceChildren(rich(reply.html));
-    else item.body.replaceChildren(plain(reply.text));
-    item.element.setAttribute('aria-busy', 'false');
-    item.element.dataset.state = reply.state;
-    this.#finish(item, reply);
-    this.#follow();
-    return item.live;
+    const { turn_id, seq, reply_to, rating } = reply;
+    const live = this.#turns.has(turn_id);
+    this.window.change(() => {
+      this.#hold(seq);
+      if (reply_to) this.#anchor(turn_id, reply_to);
+      const turn = this.#turn(turn_id, seq);
+      Object.assign(turn, { state: 'done', reply, text: '', rating: rating ?? turn.rating ?? null });
+      const { item } = this.#turns.get(turn_id);
+      this.#streaming.delete(item);
+      this.#running.delete(turn_id);
+      item.paint();
+      this.#mark();
+    });
+    return live;
   }
 
-  /** Goes to the newest, and stays there. At once: a smooth scroll never arrives while text streams. */
-  toBottom() {
-    this.#following = true;
-    this.newest.hidden = true;
-    this.#follow();
+  /** Shows entries as frames of the contract, in any order. @param {object[]} frames */
+  frames(frames) {
+    this.window.change(() => {
+      for (const frame of frames) {
+        if (frame.type !== 'ai_response') this.entry(frame);
+        else if (frame.metadata?.done === 'true') this.reply({ ...frame, text: frame.content });
+      }
+    });
   }
 
-  #item(key, kind, make) {
-    let item = this.#items.get(key);
-    if (!item) {
-      item = { kind, element: make(), order: null, seq: null, live: false, text: null, pending: '' };
-      item.body = item.element.querySelector('.body');
-      this.#items.set(key, item);
+  /** A turn's record, made when it is new, at the place that is known by now. */
+  #turn(id, seq) {
+    const known = this.#turns.get(id);
+    if (known) {
+      if (seq && !known.turn.seq) {
+        known.turn.seq = seq;
+        this.#settle(id);
+      }
+      return known.turn;
     }
-    return item;
+    const turn = { id, seq: seq ?? null, state: null, text: '', reply: null, rating: null };
+    this.#turns.set(id, { turn, item: null });
+    this.#settle(id);
+    return turn;
   }
 
-  #reply(id) {
-    return this.#item(`turn:${id}`, 'reply', () => clone('reply-template'));
+  #anchor(turn_id, seq) {
+    if (this.#anchors.get(turn_id) === seq) return;
+    this.#anchors.set(turn_id, seq);
+    if (this.#turns.has(turn_id)) this.#settle(turn_id);
   }
 
-  #own(content) {
-    const element = clone('own-template');
-    element.querySelector('.bubble').textContent = content;
-    return element;
+  /** Puts a turn where it belongs: with the other replies to its message, or else at its own place. */
+  #settle(id) {
+    const entry = this.#turns.get(id);
+    const { turn } = entry;
+    const anchor = this.#anchors.get(id);
+    const key = anchor ? `replies:${anchor}` : `turn:${id}`;
+    const item = this.#items.get(key) ?? new Reply(this.actions);
+    this.#items.set(key, item);
+    if (entry.item !== item) {
+      this.#leave(entry);
+      entry.item = item;
+      item.add(turn);
+    }
+    this.#place(item, anchor ?? turn.seq ?? Infinity, 1);
   }
 
-  /** Puts an item where it belongs: by the message it is or answers, then by its own place in the log. */
-  #place(item, anchor, rank, seq) {
-    item.seq = seq;
-    const known = item.order?.join() === [anchor, rank, seq].join();
-    if (known) return;
-    item.order = [anchor, rank, seq];
-    item.element.chatItem = item;
-    item.element.remove();
-    let before = this.log.lastElementChild;
-    while (before && later(before.chatItem.order, item.order)) before = before.previousElementSibling;
-    if (before) before.after(item.element);
-    else this.log.prepend(item.element);
+  #leave({ turn, item }) {
+    if (!item) return;
+    item.remove(turn);
+    this.#streaming.delete(item);
+    if (item.turns.length > 0) return;
+    this.#items.delete(`turn:${turn.id}`);
+    this.window.remove(item);
+  }
+
+  #place(item, anchor, rank) {
+    if (item.order && item.order.anchor === anchor && item.order.rank === rank) return;
+    const made = item.order?.made ?? (this.#made += 1);
+    this.window.place(item, { anchor, rank, made });
     this.owner.changed();
-    this.#follow();
   }
 
-  #mark(item, { state, error, timestamp }) {
-    const { element } = item;
-    const mark = element.querySelector('.mark');
-    const retry = element.querySelector('.retry');
-    element.dataset.state = state;
-    const [symbol, words] = {
-      queued: ['clock', 'Waiting to be sent'],
-      sent: ['clock', 'Sending'],
-      accepted: ['check', ''],
-      failed: ['alert', `Not sent: ${error?.message ?? 'it was refused'}`],
-    }[state];
-    mark.replaceChildren(icon(symbol), words || hidden('Saved'));
-    mark.title = words || 'Saved';
-    retry.hidden = state !== 'failed';
-    retry.onclick = () => this.owner.retry(item.message);
-    time(element.querySelector('time'), state === 'accepted' ? timestamp : null);
-  }
-
-  #finish(item, { state, text, timestamp, usage, model_id, verified, error }) {
-    const { element } = item;
-    const meta = element.querySelector('.meta');
-    if (!text) element.querySelector('.copy')?.remove();
-    else if (!item.copied) copies(element.querySelector('.copy'), () => text);
-    item.copied = true;
-    const ending = ENDINGS[state] && (error?.message ? `${ENDINGS[state]}: ${error.message}` : ENDINGS[state]);
-    const fault = verified === false ? 'The text differs from what the server has' : ending;
-    const mark = element.querySelector('.mark');
-    mark.replaceChildren(...(fault ? [icon(state === 'stopped' ? 'stop' : 'alert'), fault] : []));
-    time(element.querySelector('time'), timestamp);
-    const tokens = usage && `${usage.estimated ? '≈ ' : ''}${usage.completion_tokens} tokens`;
-    element.querySelector('.facts').textContent = [model_id, tokens].filter(Boolean).join(' · ');
-    meta.hidden = false;
+  #mark() {
+    this.window.log.toggleAttribute('data-running', this.#running.size > 0);
   }
 
   #paint() {
     this.#frame = 0;
-    for (const item of this.#dirty) {
-      item.text.appendData(item.pending);
-      item.pending = '';
+    this.window.change(() => {
+      for (const item of this.#streaming) item.flush();
+      this.#streaming.clear();
+    });
+  }
+
+  #hold(seq) {
+    if (seq < this.#oldest) this.#oldest = seq;
+  }
+
+  /** The reader comes near to the first entry that is held. */
+  #reached() {
+    if (this.#oldest > 1 && this.owner.older) {
+      if (!this.#older) this.#load();
+    } else if (!this.empty) {
+      this.#tell('start');
     }
-    this.#dirty.clear();
-    this.#follow();
   }
 
-  #scrolled() {
-    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    this.#following = scrollHeight - scrollTop - clientHeight < NEAR_PX;
-    this.newest.hidden = this.#following;
+  async #load() {
+    const generation = this.#generation;
+    this.#tell('loading');
+    this.#older = this.owner.older(PAGE_ENTRIES);
+    try {
+      const { entries, more } = await this.#older;
+      if (generation !== this.#generation) return;
+      this.#older = null;
+      if (!more || entries.length === 0) this.#oldest = 1;
+      this.#tell('');
+      this.frames(entries);
+      if (entries.length === 0) this.#reached();
+    } catch {
+      // The button tries again; until then nothing else does.
+      if (generation === this.#generation) this.#tell('failed');
+    }
   }
 
-  /** Keeps the newest in view, unless the reader has gone elsewhere. */
-  #follow() {
-    if (this.#following) this.scroller.scrollTop = this.scroller.scrollHeight;
+  /** Says what is above the first entry that is shown. */
+  #tell(state) {
+    if (this.beginning.dataset.state === state) return;
+    this.window.change(() => {
+      this.beginning.dataset.state = state;
+      this.beginning.hidden = !state;
+      const words = {
+        loading: 'Loading earlier messages…',
+        failed: 'Earlier messages could not be loaded.',
+        start: 'The conversation begins here',
+      };
+      this.beginning.querySelector('span').textContent = words[state] ?? '';
+      this.beginning.querySelector('button').hidden = state !== 'failed';
+    });
   }
-}
-
-function later([anchor, rank, seq], [otherAnchor, otherRank, otherSeq]) {
-  if (anchor !== otherAnchor) return anchor > otherAnchor;
-  if (rank !== otherRank && anchor !== Infinity) return rank > otherRank;
-  return seq > otherSeq;
-}
-
-function clone(template) {
-  return document.getElementById(template).content.firstElementChild.cloneNode(true);
-}
-
-function notice(entry) {
-  const element = clone('notice-template');
-  const name = entry.metadata?.admin_name ?? 'A person';
-  const words = {
-    admin_join: `${name} has joined and answers from here on.`,
-    admin_leave: `${name} has left. The model answers again.`,
-    tombstone: 'A message was removed.',
-    voice_message: 'Voice message',
-    file_upload: 'File',
-  };
-  element.textContent = words[entry.type] ?? entry.content;
-  return element;
-}
-
-function plain(text) {
-  const element = document.createElement('div');
-  element.className = 'streaming';
-  element.textContent = text;
-  return element;
-}
-
-function hidden(words) {
-  const element = document.createElement('span');
-  element.className = 'hidden';
-  element.textContent = words;
-  return element;
-}
-
-function icon(name) {
-  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
-  const use = document.createElementNS('http://www.w3.org/2000/svg', 'use');
-  svg.setAttribute('aria-hidden', 'true');
-  use.setAttribute('href', `#i-${name}`);
-  svg.append(use);
-  return svg;
-}
-
-function time(element, timestamp) {
-  const date = timestamp && new Date(timestamp);
-  element.hidden = !date;
-  if (!date) return;
-  const today = date.toDateString() === new Date().toDateString();
-  element.dateTime = date.toISOString();
-  element.textContent = today ? clock.format(date) : calendar.format(date);
 }

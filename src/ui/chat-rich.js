@@ -3,6 +3,8 @@
  * what only a page can give: copy buttons, and boxes in which wide things scroll.
  */
 
+import { clone, copies } from './page-dom.js';
+
 const UNWANTED = 'script, style, iframe, object, embed, link, meta, base, form, svg, math, img, video, audio';
 
 /**
@@ -43,7 +45,7 @@ function scrollable(element, label, className) {
 }
 
 function code(block) {
-  const figure = document.getElementById('code-template').content.firstElementChild.cloneNode(true);
+  const figure = clone('code-template');
   const language = /language-([\w+#.-]+)/.exec(block.querySelector('code')?.className ?? '')?.[1];
   figure.querySelector('.language').textContent = language ?? 'code';
   const button = figure.querySelector('.copy');
@@ -57,23 +59,3 @@ function code(block) {
   figure.append(block);
 }
 
-/** Makes a button copy a text, and say so. @param {HTMLButtonElement} button @param {() => string} text */
-export function copies(button, text) {
-  if (!navigator.clipboard) {
-    button.remove();
-    return;
-  }
-  const label = button.querySelector('span');
-  const words = label.textContent;
-  let timer;
-  button.addEventListener('click', async () => {
-    try {
-      await navigator.clipboard.writeText(text());
-      label.textContent = 'Copied';
-    } catch {
-      label.textContent = 'Not allowed';
-    }
-    clearTimeout(timer);
-    timer = setTimeout(() => (label.textContent = words), 2000);
-  });
-}

@@ -40,7 +40,7 @@ export class Memory {
     return Date.now() < this.until;
   }
 
-  /** WebTransport failed where a WebSocket came up, or went silent. */
+  /** WebTransport failed or went silent where a WebSocket came up. */
   failed() {
     this.strikes += 1;
     if (this.strikes >= STRIKES_MAX) {
@@ -76,6 +76,7 @@ export class Dial {
   #pending = new Set();
   #best = null;
   #info = null;
+  #token = null;
   #timer = null;
   #over = false;
   #failure = null;
@@ -85,7 +86,7 @@ export class Dial {
    * @param {object} plan
    * @param {Memory} plan.memory
    * @param {string | null} plan.avoid a transport that just went silent
-   * @param {(id: string) => object} plan.attach makes the `attach` frame, at the moment it is sent
+   * @param {(id: string, token: string) => object} plan.attach makes the `attach` frame, at the moment it is sent
    * @param {(link: object, status: object) => void} plan.adopt
    * @param {(link: object, frame: object) => void} plan.receive takes every frame of an adopted link
    * @param {(failure: ChatboxError | null) => void} plan.over
@@ -94,12 +95,17 @@ export class Dial {
     this.plan = plan;
   }
 
-  /** @param {{webtransport?: string, websocket: string, certificate_sha256?: string}} info what discovery said */
-  start(info) {
+  /**
+   * @param {{webtransport?: string, websocket: string, certificate_sha256?: string}} info what discovery said
+   * @param {string} token
+   */
+  start(info, token) {
     const { memory, avoid } = this.plan;
     this.#info = info;
-    const first = info.webtransport && WebTransportLink.available() && !memory.avoids && avoid !== 'webtransport';
-    if (!first) {
+    this.#token = token;
+    // Where the WebSocket went silent, WebTransport is tried whatever became of it before.
+    const avoided = avoid === 'webtransport' || (memory.avoids && avoid !== 'websocket');
+    if (!info.webtransport || !WebTransportLink.available() || avoided) {
       this.#try('websocket');
       return;
     }
@@ -151,12 +157,14 @@ export class Dial {
       };
       link.onclose = ({ code, reason }) => {
         const err = refusal ?? new ChatboxError('CONNECTION_LOST', reason || `${link.kind} is closed`);
-        reject(Object.assign(err, { close: code, answered: refusal !== null || code !== Close.lost }));
+        // Firefox may lose the refusal that came just before the end; the other transport then says what is wrong.
+        const unsaid = code === Close.lost || code === Close.protocolError;
+        reject(Object.assign(err, { close: code, answered: refusal !== null || !unsaid }));
       };
     });
     answered.catch(() => {});
     await Promise.race([link.open(), answered]);
-    await link.start(this.plan.attach(id));
+    await link.start(this.plan.attach(id, this.#token));
     await answered;
   }
 
@@ -173,7 +181,7 @@ export class Dial {
       clearTimeout(this.#timer);
       this.#tried.add('websocket');
       for (const other of this.#pending) other.close();
-    } else if (this.#webtransportFailed) {
+    } else if (this.#webtransportFailed || this.plan.avoid === 'webtransport') {
       this.plan.memory.failed();
     }
     this.plan.adopt(link, status);

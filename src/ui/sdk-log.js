@@ -18,11 +18,27 @@ const FINISHED_MAX = 256;
 export class Position {
   /** the largest n for which every entry up to n is held; `null` until a snapshot's first entry says where it begins */
   #contiguous = 0;
+  #oldest = Infinity;
   #ahead = new Set();
 
   /** What an `attach` names as `after_seq`. */
   get afterSeq() {
     return this.#contiguous ?? 0;
+  }
+
+  /** Nothing has told yet where what will come begins. */
+  get unknown() {
+    return this.#contiguous === null;
+  }
+
+  /** The first entry that was shown; `Infinity` before there is one. */
+  get oldest() {
+    return this.#oldest;
+  }
+
+  /** Notes that entries from here on were read beside the watch. @param {number} seq */
+  reach(seq) {
+    this.#oldest = Math.min(this.#oldest, seq);
   }
 
   /** @param {number} seq @returns {boolean} */
@@ -32,6 +48,7 @@ export class Position {
 
   /** Notes that an entry is held. @param {number} seq @returns {boolean} false: it had been before */
   hold(seq) {
+    this.reach(seq);
     if (this.#contiguous === null) this.#contiguous = seq - 1;
     if (this.holds(seq)) return false;
     this.#ahead.add(seq);
@@ -49,6 +66,7 @@ export class Position {
   /** Forgets everything. @param {boolean} snapshot the first entry that comes is the first that there will be */
   reset(snapshot) {
     this.#contiguous = snapshot ? null : 0;
+    this.#oldest = Infinity;
     this.#ahead.clear();
   }
 }
@@ -78,6 +96,8 @@ export class Turn {
     this.id = id;
     /** the reply's place in the log, once it has one */
     this.seq = null;
+    /** the turn whose reply it gives anew, where this client asked for that */
+    this.replaces = null;
     /** the model that answers, once it is known */
     this.model_id = null;
     /** the text so far */

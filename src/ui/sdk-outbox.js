@@ -1,5 +1,6 @@
 /**
- * Messages on their way: in order, each with the id that makes a second try harmless. Knows no transport.
+ * Messages on their way: in order, each with the id that makes a second try harmless. Knows no transport, and not
+ * where they are kept.
  */
 
 import { ChatboxError, Deferred, uuid } from './sdk-wire.js';
@@ -7,18 +8,23 @@ import { ChatboxError, Deferred, uuid } from './sdk-wire.js';
 /** More unsent messages than a person types while offline. */
 const WAITING_MAX = 100;
 
+let made = 0;
+
 /** One message of this client, from `send` to the end of its reply. */
 export class Message {
   #accepted = new Deferred();
   #turn = new Deferred();
 
-  constructor(content, id) {
+  /** @param {string} content @param {string} [id] */
+  constructor(content, id = uuid()) {
     /** chosen here; the server applies it once */
     this.id = id;
     /** the text exactly as typed */
     this.content = content;
     /** the session that it is meant for, once it is known */
     this.session_id = null;
+    /** whose message it is, once it is known */
+    this.user_id = null;
     /** `queued`, `sent`, `accepted` or `failed` */
     this.state = 'queued';
     /** its place in the log, once it is stored */
@@ -29,6 +35,20 @@ export class Message {
     this.error = null;
     /** when it was typed */
     this.timestamp = new Date().toISOString();
+    made += 1;
+    /** tells apart what was typed within one millisecond */
+    this.place = made;
+  }
+
+  /** Whether it is text of a person, which must not get lost. */
+  get lasting() {
+    return true;
+  }
+
+  /** What is sent. */
+  get frame() {
+    const { id, session_id, content } = this;
+    return { type: 'user_message', id, session_id, content };
   }
 
   /** Resolves when the message is stored: `{seq, turn_id, session_id, duplicate}`. Rejects when it is refused. */
@@ -82,26 +102,51 @@ export class Message {
   }
 }
 
-/** The messages that are not stored yet, in the order they were typed. */
+/** A wish for another reply to the last message. It waits its turn among the messages. */
+export class Regeneration extends Message {
+  /** @param {string} turn_id the turn whose reply is not wanted */
+  constructor(turn_id) {
+    super('');
+    this.replaces = turn_id;
+  }
+
+  get lasting() {
+    return false;
+  }
+
+  get frame() {
+    const { id, session_id, replaces } = this;
+    return { type: 'regenerate', id, session_id, turn_id: replaces };
+  }
+}
+
+/** The messages that are not stored yet, in the order they were typed. Refused ones stay until they are dealt with. */
 export class Outbox {
   /** @type {Map<string, Message>} */
   #messages = new Map();
 
-  get size() {
-    return this.#messages.size;
+  /** How many more it takes. */
+  get space() {
+    return WAITING_MAX - this.#messages.size;
   }
 
-  /** @param {string} content @param {string} [id] @returns {Message} */
-  add(content, id = uuid()) {
-    const message = new Message(content, id);
-    this.#insert(message);
+  [Symbol.iterator]() {
+    return [...this.#messages.values()].values();
+  }
+
+  /** @param {Message} message @returns {Message} */
+  add(message) {
+    if (this.space <= 0 && !this.#messages.has(message.id)) {
+      throw new ChatboxError('TOO_MANY_REQUESTS', `${WAITING_MAX} messages wait to be sent, or were refused, already`);
+    }
+    this.#messages.set(message.id, message);
     return message;
   }
 
-  /** Takes a refused message back in. @param {Message} message */
-  retry(message) {
-    message.renew();
-    this.#insert(message);
+  /** Puts messages of an earlier page before those of this one. @param {Message[]} messages */
+  restore(messages) {
+    const all = [...messages, ...this.#messages.values()];
+    this.#messages = new Map(all.map((message) => [message.id, message]));
   }
 
   /** @param {string} id @returns {Message | undefined} */
@@ -111,7 +156,7 @@ export class Outbox {
 
   /** Whether a message is on its way right now. */
   get sending() {
-    return this.first?.state === 'sent';
+    return [...this.#messages.values()].some(({ state }) => state === 'sent');
   }
 
   /**
@@ -120,14 +165,10 @@ export class Outbox {
    * @returns {Message | undefined}
    */
   get next() {
-    return this.first?.state === 'queued' ? this.first : undefined;
+    return this.sending ? undefined : [...this.#messages.values()].find(({ state }) => state === 'queued');
   }
 
-  get first() {
-    return this.#messages.values().next().value;
-  }
-
-  /** Drops a message that is stored or refused. @param {string} id @returns {Message | undefined} */
+  /** Drops a message. @param {string} id @returns {Message | undefined} */
   take(id) {
     const message = this.#messages.get(id);
     this.#messages.delete(id);
@@ -141,19 +182,5 @@ export class Outbox {
       message.state = 'queued';
       yield message;
     }
-  }
-
-  /** Takes everything out. @returns {Message[]} */
-  clear() {
-    const messages = [...this.#messages.values()];
-    this.#messages.clear();
-    return messages;
-  }
-
-  #insert(message) {
-    if (this.#messages.size >= WAITING_MAX) {
-      throw new ChatboxError('TOO_MANY_REQUESTS', `${WAITING_MAX} messages wait to be sent already`);
-    }
-    this.#messages.set(message.id, message);
   }
 }

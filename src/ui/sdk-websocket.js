@@ -11,6 +11,7 @@ export class WebSocketLink {
   kind = 'websocket';
   streams = 1;
   opened = 0;
+  received = 0;
   onframe = () => {};
   onclose = () => {};
   #socket = null;
@@ -75,6 +76,7 @@ export class WebSocketLink {
 
   #receive(data) {
     if (this.#closed || typeof data !== 'string') return;
+    this.received += data.length;
     const frame = JSON.parse(data);
     this.onframe(frame);
     const over = this.#exchanges.get(frame.re);
@@ -97,6 +99,8 @@ export class WebSocketLink {
 /** Whether nothing follows a frame in its exchange. An `error` with a turn comes just before the last frame. */
 function lastAnswer(frame) {
   switch (frame.type) {
+    case 'connection_status':
+      return true;
     case 'accepted':
       return frame.duplicate === true || !frame.turn_id;
     case 'ai_response':

@@ -1,7 +1,7 @@
 /**
  * One WebTransport session as a link: the first stream is the attach stream, every exchange has its own.
  *
- * A link has `kind`, `streams` (the cap), `running` (exchanges), `opened`, the callbacks `onframe(frame)` and
+ * A link has `kind`, `streams` (the cap), `running` (exchanges), `opened` and `received` (streams and bytes), the callbacks `onframe(frame)` and
  * `onclose({code, reason})` (once), and `open`, `start`, `inline`, `exchange`, `close`. It knows no frame's meaning.
  */
 
@@ -23,6 +23,7 @@ export class WebTransportLink {
   streams = 1;
   running = 0;
   opened = 0;
+  received = 0;
   onframe = () => {};
   onclose = () => {};
   #session = null;
@@ -137,6 +138,7 @@ export class WebTransportLink {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
+      this.received += value.byteLength;
       const lines = (rest + decoder.decode(value, { stream: true })).split('\n');
       rest = lines.pop();
       if (rest.length > LINE_CHARS_MAX) throw new ChatboxError('FRAME_TOO_LARGE', 'a line of the server has no end');

@@ -90,18 +90,27 @@ export function within(promise, ms, what) {
 }
 
 /**
- * When a token ends, in milliseconds since 1970. Only to renew it in time; the server alone decides.
+ * What a token says of itself. Only to renew it in time and to keep users apart; the server alone decides.
+ * @param {string} token
+ * @returns {Record<string, any> | null} `null` when the token is opaque
+ */
+export function claimsOf(token) {
+  try {
+    const bytes = atob(token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/'));
+    return JSON.parse(new TextDecoder().decode(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0))));
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * When a token ends, in milliseconds since 1970.
  * @param {string} token
  * @returns {number | null} `null` when the token is opaque
  */
 export function expiryOf(token) {
-  try {
-    const payload = token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/');
-    const { exp } = JSON.parse(atob(payload));
-    return typeof exp === 'number' ? exp * 1000 : null;
-  } catch {
-    return null;
-  }
+  const exp = claimsOf(token)?.exp;
+  return typeof exp === 'number' ? exp * 1000 : null;
 }
 
 /** A promise with its two ends outside. A rejection that nobody waits for is not reported. */
@@ -119,5 +128,21 @@ export class Deferred {
       };
     });
     this.promise.catch(() => {});
+  }
+}
+
+/** @param {string | URL} [given] where the server's routes begin; where this script is, if absent @returns {string} */
+export function baseOf(given) {
+  return String(given ?? new URL('.', import.meta.url)).replace(/\/+$/, '');
+}
+
+/** @param {Storage | null} [given] @returns {Storage | null} what is given, else the browser's */
+export function browserStorage(given) {
+  if (given !== undefined) return given;
+  try {
+    return globalThis.localStorage ?? null;
+  } catch {
+    // The browser blocks storage for this page.
+    return null;
   }
 }

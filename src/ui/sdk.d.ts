@@ -5,6 +5,12 @@ export type Transport = 'webtransport' | 'websocket';
 
 export type ConnectionState = 'connecting' | 'connected' | 'reconnecting' | 'closed';
 
+/**
+ * How the last loss of the connection was got over. `connected`: there was none; `resuming`: it is under way; `resumed`:
+ * everything went on where it was; `restarted`: it could not, a `reset` came and what the server has comes anew.
+ */
+export type ResumeState = 'connected' | 'resuming' | 'resumed' | 'restarted';
+
 export interface Options {
   /** Where the server's routes begin, with its prefix: `https://chat.example/chatbox`. Default: where `sdk.js` is. */
   base?: string | URL;
@@ -19,16 +25,38 @@ export interface Options {
   session_id?: string;
   /** Where it is remembered which transport works here (two numbers). Default: `localStorage`; `null`: nowhere. */
   storage?: Storage | null;
+  /**
+   * Whether messages that are not stored yet outlast the page, in IndexedDB, readable by every page of this origin.
+   * Default: true. `false`: they live as long as the page.
+   */
+  outbox?: boolean;
+  /** How many entries of the log come at first; `older` reads those before. Default: all, at most 1,000. */
+  history?: number;
+  /**
+   * Milliseconds from the last answer of the server to the decision that the path is dead, while something is
+   * unanswered. The client then moves to the other transport. Default: 5000.
+   */
+  heartbeat?: number;
+  /**
+   * When a connection is replaced by a new one, without an interruption: after so many streams or bytes received, each
+   * at least 1. Default: 2000 streams, 64 MiB.
+   */
+  renewAfter?: { streams?: number; bytes?: number };
 }
 
 export interface Status {
   state: ConnectionState;
   /** What carries the frames; `null` unless connected. */
   transport: Transport | null;
-  /** Why it is `closed` (`unauthorized`, `refused`, `done`) or `reconnecting` (`lost`, `silent`, `resume`). */
+  /**
+   * Why it is `closed` (`unauthorized`, `refused`, `done`) or `reconnecting` (`lost`, `silent`, `resume`, `suspended`:
+   * the browser has put the page to sleep).
+   */
   reason: string | null;
   /** When it is tried again, in milliseconds since 1970. */
   retry_at: number | null;
+  /** `null` before the first connection, and once it is closed. */
+  resume: ResumeState | null;
 }
 
 export interface Session {
@@ -37,6 +65,9 @@ export interface Session {
   connection_id: string;
   models: { id: string; name: string }[];
   model_id?: string;
+  name?: string;
+  state?: 'active' | 'ended';
+  help_requested?: boolean;
   /** The last place of the log that is taken. */
   last_seq: number;
   recovered: boolean;
@@ -69,6 +100,8 @@ export interface Reply {
   /** Whether `text` has the announced length and hash. `false` only after it was read again twice. */
   verified: boolean;
   usage?: { prompt_tokens: number; completion_tokens: number; estimated: boolean };
+  /** What this person has said of it. */
+  rating?: 'up' | 'down';
   model_id: string | null;
   timestamp: string;
   /** Why it failed, for the client that asked. */
@@ -89,9 +122,13 @@ export interface Message {
   readonly id: string;
   readonly content: string;
   readonly state: 'queued' | 'sent' | 'accepted' | 'failed';
+  /** The session that it goes to, whatever is open by now. */
   readonly session_id: string | null;
+  /** Whose it is; it is never sent as another's. */
+  readonly user_id: string | null;
   readonly seq: number | null;
   readonly turn_id: string | null;
+  /** Why it `failed`. Such a message is kept until `retry` or `discard`. */
   readonly error: ChatboxError | null;
   /** When it was typed, by the clock of this device. */
   readonly timestamp: string;
@@ -103,8 +140,16 @@ export interface Message {
   readonly reply: Promise<Reply | null>;
 }
 
+/** A wish for another reply. No `message` events tell of it. */
+export interface Regeneration extends Message {
+  /** The turn whose reply is not wanted. */
+  readonly replaces: string;
+}
+
 export interface Turn {
   readonly id: string;
+  /** The turn whose reply it gives anew, where this client asked for that. */
+  readonly replaces: string | null;
   readonly seq: number | null;
   readonly model_id: string | null;
   readonly text: string;
@@ -126,6 +171,34 @@ export interface Entry {
   metadata?: Record<string, string | number | boolean>;
 }
 
+/** A reply as it is read from the log, with what `reply` tells of one. */
+export type StoredReply = Reply & { type: 'ai_response'; session_id: string; content: string; offset: 0 };
+
+/** Entries before those that were shown, in the log's order. */
+export interface Older {
+  entries: (Entry | StoredReply)[];
+  /** Whether there are still older ones. */
+  more: boolean;
+}
+
+/** What changed of a session. Whoever is told of a session for the first time is told of a new one. */
+export interface SessionUpdate {
+  session_id: string;
+  name?: string;
+  model_id?: string;
+  state?: 'active' | 'ended';
+  help_requested?: boolean;
+  last_activity?: string;
+  message_count?: number;
+  deleted?: true;
+}
+
+export interface TypingUpdate {
+  state: 'start' | 'stop';
+  sender: 'user' | 'admin';
+  session_id: string;
+}
+
 export interface Piece {
   turn_id: string;
   seq: number | null;
@@ -143,7 +216,7 @@ export interface ChatboxEventMap {
   reset: CustomEvent<object>;
   /** An entry of the log, once. */
   entry: CustomEvent<Entry>;
-  /** A message of this client is new, or has got another state. */
+  /** A message of this client is new, was restored from an earlier page, or has got another state. */
   message: CustomEvent<Message>;
   /** A reply has started, or its model is still silent. */
   turn: CustomEvent<Turn>;
@@ -151,14 +224,22 @@ export interface ChatboxEventMap {
   piece: CustomEvent<Piece>;
   /** A reply has ended, or was read from the log. */
   reply: CustomEvent<Reply>;
+  /** What changed of the session, on any device. `deleted` is followed by `reset`. */
+  update: CustomEvent<SessionUpdate>;
+  /** Another participant types, or has stopped. */
+  typing: CustomEvent<TypingUpdate>;
   /** A request was refused, or something went wrong that the client deals with by itself. */
   error: CustomEvent<ErrorBody & { re?: string; turn_id?: string }>;
 }
 
 /** A failure with a code: one of the contract's, or `CLOSED`, `CONNECTION_LOST`, `TIMEOUT`. */
 export class ChatboxError extends Error {
+  constructor(code: string, message: string, more?: object);
   readonly code: string;
   readonly retry_after?: number;
+  /** The HTTP status, where the failure is that of an HTTP request. */
+  readonly status?: number;
+  readonly request_id?: string;
 }
 
 /** A conversation with chatbox. One instance holds one session at a time. */
@@ -167,21 +248,123 @@ export class Chatbox extends EventTarget {
   readonly status: Status;
   /** `null` before the first connection. */
   readonly session: Session | null;
+  /** Whether the log begins before what was shown. */
+  readonly hasOlder: boolean;
   /** Connects, and stays connected until `close`. Rejects when there is no point in trying on. */
   connect(): Promise<Session>;
-  /** Says something. Returns at once; without a connection the message waits. Throws when 100 wait already. */
+  /**
+   * Says something. Returns at once; without a connection the message waits, over a reload too. Throws when 100 wait,
+   * or were refused and are not dealt with, already.
+   */
   send(content: string, options?: { id?: string }): Message;
   /** Sends a refused message once more, under the same id. */
   retry(message: Message): Message;
+  /** Forgets a message that waits or was refused. `false`: it is on its way, or stored. */
+  discard(message: Message): boolean;
+  /** Asks for another reply to the last message; its `seq` is the new reply's. Rejects with `TURN_NOT_FOUND` else. */
+  regenerate(turn_id: string): Regeneration;
   /** Ends a running turn. Rejects with `TURN_NOT_FOUND` when it has ended already. */
   stop(turn_id: string): Promise<object>;
-  /** Moves to another session. Messages that are not stored yet fail with `CLOSED`. */
+  /** Says what the reply at `seq` was worth. */
+  rate(seq: number, rating: 'up' | 'down', comment?: string): Promise<object>;
+  /** Chooses the model that answers from now on. */
+  selectModel(model_id: string): Promise<object>;
+  /** To be called with `true` at each key, with `false` when the text is gone. Sends little of it. */
+  typing(on: boolean): void;
+  /** Reads entries before those that were shown: `limit` of 1 to 200, 50 unless given. */
+  older(limit?: number): Promise<Older>;
+  /** Moves to another session. Messages that wait for the present one are sent to the present one. */
   open(request: { session_id?: string; new?: boolean; reopen?: boolean }): Promise<Session>;
-  /** Closes for good. */
+  /** The list of this person's sessions, with the same token. To be connected, and closed, on its own. */
+  watchUser(): SessionList;
+  /** Closes for good. Messages that are not stored fail with `CLOSED`; they are sent by another tab or the next page. */
   close(): void;
   addEventListener<K extends keyof ChatboxEventMap>(
     type: K,
     listener: (event: ChatboxEventMap[K]) => void,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+}
+
+/** A session as lists show it. */
+export interface SessionMeta {
+  id: string;
+  user_id: string;
+  name: string;
+  model_id: string;
+  state: 'active' | 'ended';
+  last_activity: string;
+  message_count: number;
+  admin_assisted: boolean;
+  help_requested: boolean;
+  start_time: string;
+  end_time?: string;
+  is_active: boolean;
+  duration: number;
+  total_tokens: number;
+  max_response_time: number;
+  avg_response_time: number;
+  assisting_admin_name?: string;
+  share_token?: string;
+  /** Text around what was searched for. */
+  match?: string;
+}
+
+export interface SessionPage {
+  sessions: SessionMeta[];
+  user_id: string;
+  count: number;
+  limit: number;
+  /** Absent from a search. */
+  total?: number;
+  next_cursor?: string;
+  truncated: boolean;
+}
+
+export interface Share {
+  share_token: string;
+  url: string;
+  expires_at?: string;
+  created_at: string;
+}
+
+export interface SessionListEventMap {
+  /** The first page, after each connection. */
+  list: CustomEvent<SessionPage>;
+  /** What changed of a session, on any device. */
+  update: CustomEvent<SessionUpdate>;
+  status: CustomEvent<Status>;
+  error: CustomEvent<ErrorBody>;
+}
+
+/** A person's sessions, live. Its methods reject with a `ChatboxError`. They need no connection, only a token. */
+export class SessionList extends EventTarget {
+  constructor(options?: Options);
+  readonly status: Status;
+  /** Watches until `close`. Resolves when the watch has begun. */
+  connect(): Promise<void>;
+  close(): void;
+  /** One page, latest activity first: `limit` of 1 to 100, 50 unless given. */
+  list(wish?: { limit?: number; cursor?: string; q?: string }): Promise<SessionPage>;
+  search(q: string, wish?: { limit?: number; cursor?: string }): Promise<SessionPage>;
+  create(wish?: { name?: string; model_id?: string }): Promise<SessionMeta>;
+  rename(session_id: string, name: string): Promise<SessionMeta>;
+  /** It can be read from then on, and not be written in. */
+  end(session_id: string): Promise<object>;
+  /** Deletes it with everything in it. */
+  remove(session_id: string): Promise<null>;
+  /** Makes a public link to the conversation as it is now; it ends after `expires_in` seconds, if given. */
+  share(session_id: string, wish?: { expires_in?: number }): Promise<Share>;
+  /** Revokes all links of the session. */
+  unshare(session_id: string): Promise<null>;
+  addEventListener<K extends keyof SessionListEventMap>(
+    type: K,
+    listener: (event: SessionListEventMap[K]) => void,
     options?: boolean | AddEventListenerOptions,
   ): void;
   addEventListener(

@@ -10,58 +10,75 @@
  *     const { state, text, html } = await message.reply;
  *
  * It connects over WebTransport, or over WebSocket where that fails; it reconnects and resumes by itself. An answer
- * that streams over one transport goes on over the other where it was, byte for byte, and is checked at its end.
+ * that streams over one transport goes on over the other where it was, byte for byte, and is checked at its end. A
+ * message that the server has not stored yet outlasts the page: the next one sends it, or another tab.
  *
  * Events (`CustomEvent`, all in `detail`): `status`, `session`, `reset`, `entry`, `message`, `turn`, `piece`, `reply`,
- * `error`. Their shapes are in `sdk.d.ts`.
+ * `update`, `typing`, `error`. Their shapes are in `sdk.d.ts`.
  */
 
-import { ChatboxError, Deferred, uuid } from './sdk-wire.js';
+import { ChatboxError, Deferred, baseOf, browserStorage, uuid } from './sdk-wire.js';
 import { Connection } from './sdk-connection.js';
-import { Outbox } from './sdk-outbox.js';
-import { Position, Recent, Turn } from './sdk-log.js';
+import { Delivery } from './sdk-delivery.js';
+import { Http } from './sdk-http.js';
+import { Message, Regeneration } from './sdk-outbox.js';
+import { OutboxStore } from './sdk-outbox-store.js';
+import { Position, Turn } from './sdk-log.js';
+import { Replies } from './sdk-replies.js';
+import { SessionList } from './sdk-sessions.js';
+import { Tokens } from './sdk-token.js';
+import { Typing } from './sdk-typing.js';
 
-export { ChatboxError };
-
-/** How often a text that does not match its hash is read again before it is given out with `verified: false`. */
-const REREADS_MAX = 2;
+export { ChatboxError, SessionList };
 
 /** A conversation with chatbox. One instance holds one session at a time. */
 export class Chatbox extends EventTarget {
+  #options;
+  #tokens;
+  #http;
   #connection;
   #connected = new Deferred();
   #session = null;
   #request;
   #position = new Position();
-  #outbox = new Outbox();
-  /** @type {Map<string, Turn>} */
-  #turns = new Map();
-  #finished = new Recent();
-  #rereads = new Map();
+  #replies;
+  #delivery;
+  #typing;
+  #older = null;
 
   /** @param {import('./sdk.js').Options} [options] */
   constructor(options = {}) {
     super();
-    const base = String(options.base ?? new URL('.', import.meta.url)).replace(/\/+$/, '');
-    const kept = options.storage === undefined ? browserStorage() : options.storage;
+    const base = baseOf(options.base);
+    const storage = browserStorage(options.storage);
+    this.#options = { ...options, base, storage };
+    this.#tokens = new Tokens(options);
+    this.#http = new Http(base, this.#tokens);
     this.#request = options.session_id ? { session_id: options.session_id } : {};
-    this.#connection = new Connection(
-      { ...options, base, storage: kept },
-      {
-        attach: (id) => this.#attach(id),
-        adopted: (status) => this.#adopted(status),
-        receive: (frame) => this.#receive(frame),
-        lost: () => this.#lost(),
-        busy: () => this.#outbox.sending || this.#turns.size > 0,
-        changed: (status) => this.#emit('status', status),
-        finished: (err) => this.#ended(err),
-        gone: (err) => this.#gone(err),
-        failed: (err) => this.#emit('error', { code: err.code ?? 'SERVICE_ERROR', message: err.message, recoverable: true }),
-      },
-    );
+    this.#position.reset(Boolean(options.history));
+    this.#connection = this.#connect();
+    this.#replies = new Replies(this.#position, {
+      emit: (name, detail) => this.#emit(name, detail),
+      expect: () => this.#connection.expect(),
+      reread: () => this.#connection.resume(),
+      ended: () => this.#connection.rest(),
+    });
+    this.#delivery = new Delivery({
+      connection: this.#connection,
+      replies: this.#replies,
+      position: this.#position,
+      store: options.outbox === false ? null : new OutboxStore(base, () => this.#delivery.restore()),
+      user: () => this.#tokens.user,
+      tell: (message) => this.#emit('message', message),
+      gone: (err) => this.#vanished(err),
+    });
+    this.#typing = new Typing((state) => {
+      const { session_id } = this.#session ?? {};
+      if (session_id) this.#connection.tell({ type: 'typing_indicator', session_id, metadata: { state } });
+    });
   }
 
-  /** What is to be shown of the connection: `{state, transport, reason, retry_at}`. */
+  /** What is to be shown of the connection: `{state, transport, reason, retry_at, resume}`. */
   get status() {
     return this.#connection.status;
   }
@@ -71,12 +88,19 @@ export class Chatbox extends EventTarget {
     return this.#session;
   }
 
+  /** Whether the log begins before what was shown. */
+  get hasOlder() {
+    const { oldest } = this.#position;
+    return oldest > 1 && oldest !== Infinity;
+  }
+
   /**
    * Connects, and stays connected until `close`.
    * @returns {Promise<object>} the session, once it is there; rejects when there is no point in trying on
    */
   connect() {
     if (this.#connected.settled && this.status.state === 'closed') this.#connected = new Deferred();
+    if (this.status.state === 'closed') this.#delivery.reopen();
     this.#connection.connect();
     return this.#connected.promise;
   }
@@ -88,18 +112,32 @@ export class Chatbox extends EventTarget {
    * @returns {import('./sdk.js').Message}
    */
   send(content, { id } = {}) {
-    const message = this.#outbox.add(content, id);
-    this.#emit('message', message);
-    this.#flush();
+    const message = new Message(content, id);
+    this.#delivery.add(message);
+    this.#typing.set(false);
     return message;
   }
 
   /** Sends a refused message once more, under the same id: the server applies it once. */
   retry(message) {
-    this.#outbox.retry(message);
-    this.#emit('message', message);
-    this.#flush();
+    this.#delivery.retry(message);
     return message;
+  }
+
+  /** Forgets a message that is not on its way: it waits, or was refused. @returns {boolean} whether it could be done */
+  discard(message) {
+    return this.#delivery.discard(message);
+  }
+
+  /**
+   * Asks for another reply to the last message. The old one is kept in the log; both have the same `reply_to`.
+   * @param {string} turn_id the last turn, which has ended
+   * @returns {import('./sdk.js').Message} whose `reply` is the new one
+   */
+  regenerate(turn_id) {
+    const wish = new Regeneration(turn_id);
+    this.#delivery.add(wish);
+    return wish;
   }
 
   /**
@@ -112,20 +150,53 @@ export class Chatbox extends EventTarget {
   }
 
   /**
-   * Moves to another session. Messages that are not stored yet fail with `CLOSED`.
+   * Says what a reply was worth.
+   * @param {number} seq @param {'up' | 'down'} rating @param {string} [comment]
+   */
+  rate(seq, rating, comment) {
+    const frame = { type: 'feedback', ...this.#here(), seq, metadata: { rating } };
+    return this.#connection.request(comment ? { ...frame, content: comment } : frame);
+  }
+
+  /** Chooses the model that answers from now on. @param {string} model_id */
+  selectModel(model_id) {
+    return this.#connection.request({ type: 'model_select', ...this.#here(), model_id });
+  }
+
+  /** To be called while somebody types; what is sent of it is little. @param {boolean} on */
+  typing(on) {
+    this.#typing.set(on);
+  }
+
+  /**
+   * Reads entries before those that were shown.
+   * @param {number} [limit] 1 to 200
+   * @returns {Promise<{entries: object[], more: boolean}>} frames, in the log's order
+   */
+  older(limit = 50) {
+    this.#older ??= this.#readOlder(limit).finally(() => (this.#older = null));
+    return this.#older;
+  }
+
+  /**
+   * Moves to another session. Messages that wait for this one are sent to this one.
    * @param {{session_id?: string, new?: boolean, reopen?: boolean}} request
    * @returns {Promise<object>} the session, once it is there
    */
   open(request) {
-    this.#forget(new ChatboxError('CLOSED', 'another session was opened'));
+    this.#leave(new ChatboxError('CLOSED', 'another session was opened'));
+    this.#emit('reset', {});
     // The id makes `new` and `reopen` harmless to repeat, over the other transport or after a lost answer.
     this.#request = { ...request, id: uuid() };
-    this.#session = null;
-    this.#emit('reset', {});
+    if (this.status.state === 'closed') return this.connect();
     this.#connected = new Deferred();
-    if (this.status.state === 'closed') this.#connection.connect();
-    else this.#connection.resume();
+    this.#connection.begin();
     return this.#connected.promise;
+  }
+
+  /** The list of this person's sessions, live, with the same token. To be connected, and closed, on its own. */
+  watchUser() {
+    return new SessionList({ ...this.#options, tokens: this.#tokens });
   }
 
   /** Closes for good. What is unanswered is given up here; the server finishes it. */
@@ -133,98 +204,115 @@ export class Chatbox extends EventTarget {
     this.#connection.close(null, new ChatboxError('CLOSED', 'the client was closed'));
   }
 
-  #attach(id) {
-    const frame = { type: 'attach', id, after_seq: this.#position.afterSeq, ...this.#request };
-    if (this.#session) frame.session_id = this.#session.session_id;
-    const running = [...this.#turns.values()].find((turn) => !turn.ended && turn.length > 0);
-    if (running) Object.assign(frame, { turn_id: running.id, offset: running.length });
-    return frame;
+  #connect() {
+    return new Connection(this.#options, this.#tokens, {
+      attach: (id) => this.#attach(id),
+      adopted: (status) => this.#adopted(status),
+      receive: (frame) => this.#receive(frame),
+      lost: () => this.#delivery.lost(),
+      freed: () => this.#delivery.flush(),
+      busy: () => this.#delivery.sending || this.#replies.running,
+      changed: (status) => this.#emit('status', status),
+      finished: (err) => this.#ended(err),
+      gone: (err) => this.#gone(err),
+      failed: (err) => this.#emit('error', { code: err.code ?? 'SERVICE_ERROR', message: err.message, recoverable: true }),
+    });
   }
 
+  #here() {
+    return this.#session ? { session_id: this.#session.session_id } : {};
+  }
+
+  #attach(id) {
+    const { history } = this.#options;
+    const from = history && this.#position.unknown ? { last: history } : { after_seq: this.#position.afterSeq };
+    return { type: 'attach', id, ...from, ...this.#request, ...this.#here(), ...this.#replies.place };
+  }
+
+  /** @returns {boolean} whether everything goes on where it was */
   #adopted(status) {
-    if (this.#session && this.#session.session_id !== status.session_id) {
-      this.#forget(new ChatboxError('NOT_FOUND', 'the session is another one now'));
-      this.#session = null;
+    const another = this.#session !== null && this.#session.session_id !== status.session_id;
+    const honoured = !another && status.recovered !== false;
+    if (another) {
+      this.#leave(new ChatboxError('NOT_FOUND', 'the session is another one now'));
       this.#emit('reset', {});
-    } else if (status.recovered === false) {
+    } else if (!honoured) {
       this.#snapshot();
     }
+    // An empty log begins at its beginning.
+    if (status.last_seq === 0) this.#position.reset(false);
     this.#request = {};
-    for (const turn of this.#turns.values()) turn.elsewhere = true;
+    this.#replies.moved();
     this.#onStatus(status);
     this.#connected.resolve(this.#session);
-    this.#flush();
+    this.#delivery.attached(status);
+    return honoured;
   }
 
   /** The server shows what it still has, not what is missing here. */
   #snapshot() {
     this.#position.reset(true);
     this.#emit('reset', {});
-    for (const turn of this.#turns.values()) {
-      if (turn.ended) continue;
-      this.#emit('turn', turn);
-      this.#emit('piece', { turn_id: turn.id, seq: turn.seq, offset: 0, content: turn.text });
-    }
-  }
-
-  /** What was sent and not answered is sent again, under the same id. */
-  #lost() {
-    for (const message of this.#outbox.unsend()) this.#emit('message', message);
+    this.#replies.retell();
+    this.#delivery.show();
   }
 
   /** @returns {boolean} whether it helps to attach without a session */
   #gone(err) {
     if (!this.#session) return false;
-    this.#forget(err);
+    this.#replies.abandon(err);
+    this.#position.reset(Boolean(this.#options.history));
     this.#session = null;
     this.#emit('reset', {});
+    this.#delivery.bury(err);
     return true;
   }
 
+  /** The open session was deleted. */
+  #vanished(err) {
+    if (this.#gone(err)) this.#connection.begin();
+  }
+
   #ended(err) {
-    this.#forget(err);
+    this.#replies.abandon(err);
+    this.#delivery.close(err);
     this.#connected.reject(err);
   }
 
-  #forget(err) {
-    for (const turn of this.#turns.values()) turn.abandon(err);
-    this.#turns.clear();
-    for (const message of this.#outbox.clear()) {
-      message.fail(err);
-      this.#emit('message', message);
-    }
-    this.#position.reset(false);
-    this.#rereads.clear();
-  }
-
-  async #flush() {
-    const message = this.#outbox.next;
-    if (!message || !this.#session || !this.#connection.room) return;
-    const { id, content } = message;
-    const { session_id } = this.#session;
-    Object.assign(message, { state: 'sent', session_id });
-    this.#emit('message', message);
-    const over = await this.#connection.exchange({ type: 'user_message', id, session_id, content });
-    if (!over) return;
-    // An exchange that told less than it should is made good by attaching again.
-    const unanswered = this.#outbox.get(id)?.state === 'sent';
-    const turn = this.#turns.get(message.turn_id);
-    if (unanswered || (turn && !turn.ended && !turn.elsewhere)) this.#connection.resume();
-    else this.#flush();
+  #leave(err) {
+    this.#replies.abandon(err);
+    this.#delivery.leave(err);
+    this.#position.reset(Boolean(this.#options.history));
+    this.#session = null;
   }
 
   #receive(frame) {
+    const elsewhere = frame.session_id && frame.session_id !== this.#session?.session_id;
     switch (frame.type) {
       case 'connection_status':
         this.#connection.answer(frame.re, frame);
-        return this.#onStatus(frame);
+        return elsewhere ? undefined : this.#onStatus(frame);
       case 'accepted':
         this.#connection.answer(frame.re, frame);
-        return this.#settle(frame.re, frame);
+        return this.#delivery.settle(frame.re, frame);
+      case 'pong':
+        return this.#connection.answer(frame.re, frame);
+      case 'going_away':
+        return this.#connection.drain(frame.retry_after);
+      case 'error':
+        return this.#onError(frame);
+      default:
+        // A message that waited for another session has its answer there.
+        return elsewhere ? undefined : this.#onEvent(frame);
+    }
+  }
+
+  #onEvent(frame) {
+    switch (frame.type) {
       case 'loading':
-        return this.#onLoading(frame);
+        return this.#replies.loading(frame);
       case 'ai_response':
-        return frame.metadata?.done === 'true' ? this.#onLast(frame) : this.#onPiece(frame);
+        return this.#replies.response(frame);
       case 'user_message':
       case 'voice_message':
       case 'file_upload':
@@ -233,13 +321,9 @@ export class Chatbox extends EventTarget {
       case 'tombstone':
         return this.#onEntry(frame);
       case 'session_update':
-        return this.#onStatus(frame);
-      case 'pong':
-        return this.#connection.answer(frame.re, frame);
-      case 'going_away':
-        return this.#connection.drain(frame.retry_after);
-      case 'error':
-        return this.#onError(frame);
+        return this.#onUpdate(frame);
+      case 'typing_indicator':
+        return this.#emit('typing', { state: frame.metadata?.state, sender: frame.sender, session_id: frame.session_id });
       default:
         return undefined;
     }
@@ -251,107 +335,39 @@ export class Chatbox extends EventTarget {
     this.#emit('session', this.#session);
   }
 
-  /** A message is stored: by its answer, or by coming back in the log. */
-  #settle(id, stored) {
-    const message = this.#outbox.take(id);
-    if (!message) return false;
-    if (stored.seq) this.#position.note(stored.seq);
-    const turn = stored.turn_id && !this.#finished.has(stored.turn_id) ? this.#turn(stored.turn_id) : null;
-    // Only the exchange that made the turn brings its pieces; else the watch does.
-    if (turn && (stored.duplicate || stored.type !== 'accepted')) turn.elsewhere = true;
-    message.accept(stored, turn);
-    this.#emit('message', message);
-    this.#flush();
-    return true;
+  #onUpdate(frame) {
+    if (frame.deleted) {
+      this.#emit('update', frame);
+      this.#vanished(new ChatboxError('NOT_FOUND', 'the session was deleted'));
+      return;
+    }
+    this.#onStatus(frame);
+    this.#emit('update', frame);
   }
 
   #onEntry(frame) {
-    const own = frame.id && this.#settle(frame.id, frame);
+    const own = frame.id && this.#delivery.settle(frame.id, frame);
     if (!this.#position.hold(frame.seq) || own) return;
     this.#emit('entry', frame);
   }
 
-  #turn(id) {
-    let turn = this.#turns.get(id);
-    if (!turn) {
-      turn = new Turn(id);
-      this.#turns.set(id, turn);
-      this.#connection.expect();
-    }
-    return turn;
-  }
-
-  #onLoading({ turn_id, seq }) {
-    if (this.#finished.has(turn_id)) return;
-    const turn = this.#turn(turn_id);
-    turn.seq = seq;
-    this.#emit('turn', turn);
-  }
-
-  #onPiece({ turn_id, offset, content, model_id }) {
-    if (this.#finished.has(turn_id)) return;
-    const turn = this.#turn(turn_id);
-    if (turn.ended) return;
-    turn.model_id ??= model_id ?? null;
-    const at = turn.length;
-    const fresh = turn.add(offset, content);
-    if (fresh === null) this.#connection.resume();
-    else if (fresh) this.#emit('piece', { turn_id, seq: turn.seq, offset: at, content: fresh });
-  }
-
-  async #onLast(frame) {
-    if (this.#finished.has(frame.turn_id) || this.#position.holds(frame.seq)) return;
-    const turn = this.#turn(frame.turn_id);
-    if (turn.ended) return;
-    turn.ended = true;
-    turn.seq = frame.seq;
-    if (frame.metadata.streaming === 'false' && frame.offset === 0) turn.replace(frame.content);
-    else if (frame.content) turn.add(frame.offset, frame.content);
-    turn.truncate(frame.length);
-    const verified = await turn.matches(frame);
-    if (this.#turns.get(turn.id) === turn) this.#conclude(turn, frame, verified);
-  }
-
-  /** Takes a finished reply, or reads it again when its text is not what the server has. */
-  #conclude(turn, frame, verified) {
-    const rereads = this.#rereads.get(turn.id) ?? 0;
-    if (!verified && rereads < REREADS_MAX) {
-      this.#rereads.set(turn.id, rereads + 1);
-      turn.ended = false;
-      turn.replace('');
-      this.#connection.resume();
-      return;
-    }
-    this.#rereads.delete(turn.id);
-    this.#turns.delete(turn.id);
-    this.#finished.add(turn.id);
-    this.#position.hold(frame.seq);
-    const { seq, reply_to, state, html, usage, timestamp, sha256 } = frame;
-    const reply = { turn_id: turn.id, seq, reply_to, state, text: turn.text, html, usage, timestamp, sha256, verified };
-    Object.assign(reply, { length: turn.length, model_id: frame.model_id ?? turn.model_id, error: turn.error });
-    turn.finish(reply);
-    this.#emit('reply', reply);
-  }
-
   #onError({ re, turn_id, error }) {
-    const turn = this.#turns.get(turn_id);
+    const turn = this.#replies.find(turn_id);
     if (turn) turn.error = error;
     const err = new ChatboxError(error.code, error.message, { retry_after: error.retry_after });
     if (this.#connection.answer(re, err)) return;
-    if (!turn_id && this.#outbox.get(re)) this.#refuse(this.#outbox.get(re), err);
+    if (!turn_id && this.#delivery.refuse(re, err)) return;
     this.#emit('error', { ...error, re, turn_id });
-    this.#flush();
   }
 
-  #refuse(message, err) {
-    if (err.code === 'GOING_AWAY') {
-      message.state = 'queued';
-      this.#connection.drain(err.retry_after);
-    } else {
-      this.#outbox.take(message.id);
-      message.fail(err);
-    }
-    this.#emit('message', message);
+  async #readOlder(limit) {
+    if (!this.#session || !this.hasOlder) return { entries: [], more: false };
+    const { session_id } = this.#session;
+    const before_seq = this.#position.oldest;
+    const page = await this.#http.get(`/sessions/${encodeURIComponent(session_id)}`, { before_seq, limit });
+    if (this.#session?.session_id !== session_id) return { entries: [], more: false };
+    if (page.entries.length > 0) this.#position.reach(page.entries[0].seq);
+    return { entries: await Promise.all(page.entries.map(proved)), more: page.more };
   }
 
   #emit(name, detail) {
@@ -359,11 +375,10 @@ export class Chatbox extends EventTarget {
   }
 }
 
-function browserStorage() {
-  try {
-    return globalThis.localStorage ?? null;
-  } catch {
-    // The browser blocks storage for this page.
-    return null;
-  }
+/** An entry of the log; a reply in the shape of `reply`'s detail, too. */
+async function proved(frame) {
+  if (frame.type !== 'ai_response') return frame;
+  const turn = new Turn(frame.turn_id);
+  turn.replace(frame.content);
+  return { ...frame, text: frame.content, error: null, verified: await turn.matches(frame) };
 }

@@ -79,6 +79,7 @@ fn sub_stands_in_for_an_absent_user_id_only() {
     assert_eq!(user(json!({ "user_id": "x".repeat(256), "exp": LATER })), Err(Denied::Invalid));
 }
 
+// checklist 30, W27
 #[test]
 fn names_are_capped_on_a_character_boundary_and_cleaned() {
     let name = |name: Value| {
@@ -91,6 +92,7 @@ fn names_are_capped_on_a_character_boundary_and_cleaned() {
     assert_eq!(name(json!(null)), "ada");
 }
 
+// checklist W25
 #[test]
 fn wrong_types_and_missing_claims_are_invalid() {
     for claims in [

@@ -62,6 +62,9 @@ fn bad_frames() -> Vec<(Value, &'static str, String)> {
         (with("metadata", Value::Object(keys)), format, "33 keys".to_owned()),
         (with("metadata", json!({"a": "x".repeat(1001)})), format, "1001 characters".to_owned()),
         (with("session_id", json!("s".repeat(129))), format, "129 characters".to_owned()),
+        (with("file_url", json!(format!("https://{}", "u".repeat(2041)))), format, "2049 characters".to_owned()),
+        (with("file_id", json!("f".repeat(256))), format, "256 characters".to_owned()),
+        (with("model_id", json!("m".repeat(101))), format, "101 characters".to_owned()),
         (with("timestamp", json!("yesterday")), format, "`timestamp`".to_owned()),
         (with("files", json!("one")), format, "`files`".to_owned()),
         (json!({"type": "attach", "id": id(), "after_seq": -1}), format, "`after_seq`".to_owned()),
@@ -73,6 +76,7 @@ fn bad_frames() -> Vec<(Value, &'static str, String)> {
     ]
 }
 
+// checklist 17, 20, 21, 34, 45, W18, W27
 async fn bad_frames_get_one_error_each(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["still ", "here"]).gated(&gate)).await;
@@ -158,6 +162,7 @@ async fn bad_tokens_close_the_connection(via: Via) {
     }
 }
 
+// checklist 18
 async fn oversized_frame_is_told_and_ends_the_socket_or_the_stream(via: Via) {
     let server = Server::with(|config| config.limits.frame_bytes = 65_536).await;
     let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;

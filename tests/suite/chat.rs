@@ -35,6 +35,7 @@ over_both! {
     a_client_that_reads_nothing_costs_nobody_else,
 }
 
+// checklist 75
 async fn message_is_answered_piece_by_piece(via: Via) {
     let server = Server::start().await;
     let (mut client, mut watch, status) = Client::attached(&server, via, "ann", json!({})).await;
@@ -68,6 +69,7 @@ async fn message_is_answered_piece_by_piece(via: Via) {
     assert!(watch.silent(MOMENT).await, "the exchange showed it already");
 }
 
+// checklist W6
 async fn repeated_id_is_applied_once(via: Via) {
     let server = Server::start().await;
     let (mut client, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;
@@ -88,6 +90,7 @@ async fn repeated_id_is_applied_once(via: Via) {
     assert!(watch.silent(MOMENT).await, "nothing was stored");
 }
 
+// checklist 50
 async fn other_device_sees_message_and_reply_once(via: Via) {
     let server = Server::start().await;
     let (mut phone, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;
@@ -130,6 +133,7 @@ async fn viewer_joins_in_the_middle_of_an_answer(via: Via) {
     assert_eq!(last["state"], "complete");
 }
 
+// checklist W21
 async fn resume_goes_on_at_the_byte(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["abc", "déf", "ghi"]).gated(&gate)).await;
@@ -193,6 +197,7 @@ async fn ended_turn_is_replayed_from_the_offset(via: Via) {
     assert_eq!((&whole["content"], &whole["metadata"]["streaming"]), (&json!("abcdef"), &json!("false")));
 }
 
+// checklist W20
 async fn messages_of_one_session_are_answered_in_order(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["yes"]).gated(&gate)).await;
@@ -252,6 +257,7 @@ async fn three_sessions_stream_side_by_side(via: Via) {
     }
 }
 
+// checklist 44, W19
 async fn exchange_beyond_the_cap_waits(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["a"]).gated(&gate)).await;
@@ -295,6 +301,7 @@ async fn watch_that_leaves_no_room_is_refused(via: Via) {
     assert_eq!(exchange.reply().await.1["state"], "complete", "there is room for an exchange");
 }
 
+// checklist 27
 async fn history_goes_to_the_model(via: Via) {
     let provider = Provider::start(Script::answer(["It ", "is."]).usage(7, 2)).await;
     let server = Server::with(|config| {
@@ -313,6 +320,7 @@ async fn history_goes_to_the_model(via: Via) {
     assert_eq!(told.messages(), expected);
 }
 
+// checklist 45, 69
 async fn failure_of_the_provider_is_told_once(via: Via) {
     let provider = Provider::start(Script::answer(["half ", "of it"]).cut_after(1)).await;
     let server = Server::with(|config| openai(config, &provider)).await;
@@ -334,6 +342,7 @@ async fn failure_of_the_provider_is_told_once(via: Via) {
     assert_eq!(client.say("again").await.reply().await.0, "fine", "the session goes on");
 }
 
+// checklist 42
 async fn stop_keeps_the_text_and_cuts_the_request(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["kept ", "never said"]).gated(&gate)).await;
@@ -394,6 +403,7 @@ async fn fifty_first_messages_at_once_make_one_session(via: Via) {
     assert_eq!((sessions.len(), turns.len()), (1, 50));
 }
 
+// checklist 1, 2
 async fn foreign_session_looks_unknown(via: Via) {
     let server = Server::start().await;
     let (_ann, mut hers, status) = Client::attached(&server, via, "ann", json!({})).await;
@@ -439,6 +449,7 @@ async fn staff_watch_a_session_and_do_not_write_in_it(via: Via) {
 }
 
 /// A watcher lags behind a queue of 64 pieces, and then reads all of them at once, later, from the one text.
+// checklist W19, W23
 async fn a_client_that_reads_nothing_costs_nobody_else(via: Via) {
     let server = Server::with(|config| config.limits.streams = 6).await;
     let (mut client, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;

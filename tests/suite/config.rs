@@ -162,6 +162,7 @@ fn an_open_listener_needs_secrets_and_a_certificate() {
     assert_eq!((warnings(&loaded), loaded.config.loopback()), (vec![], false));
 }
 
+// checklist 9
 #[test]
 fn weak_and_left_over_secrets_refuse_the_start_whatever_their_source() {
     let home = tempfile::tempdir().unwrap();
@@ -189,6 +190,7 @@ fn weak_and_left_over_secrets_refuse_the_start_whatever_their_source() {
     }
 }
 
+// checklist 11
 #[test]
 fn a_placeholder_in_any_setting_refuses_the_start() {
     for (key, value) in [
@@ -210,6 +212,7 @@ fn a_placeholder_in_any_setting_refuses_the_start() {
     );
 }
 
+// checklist 19
 #[test]
 fn values_out_of_range_name_their_key() {
     for (key, value) in [
@@ -262,6 +265,7 @@ fn values_out_of_range_name_their_key() {
     }
 }
 
+// checklist 10
 #[test]
 fn a_star_origin_is_for_loopback() {
     let config = environment(&[("CHATBOX_AUTH__ALLOWED_ORIGINS", "*")]).unwrap().config;
@@ -330,6 +334,7 @@ fn a_former_name_yields_to_what_the_file_says() {
     );
 }
 
+// checklist 7, 35
 #[test]
 fn a_secret_is_shown_nowhere() {
     let loaded = environment(&[("CHATBOX_AUTH__JWT_SECRET", STRONG), ("CHATBOX_CLUSTER_SECRET", STRONG)]).unwrap();

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    Client, Server, Via,
+    ALONE, Client, Server, Via,
     client::{Lines, PATIENCE},
     id, openai, over_both,
     process::Process,
@@ -77,6 +77,7 @@ struct Said {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_process_loses_no_acknowledged_entry_and_a_quarter_of_a_second_of_text() {
+    let _alone = ALONE.acquire().await.unwrap();
     let provider = Provider::start_by(script).await;
     let dir = tempfile::tempdir().unwrap();
     let settings = [

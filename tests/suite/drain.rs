@@ -15,6 +15,7 @@ over_both! {
     killed_server_keeps_what_it_acknowledged,
 }
 
+// checklist 41
 async fn drain_lets_the_running_answer_finish(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["to ", "the end"]).gated(&gate)).await;
@@ -60,6 +61,7 @@ async fn drain_deadline_interrupts_and_keeps_the_text(via: Via) {
     assert_eq!((&reply["content"], &reply["state"]), (&json!("half "), &json!("interrupted")));
 }
 
+// checklist 68, 69, W5
 async fn killed_server_keeps_what_it_acknowledged(via: Via) {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["written ", "and ", "lost"]).gated(&gate)).await;

@@ -27,6 +27,7 @@ async fn connection_that_does_not_attach_is_closed(via: Via) {
     assert!((least..most).contains(&opened.elapsed()), "closed after {:?}", opened.elapsed());
 }
 
+// checklist W25
 async fn connection_ends_with_its_token(via: Via) {
     let server = Server::start().await;
     let token = server.token_for("ann", Role::User, SHORT);
@@ -35,6 +36,7 @@ async fn connection_ends_with_its_token(via: Via) {
     drop(watch);
 }
 
+// checklist W25
 async fn renewed_token_keeps_the_connection(via: Via) {
     let server = Server::start().await;
     let token = server.token_for("ann", Role::User, SHORT);
@@ -66,6 +68,7 @@ async fn expired_token_does_not_renew(via: Via) {
     assert_eq!(watch.next().await.unwrap()["type"], "pong");
 }
 
+// checklist W24
 async fn connections_of_one_user_are_limited(via: Via) {
     let server = Server::with(|config| config.limits.connections_per_user = 2).await;
     let (first, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;

@@ -241,6 +241,7 @@ async fn a_provider_that_talks_for_ever_meets_the_deadline() {
     provider.hung_up(1).await;
 }
 
+// checklist 34, 35
 #[tokio::test]
 async fn refusals_name_the_status_and_the_code_and_quote_nothing() {
     let vendor = r#"{"error":{"message":"Incorrect API key provided: sk-secret","type":"invalid_request_error","code":"invalid_api_key"}}"#;

@@ -17,17 +17,24 @@ mod bad_input; // what is refused, how it is told, and that nothing else is harm
 mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
+mod contract; // the published descriptions of routes and frames, held against the server
 mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
 mod endurance; // memory over many reconnects and exchanges
+mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
+mod predecessor_http; // the predecessor's HTTP clients: their paths, and the fields that they read
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
 mod regenerate; // answering the last message once more, and rating replies
 mod schedules; // random schedules of devices, cuts and restarts: nothing is lost, doubled or reordered
+mod sessions; // conversations over HTTP: lists, search, pages, names, their end
+mod sessions_export; // conversations as files
+mod sessions_names; // names that a model gives
+mod sessions_share; // links: what they show, for how long, and to whom
 mod slow; // clients that read slowly or not at all
 mod store; // every store's contract, and the file's own promises
 mod tidy; // the repository's own rules, checked on its text

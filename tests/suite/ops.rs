@@ -59,6 +59,16 @@ async fn discovery_says_what_a_client_needs() {
     assert_eq!(known["http"], format!("http://localhost:{http}/chatbox/"));
     assert_eq!(known["certificate_sha256"], server.certificate_sha256);
     assert_eq!(known["limits"]["streams"], 4);
+    assert_eq!(known["parents"], json!([]), "nobody is listed");
+}
+
+/// checklist 32
+#[tokio::test]
+async fn discovery_names_the_pages_that_may_frame_ours_and_never_everybody() {
+    let listed = ["*", "https://App.example/", "https://app.example:8443"].map(str::to_owned);
+    let server = Server::with(|config| config.auth.allowed_origins = Some(listed.to_vec())).await;
+    let known = json_of(get(&server, "/chatbox/.well-known/chatbox").await).await;
+    assert_eq!(known["parents"], json!(["https://app.example", "https://app.example:8443"]));
 }
 
 #[tokio::test]
@@ -172,6 +182,7 @@ async fn an_address_that_asks_too_often_is_told_when_to_come_back() {
     assert_eq!(get(&server, "/chatbox/sdk.js").await.status(), StatusCode::OK, "pages are not limited");
 }
 
+// checklist 12
 #[tokio::test]
 async fn pages_of_allowed_origins_may_read_answers_and_others_may_not() {
     let host = "https://host.example";

@@ -89,6 +89,7 @@ async fn server() -> Server {
     Server::with(|config| config.auth.allow_query_token = true).await
 }
 
+// checklist W27
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_message_under_a_made_up_id_is_answered_under_the_real_one() {
     let server = server().await;

@@ -28,7 +28,7 @@ use self::{
     play::{Log, Play},
     world::{Ending, World},
 };
-use crate::harness::Via;
+use crate::harness::{ALONE, Via};
 
 /// Schedules that run at a time, each with a user of its own.
 const AT_ONCE: usize = 24;
@@ -113,7 +113,7 @@ fn from_store(entry: chatbox::chat::Entry) -> Entry {
 }
 
 /// Runs the same steps many times, for what happens between two threads of the server.
-async fn check_often(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
+async fn check_repeated(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
     let (world, first) = (World::start(0).await, seed());
     let schedules = (first..first + times).map(|seed| {
         let (world, steps) = (Arc::clone(&world), steps(Rng::new(seed)));
@@ -127,7 +127,7 @@ async fn check_often(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
 /// The store is read in several steps: what has ended between two of them must be shown once all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attaching_at_the_moment_a_turn_ends_shows_its_reply_once() {
-    check_often(200, |mut rng| {
+    check_repeated(200, |mut rng| {
         let mut steps = vec![Step::Connect { device: 0, via: Via::WebSocket, through: Through::Direct }];
         steps.push(Step::Say { device: 0, answer: Answer::quick(&mut rng) });
         for _ in 0..12 {
@@ -142,7 +142,7 @@ async fn attaching_at_the_moment_a_turn_ends_shows_its_reply_once() {
 /// A turn that was stopped before its runner began shows no text afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_at_the_moment_a_turn_starts_shows_no_text_beyond_its_length() {
-    check_often(200, |mut rng| {
+    check_repeated(200, |mut rng| {
         let mut steps = vec![Step::Connect { device: 0, via: Via::WebSocket, through: Through::Direct }];
         for pick in 0..6 {
             steps.push(Step::Say { device: 0, answer: Answer::quick(&mut rng) });
@@ -157,7 +157,7 @@ async fn stopping_at_the_moment_a_turn_starts_shows_no_text_beyond_its_length() 
 /// What is stored is also started, although nobody is there any more to hear of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vanishing_at_the_moment_a_message_is_stored_does_not_keep_it_from_being_answered() {
-    check_often(200, |mut rng| {
+    check_repeated(200, |mut rng| {
         let connect = Step::Connect { device: 0, via: rng.via(), through: Through::Direct };
         let part = Step::SayPart { device: 0, answer: Answer::quick(&mut rng), bytes: 1000 };
         vec![connect, part, connect, part, connect, part, connect, Step::Read { device: 0, frames: 20 }]
@@ -167,6 +167,7 @@ async fn vanishing_at_the_moment_a_message_is_stored_does_not_keep_it_from_being
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_schedules_lose_nothing_and_double_nothing() {
+    let _alone = ALONE.acquire().await.unwrap();
     const SCHEDULES: u64 = 1600;
     let (world, first) = (World::start(0).await, seed());
     let logs = run_all(&world, first..first + SCHEDULES).await;
@@ -178,6 +179,7 @@ async fn random_schedules_lose_nothing_and_double_nothing() {
 /// Half of the servers are told to stop at once, half are dropped where they are, in the middle of answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedules_with_restarts_lose_nothing_and_double_nothing() {
+    let _alone = ALONE.acquire().await.unwrap();
     const RESTARTS: u64 = 50;
     const USERS: u64 = 8;
     let (world, first) = (World::start(0).await, seed());
@@ -238,6 +240,7 @@ impl Half {
 /// The bus is a hint: what it loses, its last event too, is found in the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedules_with_a_bus_that_drops() {
+    let _alone = ALONE.acquire().await.unwrap();
     const SCHEDULES: u64 = 70;
     let mut first = seed();
     for percent in [2, 20, 60] {

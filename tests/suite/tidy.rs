@@ -331,6 +331,7 @@ fn metrics(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
+// checklist 72
 #[test]
 fn every_metric_is_counted_and_its_labels_are_of_the_closed_list() {
     judge(metrics);

@@ -136,6 +136,7 @@ async fn last_entries_are_shown_on_request(via: Via) {
     assert!(seen.silent(MOMENT).await);
 }
 
+// checklist W10
 async fn session_that_ends_to_make_room_is_told(via: Via) {
     let server = Server::start().await;
     let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;

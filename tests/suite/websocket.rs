@@ -174,6 +174,7 @@ async fn a_client_without_the_subprotocol_gets_none() {
     assert!(!answer.contains("sec-websocket-protocol"), "got {answer}");
 }
 
+// checklist 10, W24
 #[tokio::test]
 async fn what_is_wrong_with_an_upgrade_is_said_and_leaks_nothing() {
     let rig = Rig::start();
@@ -223,6 +224,7 @@ async fn plain_serves_http_2_with_prior_knowledge() {
     assert_eq!(answer.text().await.unwrap(), "1000000");
 }
 
+// checklist 13, 43
 #[tokio::test]
 async fn a_panic_in_a_route_is_a_500_and_the_connection_goes_on() {
     let rig = Rig::start();
@@ -235,6 +237,7 @@ async fn a_panic_in_a_route_is_a_500_and_the_connection_goes_on() {
 }
 
 /// Time is paused: it moves on when nothing else does, to the server's next deadline.
+// checklist 51
 #[tokio::test(start_paused = true)]
 async fn a_client_that_sends_no_request_is_cut_after_ten_seconds() {
     for sent in ["", "GET /peer HTTP/1.1\r\nHost:", "PRI * HTT"] {
@@ -259,6 +262,7 @@ async fn a_tls_handshake_that_does_not_end_is_cut_after_ten_seconds() {
     assert_eq!(rig.refusals("tls"), 1);
 }
 
+// checklist 51
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stands_still_is_cut() {
     let rig = Rig::start();
@@ -270,6 +274,7 @@ async fn a_body_that_stands_still_is_cut() {
     assert!((29..=31).contains(&start.elapsed().as_secs()), "waited {:?}", start.elapsed());
 }
 
+// checklist 51
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_stands_still_is_cut_and_gives_its_permit_back() {
     let rig = Rig::start();
@@ -282,6 +287,7 @@ async fn a_reader_that_stands_still_is_cut_and_gives_its_permit_back() {
     drop(stream);
 }
 
+// checklist 51
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed_and_an_upgraded_one_is_not_http_any_more() {
     let rig = Rig::start();
@@ -322,6 +328,7 @@ async fn a_drain_closes_idle_connections_and_lets_requests_finish() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
+// checklist 41
 #[tokio::test]
 async fn a_stop_drops_what_runs_over_either_protocol() {
     for version in [1, 2] {

@@ -40,6 +40,20 @@ async fn finishing_the_attach_stream_ends_the_watch_after_its_answers() {
     assert_eq!(watch.next().await, None);
 }
 
+/// The client wants to know where it stands, and nothing after that.
+#[tokio::test]
+async fn attach_whose_stream_is_finished_at_once_is_answered() {
+    let server = Server::start().await;
+    let (mut client, _watch, _status) = Client::attached(&server, Via::WebTransport, "ann", json!({})).await;
+    for _ in 0..20 {
+        let attach = json!({"type": "attach", "id": id()});
+        let mut exchange = client.raw(attach.to_string().as_bytes()).await;
+        let status = exchange.next().await.expect("a status");
+        assert_eq!((&status["type"], &status["re"]), (&json!("connection_status"), &attach["id"]));
+        assert_eq!(exchange.next().await, None, "the watch has ended");
+    }
+}
+
 #[tokio::test]
 async fn frame_without_a_line_feed_is_ended_by_its_stream() {
     let server = Server::start().await;

@@ -4,7 +4,10 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Memory } from '../../src/ui/sdk-dial.js';
 import { Position, Turn } from '../../src/ui/sdk-log.js';
-import { Outbox } from '../../src/ui/sdk-outbox.js';
+import { Message, Outbox } from '../../src/ui/sdk-outbox.js';
+import { Replies } from '../../src/ui/sdk-replies.js';
+import { Typing } from '../../src/ui/sdk-typing.js';
+import { Watchdog } from '../../src/ui/sdk-watchdog.js';
 import { closeOfWebSocket, expiryOf } from '../../src/ui/sdk-wire.js';
 
 const SHA256_OF_ABC = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad';
@@ -108,7 +111,7 @@ test('after a snapshot the position begins at its first entry', () => {
 
 test('the outbox sends one message at a time, and again under the same id', () => {
   const outbox = new Outbox();
-  const [first, second] = [outbox.add('a'), outbox.add('b')];
+  const [first, second] = [outbox.add(new Message('a')), outbox.add(new Message('b'))];
   assert.equal(outbox.next, first);
   first.state = 'sent';
   assert.equal(outbox.next, undefined, 'the second must not overtake the first');
@@ -120,8 +123,8 @@ test('the outbox sends one message at a time, and again under the same id', () =
 
 test('the outbox has a limit', () => {
   const outbox = new Outbox();
-  for (let count = 0; count < 100; count += 1) outbox.add('x');
-  assert.throws(() => outbox.add('x'), { code: 'TOO_MANY_REQUESTS' });
+  for (let count = 0; count < 100; count += 1) outbox.add(new Message('x'));
+  assert.throws(() => outbox.add(new Message('x')), { code: 'TOO_MANY_REQUESTS' });
 });
 
 test('after two failures in a row WebTransport is left alone, over a reload too', () => {
@@ -147,4 +150,133 @@ test('the expiry is read from a token, and an opaque token has none', () => {
   const payload = Buffer.from(JSON.stringify({ user_id: 'ü?>', exp: 1_800_000_000 })).toString('base64url');
   assert.equal(expiryOf(`e30.${payload}.x`), 1_800_000_000_000);
   assert.equal(expiryOf('opaque'), null);
+});
+
+/** Replies whose events, re-readings and positions are written down. */
+function watchedReplies() {
+  const told = [];
+  const position = new Position();
+  const replies = new Replies(position, {
+    emit: (name, detail) => told.push({ name, ...detail }),
+    expect: () => {},
+    ended: () => {},
+    reread: () => told.push({ name: 'reread' }),
+  });
+  const names = () => told.map(({ name }) => name);
+  return { replies, position, told, names };
+}
+
+const lastFrame = (turn_id, seq, more) => ({
+  turn_id,
+  seq,
+  reply_to: 1,
+  state: 'complete',
+  offset: 0,
+  content: '',
+  length: 3,
+  sha256: SHA256_OF_ABC,
+  metadata: { done: 'true', streaming: 'true' },
+  ...more,
+});
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+
+test('a text that is not the one of its hash is read again, and told when that does not help', async () => {
+  const { replies, position, told, names } = watchedReplies();
+  const whole = { metadata: { done: 'true', streaming: 'false' }, content: 'abX' };
+  for (let round = 0; round < 3; round += 1) {
+    assert.equal(position.holds(2), false);
+    replies.response(lastFrame('t', 2, whole));
+    while (!names().at(-1) || names().length <= round) await settled();
+  }
+  assert.deepEqual(names(), ['reread', 'reread', 'reply']);
+  assert.deepEqual([told.at(-1).verified, told.at(-1).text], [false, 'abX']);
+});
+
+test('the second reading of a text proves it', async () => {
+  const { replies, told, names } = watchedReplies();
+  replies.response({ turn_id: 't', offset: 0, content: 'aXc', metadata: {} });
+  replies.response(lastFrame('t', 2));
+  while (!names().includes('reread')) await settled();
+  replies.response(lastFrame('t', 2, { metadata: { done: 'true', streaming: 'false' }, content: 'abc' }));
+  while (!names().includes('reply')) await settled();
+  assert.deepEqual([told.at(-1).verified, told.at(-1).text, told.at(-1).length], [true, 'abc', 3]);
+});
+
+test('two replies to one message are two turns, each with a text and a proof of its own', async () => {
+  const { replies, position, told, names } = watchedReplies();
+  position.hold(1);
+  replies.response({ turn_id: 'first', offset: 0, content: 'abc', metadata: {} });
+  replies.response(lastFrame('first', 2));
+  while (!names().includes('reply')) await settled();
+  replies.loading({ turn_id: 'second', seq: 3 });
+  replies.response({ turn_id: 'second', offset: 0, content: 'ab', metadata: {} });
+  assert.deepEqual(replies.place, { turn_id: 'second', offset: 2 });
+  replies.response({ turn_id: 'second', offset: 2, content: 'c', metadata: {} });
+  replies.response(lastFrame('second', 3));
+  while (names().filter((name) => name === 'reply').length < 2) await settled();
+  const ends = told.filter(({ name }) => name === 'reply');
+  assert.deepEqual(ends.map(({ turn_id, reply_to, text, verified }) => [turn_id, reply_to, text, verified]), [
+    ['first', 1, 'abc', true],
+    ['second', 1, 'abc', true],
+  ]);
+  assert.equal(position.afterSeq, 3);
+});
+
+test('typing is told at most every three seconds, and its end after five without a key', (context) => {
+  context.mock.timers.enable({ apis: ['setTimeout'] });
+  const sent = [];
+  const typing = new Typing((state) => sent.push(state));
+  for (let tenths = 0; tenths < 40; tenths += 1) {
+    typing.set(true);
+    context.mock.timers.tick(100);
+  }
+  assert.deepEqual(sent, ['start', 'start']);
+  context.mock.timers.tick(4800);
+  assert.deepEqual(sent, ['start', 'start']);
+  context.mock.timers.tick(100);
+  assert.deepEqual(sent, ['start', 'start', 'stop']);
+  typing.set(false);
+  assert.deepEqual(sent, ['start', 'start', 'stop']);
+});
+
+/** How long it takes until a path is taken for dead, when `act` sends something and nothing is answered. */
+function timeToDeath(watchdog, owner, act) {
+  return new Promise((resolve) => {
+    const since = performance.now();
+    owner.dead = () => resolve(performance.now() - since);
+    act(watchdog);
+  });
+}
+
+test('whatever is unanswered for a heartbeat tells of a dead path, and each further try has more time', async () => {
+  const pings = [];
+  const owner = { busy: () => true, ping: () => pings.push('p') && `p${pings.length}`, dead: () => {} };
+  const watchdog = new Watchdog(100, { ...owner, dead: () => owner.dead() });
+  const took = [];
+  for (let round = 0; round < 3; round += 1) took.push(await timeToDeath(watchdog, owner, () => watchdog.sent('m')));
+  assert.deepEqual(took.map((ms, round) => ms >= 99 * 2 ** round), [true, true, true], took.join());
+  watchdog.sent('m');
+  watchdog.answered('m');
+  const after = await timeToDeath(watchdog, owner, () => watchdog.sent('n'));
+  assert.ok(after < 199, `an answer makes it as quick as before: ${after} ms`);
+  watchdog.stop();
+});
+
+test('text that comes down is no sign of life of the way up, an answer is', async () => {
+  const owner = { busy: () => true, dead: () => {} };
+  let answered = 0;
+  const watchdog = new Watchdog(100, {
+    busy: () => true,
+    ping: () => {
+      // The server answers five times, and then the way up is dead.
+      if (answered < 5) setImmediate(() => watchdog.answered('p'));
+      answered += 1;
+      return 'p';
+    },
+    dead: () => owner.dead(),
+  });
+  const took = await timeToDeath(watchdog, owner, () => watchdog.arm());
+  assert.equal(answered, 6);
+  assert.ok(took >= 5 * 29 + 99, `${took} ms`);
 });

@@ -213,6 +213,10 @@ where
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         ready!(self.timer.as_mut().poll(cx));
         let now = Instant::now();
+        if self.opening.is_some() {
+            // The client has asked in time; how long the answer takes is up to the server.
+            self.opened = now;
+        }
         let attach_due = (self.phase == Phase::Attaching).then(|| self.opened + ATTACH_DEADLINE);
         if attach_due.is_some_and(|due| due <= now) {
             return Poll::Ready(Some(End::Close(None, CloseCode::Unauthorized, None)));

@@ -1,6 +1,6 @@
 //! A client of the written contract: JSON in, JSON out, over either transport. It shares no type with the server.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use bytes::{Buf, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -177,13 +177,18 @@ impl Lines {
         timeout(moment, self.read()).await.is_err()
     }
 
+    /// A frame that comes within a moment.
+    pub(crate) async fn soon(&mut self, moment: Duration) -> Option<Value> {
+        timeout(moment, self.read()).await.ok().flatten()
+    }
+
     async fn read(&mut self) -> Option<Value> {
         match self {
             Self::Stream { recv, buffer, .. } => loop {
                 if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                     let line = buffer.split_to(end);
                     buffer.advance(1);
-                    return Some(serde_json::from_slice(&line).expect("a line is JSON"));
+                    return Some(published(serde_json::from_slice(&line).expect("a line is JSON")));
                 }
                 let chunk = recv.read_chunk(usize::MAX, true).await.ok()??;
                 buffer.extend_from_slice(&chunk.bytes);
@@ -268,7 +273,7 @@ async fn pump(
             }
             message = socket.next() => match message {
                 Some(Ok(Message::Text(text))) => {
-                    let frame: Value = serde_json::from_str(&text).expect("a message is JSON");
+                    let frame = published(serde_json::from_str(&text).expect("a message is JSON"));
                     let asked = frame["re"].as_str().and_then(|re| exchanges.get(re));
                     let session = frame["session_id"].as_str().unwrap_or_default().to_owned();
                     if let (Some(answers), "connection_status") = (asked, frame["type"].as_str().unwrap_or_default()) {
@@ -295,6 +300,20 @@ async fn pump(
             }
         }
     }
+}
+
+/// A frame as the published description has it: every one that a test reads is held against that.
+fn published(frame: Value) -> Value {
+    static FRAMES: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        let mut document = chatbox::http::document::frames();
+        document["$ref"] = "#/components/schemas/ServerFrame".into();
+        let options = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).should_validate_formats(true);
+        options.build(&document).expect("the description is a schema")
+    });
+    if let Some(fault) = FRAMES.iter_errors(&frame).next() {
+        panic!("not as described: {fault} at {}: {frame}", fault.instance_path());
+    }
+    frame
 }
 
 /// A client for ordinary HTTP requests that follows no redirect.

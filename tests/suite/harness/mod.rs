@@ -1,5 +1,6 @@
 //! What tests start: real servers, clients and providers, never stand-ins for our own traits.
 
+pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod process;
 pub(crate) mod provider;
@@ -27,3 +28,6 @@ macro_rules! over_both {
     };
 }
 pub(crate) use over_both;
+
+/// Held by each test that keeps the machine busy or measures it: two of them at a time would tell of each other.
+pub(crate) static ALONE: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);

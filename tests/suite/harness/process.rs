@@ -39,6 +39,11 @@ impl Process {
 
     /// The same with further settings, as the environment has them.
     pub(crate) async fn start_with(dir: &Path, provider: &Provider, settings: &[(&str, &str)]) -> Self {
+        Self::start_logged(dir, provider, settings, Stdio::inherit()).await
+    }
+
+    /// The same with its log somewhere else.
+    pub(crate) async fn start_logged(dir: &Path, provider: &Provider, settings: &[(&str, &str)], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chatbox"))
             .current_dir(dir)
             // Every CHATBOX_ variable is a setting to the server, and this one is none.
@@ -52,6 +57,7 @@ impl Process {
             .env("CHATBOX_LLM__PROVIDERS__SCRIPTED__ENDPOINT", provider.endpoint())
             .envs(settings.iter().copied())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("start the binary");

@@ -198,6 +198,7 @@ async fn ordinary_request_first_gives_ordinary_credit_and_no_session() {
     assert_eq!(open.len(), 90);
 }
 
+// checklist 13, 43
 #[tokio::test]
 async fn panic_of_a_handler_is_contained() {
     async fn fail() -> &'static str {

@@ -64,6 +64,7 @@ async fn large_frames_flow_both_ways() {
     assert_eq!(ask(&session, &large).await.len(), large.len());
 }
 
+// checklist 10
 #[tokio::test]
 async fn only_welcome_clients_get_a_session() {
     let site = Site::start();

@@ -145,6 +145,7 @@ async fn queued_turns_of_an_ended_session_do_not_start_and_are_found_until_someb
     assert_eq!(room.store.lost(room.node, 10).await.unwrap(), Lost::default());
 }
 
+// checklist 71, W9
 #[tokio::test]
 async fn idle_session_ends_unless_something_happened_or_is_about_to() {
     let room = Room::fresh().await;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::{Room, Shelf, open, places, user};
 
+// checklist 65, W1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parallel_writers_get_places_without_gaps() {
     let shelf = Shelf::new();
@@ -33,7 +34,7 @@ async fn parallel_writers_get_places_without_gaps() {
     assert_eq!(room.row().await.last_seq, 256);
 }
 
-// checklist 68, 76
+// checklist 68, 75, 76, W6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart() {
     let shelf = Shelf::new();
@@ -64,6 +65,7 @@ async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart()
     assert_eq!(places(&room.log().await), [1, 2]);
 }
 
+// checklist 75, W6
 #[tokio::test]
 async fn repeated_row_is_recognised_without_a_request_id() {
     let room = Room::fresh().await;
@@ -75,6 +77,7 @@ async fn repeated_row_is_recognised_without_a_request_id() {
     assert_eq!(room.log().await, [first.entry]);
 }
 
+// checklist 1
 #[tokio::test]
 async fn two_users_may_choose_the_same_request_id() {
     let shelf = Shelf::new();
@@ -90,6 +93,7 @@ async fn two_users_may_choose_the_same_request_id() {
     assert_eq!(second.entry.content, "hers");
 }
 
+// checklist 1, 2, 3
 #[tokio::test]
 async fn foreign_session_is_not_found_and_nothing_is_stored() {
     let room = Room::fresh().await;
@@ -104,6 +108,7 @@ async fn foreign_session_is_not_found_and_nothing_is_stored() {
     assert_eq!(room.store.running_turn(room.session).await.unwrap(), None);
 }
 
+// checklist W10
 #[tokio::test]
 async fn ended_session_takes_no_message_but_knows_the_ones_it_took() {
     let room = Room::fresh().await;
@@ -118,6 +123,7 @@ async fn ended_session_takes_no_message_but_knows_the_ones_it_took() {
     assert_eq!((again.duplicate, again.entry), (true, first.entry));
 }
 
+// checklist 27, W27
 #[tokio::test]
 async fn entry_comes_back_as_it_was_written() {
     let room = Room::fresh().await;
@@ -184,7 +190,7 @@ async fn revs_are_read_for_the_sessions_that_there_are() {
     assert_eq!(room.store.session(SessionId::new()).await.unwrap(), None);
 }
 
-// checklist 4
+// checklist 3, 4, W4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_parallel_first_visits_share_one_session() {
     let shelf = Shelf::new();
@@ -198,6 +204,7 @@ async fn fifty_parallel_first_visits_share_one_session() {
     assert_eq!(sessions.len(), 1, "{sessions:?}");
 }
 
+// checklist 4, W4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parallel_new_sessions_never_exceed_the_slots() {
     let shelf = Shelf::new();
@@ -250,6 +257,7 @@ async fn grow_until_latest(room: &Room, moment: i64) {
     }
 }
 
+// checklist W12
 #[tokio::test]
 async fn reopened_session_is_active_again_and_another_one_ends() {
     let shelf = Shelf::new();
@@ -267,6 +275,7 @@ async fn reopened_session_is_active_again_and_another_one_ends() {
     assert_eq!(room.append(room.entry("after")).await.entry.seq, 2);
 }
 
+// checklist 1, 2, 3
 #[tokio::test]
 async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
     let shelf = Shelf::new();
@@ -280,7 +289,7 @@ async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
     assert_eq!(room.row().await, before);
 }
 
-// checklist 75
+// checklist 4, 75
 #[tokio::test]
 async fn repeated_call_finds_the_session_that_the_first_one_made() {
     let shelf = Shelf::new();

@@ -58,6 +58,7 @@ async fn repeated_share_is_the_first_one() {
     assert_eq!(room.store.unshare(room.session, room.user.clone()).await.unwrap(), 1);
 }
 
+// checklist 1
 #[tokio::test]
 async fn session_of_another_user_is_neither_shared_nor_unshared() {
     let room = Room::fresh().await;

@@ -199,7 +199,7 @@ fn content(shelf: &Shelf) -> Vec<u8> {
     connection.query_row("SELECT content FROM entries WHERE seq = 1", [], |row| row.get(0)).unwrap()
 }
 
-// checklist 74
+// checklist 74, 75
 #[tokio::test]
 async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
     let shelf = Shelf::new();
@@ -219,7 +219,7 @@ async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
     assert_eq!(store.session(ask.id).await.unwrap(), None, "a write past its deadline is not done");
 }
 
-// checklist 72, 89
+// checklist 72, 89, W8
 #[tokio::test]
 async fn counters_of_a_session_move_once() {
     let shelf = Shelf::new();

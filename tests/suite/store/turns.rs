@@ -196,6 +196,7 @@ async fn reply_has_the_text_its_length_its_hash_and_its_tokens() {
     assert_eq!(room.store.running_turn(room.session).await.unwrap(), None);
 }
 
+// checklist 69
 #[tokio::test]
 async fn failed_turn_keeps_what_was_shown() {
     let room = Room::fresh().await;
@@ -287,6 +288,7 @@ async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart() {
     assert_eq!(room.store.lost(room.node, 10).await.unwrap(), Lost::default());
 }
 
+// checklist W3
 #[tokio::test]
 async fn lost_keeps_its_limit() {
     let shelf = Shelf::new();

@@ -1,6 +1,6 @@
 /**
  * Chromium by Playwright and Firefox by Puppeteer (WebDriver BiDi), behind the few verbs that the behaviours need.
- * Every page is in a context of its own, and collects what goes wrong in it.
+ * What `open` gives is in a context of its own, a `tab` of it in the same one; each collects what goes wrong.
  */
 
 import { setTimeout as pause } from 'node:timers/promises';
@@ -30,15 +30,52 @@ function watchPolicy() {
   });
 }
 
-/** One page in one browser. */
-class Page {
-  /** what the console and the page reported as an error */
-  problems = [];
-
+/** Somewhere a function can run: a page, or a frame within one. */
+class Place {
   constructor(raw) {
     this.raw = raw;
+  }
+
+  /** Runs a function in the page, with one argument. */
+  evaluate(action, argument) {
+    return this.raw.evaluate(action, argument);
+  }
+
+  /** Waits until a function in the page gives something true, and returns that. */
+  async until(condition, argument, ms = WAIT_MS) {
+    const deadline = Date.now() + ms;
+    let fault;
+    while (Date.now() < deadline) {
+      // While a page gives way to the next one, nothing can be evaluated.
+      const last = await this.evaluate(condition, argument).catch((err) => void (fault = err));
+      if (last) return last;
+      await pause(POLL_MS);
+    }
+    const seen = await this.evaluate(() => `${document.getElementById('status')?.innerText}\n${document.body.innerText}`);
+    throw new Error(`waited ${ms} ms for ${condition} with ${argument}; the page shows:\n${seen}\n${this.told()}`, { cause: fault });
+  }
+
+  click(selector) {
+    return this.raw.click(selector);
+  }
+
+  told() {
+    return '';
+  }
+}
+
+/** One page in one browser. The first page of a context opens more of them by `tab`. */
+class Page extends Place {
+  /** what the console and the page reported as an error */
+  problems = [];
+  /** everything that the console was told */
+  said = [];
+
+  constructor(raw) {
+    super(raw);
     raw.on('console', (message) => {
       const type = typeof message.type === 'function' ? message.type() : message.type;
+      this.said.push(message.text());
       if (type === 'error') this.problems.push(message.text());
     });
     raw.on('pageerror', (err) => this.problems.push(String(err)));
@@ -52,26 +89,19 @@ class Page {
     await this.raw.reload();
   }
 
-  /** Runs a function in the page, with one argument. */
-  evaluate(action, argument) {
-    return this.raw.evaluate(action, argument);
-  }
-
-  /** Waits until a function in the page gives something true, and returns that. */
-  async until(condition, argument, ms = WAIT_MS) {
-    const deadline = Date.now() + ms;
-    let last;
+  /** Waits for a frame within the page whose address begins with this. */
+  async frame(address) {
+    const deadline = Date.now() + WAIT_MS;
     while (Date.now() < deadline) {
-      last = await this.evaluate(condition, argument);
-      if (last) return last;
+      const raw = this.raw.frames().find((frame) => frame !== this.raw.mainFrame() && frame.url().startsWith(address));
+      if (raw) return new Place(raw);
       await pause(POLL_MS);
     }
-    const seen = await this.evaluate(() => `${document.getElementById('status')?.innerText}\n${document.body.innerText}`);
-    throw new Error(`waited ${ms} ms for ${condition}; the page shows:\n${seen}\nproblems: ${this.problems.join('\n')}`);
+    throw new Error(`no frame of ${address}, have ${this.raw.frames().map((frame) => frame.url())}`);
   }
 
-  click(selector) {
-    return this.raw.click(selector);
+  told() {
+    return `problems: ${this.problems.join('\n')}`;
   }
 
   type(text) {
@@ -99,12 +129,15 @@ class Page {
   }
 }
 
+/** The page that a context begins with: it ends with it. */
+const first = (page, context, tab) => Object.assign(page, { tab, close: () => context.close() });
+
 export async function chromium() {
   const browser = await playwright.launch({ executablePath: CHROMIUM, args: CHROMIUM_FLAGS });
   return {
     name: 'Chromium',
     darkness: true,
-    async open({ width = 1280, height = 800, dark = false, touch = false } = {}) {
+    async open({ width = 1280, height = 800, dark = false, touch = false, before } = {}) {
       const context = await browser.newContext({
         viewport: { width, height },
         colorScheme: dark ? 'dark' : 'light',
@@ -112,12 +145,16 @@ export async function chromium() {
         isMobile: touch,
         deviceScaleFactor: touch ? 2 : 1,
       });
-      const raw = await context.newPage();
-      await raw.addInitScript(watchPolicy);
-      const page = new Page(raw);
-      page.resize = (size) => raw.setViewportSize(size);
-      page.close = () => context.close();
-      return page;
+      const tab = async () => {
+        const raw = await context.newPage();
+        await raw.addInitScript(watchPolicy);
+        if (before) await raw.addInitScript(before);
+        const page = new Page(raw);
+        page.resize = (size) => raw.setViewportSize(size);
+        page.close = () => raw.close();
+        return page;
+      };
+      return first(await tab(), context, tab);
     },
     close: () => browser.close(),
   };
@@ -128,15 +165,19 @@ export async function firefox() {
   return {
     name: 'Firefox',
     darkness: false,
-    async open({ width = 1280, height = 800 } = {}) {
+    async open({ width = 1280, height = 800, before } = {}) {
       const context = await browser.createBrowserContext();
-      const raw = await context.newPage();
-      await raw.setViewport({ width, height });
-      await raw.evaluateOnNewDocument(watchPolicy);
-      const page = new Page(raw);
-      page.resize = (size) => raw.setViewport(size);
-      page.close = () => context.close();
-      return page;
+      const tab = async () => {
+        const raw = await context.newPage();
+        await raw.setViewport({ width, height });
+        await raw.evaluateOnNewDocument(watchPolicy);
+        if (before) await raw.evaluateOnNewDocument(before);
+        const page = new Page(raw);
+        page.resize = (size) => raw.setViewport(size);
+        page.close = () => raw.close();
+        return page;
+      };
+      return first(await tab(), context, tab);
     },
     close: () => browser.close(),
   };

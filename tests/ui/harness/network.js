@@ -14,10 +14,10 @@ export async function freePort() {
   return port;
 }
 
-/** Carries UDP to a port on this machine, until it is cut. @param {number} target */
+/** Carries UDP to a port on this machine, until it is cut, in one direction or both. @param {number} target */
 export async function udpProxy(target) {
   const port = await freePort();
-  let open = true;
+  let [up, down] = [true, true];
   const sockets = [];
   const upstreams = new Map();
   for (const [type, address] of [['udp6', '::1'], ['udp4', '127.0.0.1']]) {
@@ -28,11 +28,11 @@ export async function udpProxy(target) {
       let upstream = upstreams.get(key);
       if (!upstream) {
         upstream = dgram.createSocket('udp4');
-        upstream.on('message', (answer) => open && socket.send(answer, from.port, from.address));
+        upstream.on('message', (answer) => down && socket.send(answer, from.port, from.address));
         upstream.on('error', () => {});
         upstreams.set(key, upstream);
       }
-      if (open) upstream.send(packet, target, '127.0.0.1');
+      if (up) upstream.send(packet, target, '127.0.0.1');
     });
     socket.bind(port, address);
     await once(socket, 'listening');
@@ -40,14 +40,22 @@ export async function udpProxy(target) {
   return {
     port,
     /** From now on packets vanish, as on a network that has begun to drop UDP. */
-    cut: () => (open = false),
+    cut: () => (up = down = false),
+    /** From now on the server hears nothing, and is heard. */
+    cutUp: () => (up = false),
+    /** From now on the client hears nothing, and is heard. */
+    cutDown: () => (down = false),
     close: () => [...sockets, ...upstreams.values()].forEach((socket) => socket.close()),
   };
 }
 
-/** Carries TCP to a port on this machine; connections can be reset, and new ones refused. @param {number} target */
+/**
+ * Carries TCP to a port on this machine; connections can be reset, and new ones refused, and what the server sends be
+ * swallowed. @param {number} target
+ */
 export async function tcpProxy(target, port) {
-  let open = true;
+  let [open, down] = [true, true];
+  const bytes = { sent: 0, swallowed: 0 };
   const sockets = new Set();
   const servers = [];
   for (const address of ['::1', '127.0.0.1']) {
@@ -66,8 +74,14 @@ export async function tcpProxy(target, port) {
           upstream.destroy();
         });
       }
-      client.pipe(upstream);
-      upstream.pipe(client);
+      client.on('data', (chunk) => {
+        bytes.sent += chunk.length;
+        upstream.write(chunk);
+      });
+      upstream.on('data', (chunk) => {
+        if (down) client.write(chunk);
+        else bytes.swallowed += chunk.length;
+      });
     });
     servers.push(server);
     server.listen(port, address);
@@ -78,7 +92,10 @@ export async function tcpProxy(target, port) {
       open = false;
       for (const socket of sockets) socket.resetAndDestroy();
     },
-    mend: () => (open = true),
+    cutDown: () => (down = false),
+    /** How much clients have sent, and how much of what the server sent has not reached them. */
+    bytes,
+    mend: () => (open = down = true),
     close: () => {
       for (const socket of sockets) socket.destroy();
       for (const server of servers) server.close();

@@ -1,12 +1,13 @@
 /** The real binary on free loopback ports, with a data directory of its own. */
 
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 
 const START_MS = 20_000;
 const STOP_MS = 10_000;
@@ -15,24 +16,22 @@ const BINARY = process.env.CHATBOX_BIN ?? fileURLToPath(new URL('../../../target
 
 /**
  * @param {Record<string, string>} [env] more configuration
- * @returns {Promise<{signIn: string, base: string, stop: () => Promise<void>}>}
+ * @returns {Promise<{signIn: string, base: string, token: (user: string, ttl?: string) => Promise<string>,
+ *   stop: () => Promise<void>}>} `token` signs one for anybody
  */
 export async function startServer(env = {}) {
   if (!existsSync(BINARY)) throw new Error(`no binary at ${BINARY}: build it, or set CHATBOX_BIN`);
   const directory = await mkdtemp(join(tmpdir(), 'chatbox-ui-'));
-  const child = spawn(BINARY, ['serve'], {
-    cwd: directory,
-    stdio: ['ignore', 'pipe', 'pipe'],
-    env: {
-      PATH: process.env.PATH,
-      CHATBOX_LISTEN__HTTP: 'localhost:0',
-      CHATBOX_LISTEN__QUIC: 'localhost:0',
-      CHATBOX_LISTEN__OPS: 'localhost:0',
-      CHATBOX_DATA_DIR: join(directory, 'data'),
-      CHATBOX_LIMITS__PUBLIC_PER_MINUTE: '10000',
-      ...env,
-    },
-  });
+  const settings = {
+    PATH: process.env.PATH,
+    CHATBOX_LISTEN__HTTP: 'localhost:0',
+    CHATBOX_LISTEN__QUIC: 'localhost:0',
+    CHATBOX_LISTEN__OPS: 'localhost:0',
+    CHATBOX_DATA_DIR: join(directory, 'data'),
+    CHATBOX_LIMITS__PUBLIC_PER_MINUTE: '10000',
+    ...env,
+  };
+  const child = spawn(BINARY, ['serve'], { cwd: directory, stdio: ['ignore', 'pipe', 'pipe'], env: settings });
   let log = '';
   child.stderr.on('data', (chunk) => (log = (log + chunk).slice(-20_000)));
   const ended = new Promise((resolve) => child.once('exit', resolve));
@@ -48,7 +47,12 @@ export async function startServer(env = {}) {
     await Promise.race([ended, after(STOP_MS, () => new Error('the server did not end'))]);
     await rm(directory, { recursive: true, force: true });
   };
-  return { signIn, base: signIn.split('#')[0], stop };
+  const token = async (user, ttl = '1h') => {
+    const args = ['token', '--user', user, '--ttl', ttl];
+    const { stdout } = await promisify(execFile)(BINARY, args, { cwd: directory, env: settings });
+    return stdout.trim();
+  };
+  return { signIn, base: signIn.split('#')[0], token, stop };
 }
 
 async function firstUrl(stdout) {

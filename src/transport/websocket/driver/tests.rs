@@ -143,6 +143,7 @@ impl Rig {
     }
 }
 
+// checklist 42, 44
 #[tokio::test(start_paused = true)]
 async fn exchanges_beyond_the_cap_wait_in_order_and_a_ping_does_not() {
     let mut rig = attached(65536).await;
@@ -161,6 +162,7 @@ async fn exchanges_beyond_the_cap_wait_in_order_and_a_ping_does_not() {
     assert_eq!(rig.receive().await["re"], json!(last));
 }
 
+// checklist 44, 45
 #[tokio::test(start_paused = true)]
 async fn requests_beyond_the_queue_are_refused_each_with_its_own_error() {
     let mut rig = attached(65536).await;
@@ -180,6 +182,7 @@ async fn requests_beyond_the_queue_are_refused_each_with_its_own_error() {
     }
 }
 
+// checklist 44
 #[tokio::test(start_paused = true)]
 async fn waiting_requests_are_limited_in_bytes_too() {
     let mut rig = attached(65536).await;
@@ -209,6 +212,7 @@ async fn a_client_that_does_not_attach_is_closed_after_five_seconds() {
     assert_eq!(rig.ended().await, CloseCode::Unauthorized);
 }
 
+// checklist 18
 #[tokio::test(start_paused = true)]
 async fn a_frame_that_is_too_large_gets_an_error_and_1009() {
     let mut rig = attached(65536).await;
@@ -218,6 +222,7 @@ async fn a_frame_that_is_too_large_gets_an_error_and_1009() {
     assert_eq!(rig.ended().await, CloseCode::FrameTooLarge);
 }
 
+// checklist 18
 #[tokio::test(start_paused = true)]
 async fn a_frame_of_exactly_the_limit_is_read() {
     let mut rig = attached(65536).await;
@@ -251,6 +256,7 @@ async fn a_frame_that_is_not_of_the_contract_is_answered_and_the_socket_lives() 
     assert_eq!(rig.receive().await["re"], json!(ping));
 }
 
+// checklist 51
 #[tokio::test(start_paused = true)]
 async fn an_idle_client_that_answers_pings_stays() {
     let mut rig = attached(65536).await;
@@ -264,6 +270,62 @@ async fn an_idle_client_that_answers_pings_stays() {
     assert_eq!(rig.receive().await["re"], json!(ping));
 }
 
+/// checklist 42: longer than the idle time and the deadline of pongs together.
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_ninety_seconds_keeps_the_socket_alive_and_read() {
+    let mut rig = attached(65536).await;
+    let start = Instant::now();
+    let message = rig.send("user_message", "hang").await;
+    for n in 1..=3 {
+        assert_eq!(rig.client.next().await.unwrap().unwrap(), Message::Ping(Bytes::new()));
+        assert_eq!(start.elapsed().as_secs(), 25 * n);
+        let stop = rig.send("ping", "").await;
+        assert_eq!(rig.receive().await["re"], json!(stop), "what is sent meanwhile is read and answered");
+    }
+    tokio::time::advance(Duration::from_secs(15)).await;
+    rig.release.add_permits(1);
+    assert_eq!(rig.receive().await["re"], json!(message));
+    assert_eq!(start.elapsed().as_secs(), 90);
+}
+
+/// checklist 38, 39, 40, W22: whichever comes first decides, and the others find it decided.
+#[tokio::test]
+async fn closes_from_both_sides_and_the_stop_at_once_are_one_end() {
+    for nth in 0..1000 {
+        let mut rig = attached(4096).await;
+        rig.send("user_message", "flood").await;
+        assert_eq!(rig.receive().await["type"], "pong");
+        let over = rig.over.take().unwrap();
+        let (stop, mut client) = (rig.stop.clone(), rig.client);
+        let pause = |turns: usize| async move {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        };
+        let server = async {
+            pause(nth % 5).await;
+            over.send(CloseCode::GoingAway).unwrap_or_default();
+        };
+        let stopped = async {
+            pause(nth % 7 + 2).await;
+            stop.cancel();
+        };
+        let leaves = async {
+            pause(nth % 3).await;
+            drop(client.close(None).await);
+            while let Some(Ok(message)) = client.next().await {
+                if let Message::Text(text) = message {
+                    assert!(serde_json::from_str::<Value>(&text).is_ok(), "a frame is whole: {text}");
+                }
+            }
+        };
+        let (ended, (), (), ()) = tokio::join!(rig.driver.join_next(), server, stopped, leaves);
+        let code = ended.unwrap().expect("no panic");
+        assert!(matches!(code, CloseCode::GoingAway | CloseCode::Done), "{code:?} in round {nth}");
+        assert_eq!(rig.metrics.panics_total.get(), 0);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_gone_after_a_minute() {
     let mut rig = attached(65536).await;
@@ -273,6 +335,7 @@ async fn a_silent_client_is_gone_after_a_minute() {
     assert_eq!(start.elapsed().as_secs(), 60);
 }
 
+// checklist 51, W23
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_is_closed_as_slow() {
     let mut rig = attached(1024).await;
@@ -283,6 +346,7 @@ async fn a_client_that_does_not_read_is_closed_as_slow() {
     assert!((WRITE_TIMEOUT..WRITE_TIMEOUT + Duration::from_millis(10)).contains(&waited), "waited {waited:?}");
 }
 
+// checklist W19
 #[tokio::test(start_paused = true)]
 async fn a_request_is_handled_to_its_end_when_its_client_has_gone() {
     let mut rig = attached(65536).await;
@@ -309,6 +373,7 @@ async fn a_slow_reader_gets_every_frame_in_order() {
     }
 }
 
+// checklist 42, W23
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_answers_does_not_keep_a_close_from_being_read() {
     let mut rig = attached(65536).await;
@@ -318,6 +383,7 @@ async fn a_flood_of_answers_does_not_keep_a_close_from_being_read() {
     assert_eq!(rig.ended().await, CloseCode::Done);
 }
 
+// checklist 43, 45
 #[tokio::test(start_paused = true)]
 async fn a_panic_becomes_an_error_frame_and_the_socket_lives() {
     let mut rig = attached(65536).await;
@@ -348,6 +414,7 @@ async fn the_end_of_the_connection_closes_the_socket() {
     assert_eq!(rig.ended().await, CloseCode::GoingAway);
 }
 
+// checklist 41
 #[tokio::test(start_paused = true)]
 async fn stopping_drops_the_socket_at_once() {
     let mut rig = attached(65536).await;
@@ -357,6 +424,7 @@ async fn stopping_drops_the_socket_at_once() {
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
+// checklist 49
 #[tokio::test(start_paused = true)]
 async fn ready_frames_share_one_write() {
     let mut rig = attached(65536).await;

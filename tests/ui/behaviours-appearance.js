@@ -1,0 +1,150 @@
+/** How the pages look and are operated: keyboard, narrow screens, accessibility, pictures. */
+
+import assert from 'node:assert/strict';
+import { copyFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { accessible, api, converse, open, say } from './harness/acts.js';
+import { startServer } from './harness/server.js';
+import * as shown from './harness/shown.js';
+
+export const OUTPUT = fileURLToPath(new URL('output/', import.meta.url));
+const README_SCREENSHOT = fileURLToPath(new URL('../../.github/screenshot.png', import.meta.url));
+
+export function appearance(page) {
+  page('everything can be done with the keyboard', async (page, server) => {
+    await open(page, server);
+    await page.until(() => document.activeElement.id === 'text');
+    await page.type('first line');
+    await page.shiftPress('Enter');
+    await page.type('second line');
+    await page.press('Enter');
+    await page.until(() => document.querySelector('.bubble')?.textContent === 'first line\nsecond line');
+    await page.until(shown.finished, 1);
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'text', 'one can go on typing');
+    const reached = new Set();
+    // Backwards, from the text to the bar; beyond it the browser's own controls would have the focus.
+    while (!reached.has('all') && reached.size < 20) {
+      await page.shiftPress('Tab');
+      reached.add(await page.evaluate(shown.focused));
+    }
+    for (const stop of ['all', 'new', 'share', 'scroller', 'text copy', 'text rate-up', 'text regenerate']) assert.ok(reached.has(stop), `${stop} of ${[...reached]}`);
+    assert.deepEqual([...reached].filter((name) => name.includes('without')), []);
+    await say(page, 'count to 500');
+    await page.until(shown.streamed);
+    await page.press('Escape');
+    await page.until(shown.finished, 2);
+    assert.deepEqual(await page.faults(), []);
+  });
+
+  page('nothing is wider than a phone', async (page, server) => {
+    await open(page, server);
+    await page.resize({ width: 390, height: 844 });
+    await say(page, `${'wide'.repeat(200)} https://example.org/${'a'.repeat(300)}`);
+    await page.until(shown.finished, 1);
+    await say(page, 'How does WebTransport help?');
+    await page.until(shown.finished, 2);
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.resize({ width: 320, height: 640 });
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.click('#all');
+    await page.until(() => document.querySelectorAll('.row').length === 1);
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.click('.row-more');
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    await page.evaluate(() => document.querySelector('[data-action=share]').click());
+    await page.click('dialog .solid');
+    await page.until(() => document.querySelector('.link:not([hidden])') !== null);
+    assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    assert.deepEqual(await page.faults(), []);
+  });
+
+  page('the reader who scrolls up is left alone', async (page, server) => {
+    await open(page, server);
+    await page.resize({ width: 600, height: 400 });
+    await say(page, 'count to 200');
+    await page.until((needle) => document.querySelector('.streaming')?.textContent.includes(needle), '\n30. line');
+    assert.ok(await page.evaluate(shown.fromBottom) < 40, 'the newest is in view');
+    await page.evaluate(() => document.getElementById('scroller').scrollTo(0, 100));
+    await page.until(() => !document.getElementById('newest').hidden);
+    await page.until((needle) => document.querySelector('.streaming')?.textContent.includes(needle), '\n60. line');
+    assert.equal(await page.evaluate(() => document.getElementById('scroller').scrollTop), 100);
+    await page.click('#newest');
+    await page.until(() => document.getElementById('newest').hidden);
+    await page.click('#stop');
+    await page.until(shown.finished, 1);
+    assert.deepEqual(await page.faults(), []);
+  });
+
+  page('axe finds no serious fault in any state', async (page, server) => {
+    await page.goto(server.base);
+    await page.until(() => !document.getElementById('signin').hidden);
+    await accessible(page, 'signed out');
+    await page.goto('about:blank');
+    await open(page, server);
+    await page.until(() => !document.getElementById('empty').hidden);
+    await accessible(page, 'empty');
+    await say(page, 'count to 400');
+    await page.until(shown.streamed);
+    await accessible(page, 'streaming');
+    await page.click('#stop');
+    await page.until(shown.finished, 1);
+    await say(page, 'How does WebTransport help?');
+    await page.until(shown.finished, 2);
+    await accessible(page, 'finished');
+  });
+
+  page('screenshots', async (page, server, browser) => {
+    await page.close();
+    const at = (name) => `${OUTPUT}${browser.name.toLowerCase()}-${name}.png`;
+    for (const dark of browser.darkness ? [false, true] : [false]) {
+      for (const view of [{ width: 390, height: 844, touch: true }, { width: 1280, height: 800 }]) {
+        const label = `${view.width}x${view.height}${dark ? '-dark' : '-light'}`;
+        const fresh = await startServer();
+        try {
+          const shot = await browser.open({ ...view, dark });
+          await open(shot, fresh);
+          await shot.until(() => !document.getElementById('empty').hidden);
+          await shot.screenshot(at(`empty-${label}`));
+          await say(shot, 'What is chatbox?');
+          await shot.until(shown.finished, 1);
+          await say(shot, 'How does WebTransport help?');
+          await shot.until(shown.streamed);
+          await shot.until(() => document.querySelector('.streaming')?.textContent.length > 400);
+          await shot.screenshot(at(`streaming-${label}`));
+          await shot.until(shown.finished, 2);
+          await shot.screenshot(at(`finished-${label}`));
+          await shot.evaluate(() => document.querySelector('.own').scrollIntoView());
+          await shot.screenshot(at(`read-${label}`));
+          await sessionShots(shot, fresh, (name) => at(`${name}-${label}`));
+          await shot.close();
+        } finally {
+          await fresh.stop();
+        }
+      }
+    }
+    if (process.env.README_SCREENSHOT) await copyFile(at('read-1280x800-light'), README_SCREENSHOT);
+  });
+}
+
+/** Pictures of the list and of what opens in it, and of a conversation that has ended. */
+async function sessionShots(page, server, at) {
+  await converse(page, server, ['count to 3', 'A rather long first message that becomes the name of this conversation']);
+  await page.goto(`${server.base}sessions.html`);
+  await page.until(() => document.querySelectorAll('.row').length === 3);
+  await page.screenshot(at('list'));
+  await page.click('.row-more');
+  await page.screenshot(at('menu'));
+  await page.evaluate(() => document.querySelector('[data-action=share]').click());
+  await page.click('dialog .solid');
+  await page.until(() => document.querySelector('.link:not([hidden])') !== null);
+  await page.screenshot(at('share'));
+  await page.press('Escape');
+  await page.click('#words');
+  await page.type('webtransport');
+  await page.until(() => document.getElementById('found').textContent.includes('found for'));
+  await page.screenshot(at('search'));
+  const { sessions } = await api(server, 'GET', 'sessions');
+  await page.goto(`${server.base}chat.html#session=${sessions.find(({ name }) => name === 'count to 3').id}`);
+  await page.until(() => !document.getElementById('closed').hidden && document.querySelector('.reply'));
+  await page.screenshot(at('ended'));
+}
