@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{
-    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionState, SessionUpdate,
-    Timestamp, TurnId, TurnState, Usage, UserId,
+    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionState,
+    SessionUpdate, Timestamp, TurnId, TurnState, Usage, UserId,
 };
 
 /// One frame from the server.
