@@ -324,6 +324,10 @@ impl Stream {
             Request::Close(frame, code) => Box::pin(self.last(frame, code)).await,
             Request::Unread(unread) => Box::pin(self.unwatched(unread, written)).await,
             Request::Unheard => {
+                if written.is_ok() {
+                    self.writer.send.finish();
+                    drop(timeout(LAST_FRAME_DEADLINE, &mut self.writer.stopped).await);
+                }
                 self.reader.receive.stop(0);
                 self.finish(written)
             }
