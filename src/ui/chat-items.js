@@ -137,7 +137,7 @@ export class Reply extends Item {
 
   draw() {
     const element = clone('reply-template');
-    const button = (name) => element.querySelector(`.${name}`);
+    const button = (name) => element.querySelector(`.meta .${name}`);
     copies(button('copy'), () => this.turn.reply.text);
     button('earlier').onclick = () => this.#pick(-1);
     button('later').onclick = () => this.#pick(1);
@@ -164,7 +164,8 @@ export class Reply extends Item {
     meta.hidden = !turn.reply && this.turns.length < 2;
     this.#paintVariants();
     for (const name of ['copy', 'rate-up', 'rate-down']) {
-      const button = element.querySelector(`.${name}`);
+      // The text may have copy buttons of its own.
+      const button = meta.querySelector(`.${name}`);
       if (button) button.hidden = !turn.reply?.text;
     }
     this.#paintRating();

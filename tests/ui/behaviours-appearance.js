@@ -145,6 +145,6 @@ async function sessionShots(page, server, at) {
   await page.screenshot(at('search'));
   const { sessions } = await api(server, 'GET', 'sessions');
   await page.goto(`${server.base}chat.html#session=${sessions.find(({ name }) => name === 'count to 3').id}`);
-  await page.until(() => !document.getElementById('closed').hidden && document.querySelector('.reply'));
+  await page.until(() => !document.getElementById('closed').hidden && document.querySelector('.reply') !== null);
   await page.screenshot(at('ended'));
 }

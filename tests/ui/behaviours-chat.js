@@ -33,6 +33,8 @@ export function conversation(page) {
     const rendered = await page.evaluate(shown.rendered);
     assert.ok(rendered.headings > 0 && rendered.tables > 0 && rendered.code > 0, JSON.stringify(rendered));
     assert.equal(rendered.streaming, 0, 'no raw text is left');
+    const copying = await page.evaluate(() => document.querySelector('.reply > .meta .copy').checkVisibility());
+    assert.equal(copying, true, 'all of it can be copied, though it has code with a button of its own');
     assert.deepEqual(await page.faults(), []);
   });
 

@@ -1,7 +1,7 @@
 /** The list of conversations. */
 
 import assert from 'node:assert/strict';
-import { accessible, api, converse, openList } from './harness/acts.js';
+import { LOCAL_USER, accessible, api, converse, openList } from './harness/acts.js';
 import { freePort, tcpProxy } from './harness/network.js';
 import * as shown from './harness/shown.js';
 
@@ -68,6 +68,25 @@ export function sessions(page) {
       await api(server, 'DELETE', `sessions/${id}`);
       await page.until(rows, 1);
       assert.deepEqual(await page.evaluate(names), ['count to 4']);
+      assert.deepEqual(await page.faults(), []);
+    },
+    quick,
+  );
+
+  page(
+    'a wish for a person shows as a badge, as long as it stands',
+    async (page, server) => {
+      await openList(page, server);
+      await converse(page, server, ['count to 3']);
+      await page.until(rows, 1);
+      const [{ id }] = (await api(server, 'GET', 'sessions')).sessions;
+      await page.evaluate(wish, { token: await server.token(LOCAL_USER), session_id: id });
+      await page.until(() => document.querySelector('.badge.help')?.textContent === 'Help requested');
+      await page.reload();
+      await page.until(() => document.querySelector('.badge.help') !== null);
+      await accessible(page, 'badge');
+      await page.evaluate(wish, { token: await server.token(LOCAL_USER), session_id: id, type: 'help_cancel' });
+      await page.until(() => document.querySelector('.badge.help') === null);
       assert.deepEqual(await page.faults(), []);
     },
     quick,
@@ -212,4 +231,21 @@ export function sessions(page) {
     assert.equal(await page.evaluate(() => document.getElementById('content').hidden), true);
     assert.deepEqual(await page.faults(/401/), []);
   });
+}
+
+/** Asks for a person, or takes it back, in frames: the client has no word for it. Settles with the answer. */
+async function wish({ token, session_id, type = 'help_request' }) {
+  const { websocket } = await (await fetch('.well-known/chatbox')).json();
+  const socket = new WebSocket(websocket, ['chatbox.v1', `bearer.${token}`]);
+  const heard = (wanted) =>
+    new Promise((resolve) => {
+      socket.addEventListener('message', ({ data }) => JSON.parse(data).type === wanted && resolve());
+    });
+  await new Promise((resolve) => socket.addEventListener('open', resolve));
+  const send = (frame) => socket.send(JSON.stringify({ id: crypto.randomUUID(), session_id, ...frame }));
+  send({ type: 'attach' });
+  await heard('connection_status');
+  send({ type });
+  await heard('accepted');
+  socket.close();
 }
