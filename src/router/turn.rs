@@ -271,6 +271,10 @@ impl Run<'_> {
                 () = self.router.0.cut.cancelled() => break Ending { usage, ..Ending::of(TurnState::Interrupted) },
                 () = self.live.stopped() => break Ending { usage, ..Ending::of(TurnState::Stopped) },
                 kept = log.saved() => if !kept { return None },
+                // Before the next piece: a provider that is always ahead does not keep text from being written.
+                () = sleep_until(due) => log.begin(|text, length| {
+                    Box::pin(save(self, text, length))
+                }),
                 chunk = answer.next() => match chunk {
                     Some(Ok(Chunk::Text(text))) => {
                         if silent {
@@ -288,9 +292,6 @@ impl Run<'_> {
                     }
                     None => break Ending { usage, ..Ending::failed(ErrorCode::LlmUnavailable) },
                 },
-                () = sleep_until(due) => log.begin(|text, length| {
-                    Box::pin(save(self, text, length))
-                }),
                 () = sleep_until(loading), if silent => {
                     loading += LOADING_INTERVAL;
                     self.router.announce(self.started).await;
