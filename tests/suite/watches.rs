@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Server, Via, id, over_both};
+use crate::harness::{
+    Client, Server, Via, id, openai, over_both,
+    provider::{Gate, Provider, Script},
+};
 
 const MOMENT: Duration = Duration::from_millis(150);
 
@@ -138,10 +141,13 @@ async fn last_entries_are_shown_on_request(via: Via) {
 
 // checklist W10
 async fn session_that_ends_to_make_room_is_told(via: Via) {
-    let server = Server::start().await;
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["one", " two"]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
     let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
     let (_desk, mut list, _status) = Client::attached(&server, via, "ann", json!({"scope": "user"})).await;
-    let mut exchange = client.say("count to 100000").await;
+    let mut exchange = client.say("hello").await;
+    gate.release(1);
     exchange.until("ai_response").await;
     let (_new, _watch, second) = Client::attached(&server, via, "ann", json!({"new": true})).await;
     assert_eq!(watch.update("state").await["state"], "ended");
