@@ -72,17 +72,41 @@ struct Running {
     muted: bool,
 }
 
-/// What a watcher was told of its session: a digest, as nearly all of them never need it.
+/// What a watcher was told of its session: digests of the texts, as nearly all watchers never need them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Told(u64);
+struct Told {
+    name: u64,
+    model_id: u64,
+    state: SessionState,
+    help_requested: bool,
+}
 
 impl Told {
     fn of(session: &Session) -> Self {
-        let mut hasher = std::hash::DefaultHasher::new();
-        (&session.name, &session.model_id, session.state == SessionState::Active, session.help_requested)
-            .hash(&mut hasher);
-        Self(hasher.finish())
+        Self {
+            name: digest(session.name.as_deref()),
+            model_id: digest(session.model_id.as_deref()),
+            state: session.state,
+            help_requested: session.help_requested,
+        }
     }
+
+    fn note(&mut self, update: &SessionUpdate) {
+        if update.name.is_some() {
+            self.name = digest(update.name.as_deref());
+        }
+        if update.model_id.is_some() {
+            self.model_id = digest(update.model_id.as_deref());
+        }
+        self.state = update.state.unwrap_or(self.state);
+        self.help_requested = update.help_requested.unwrap_or(self.help_requested);
+    }
+}
+
+fn digest(text: Option<&str>) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A watch that has begun.
@@ -281,6 +305,7 @@ impl Watch {
             // What was read from the store since needs not be told.
             Event::Session { rev, update } if *rev <= self.rev && !update.deleted => Fit::Seamless,
             Event::Session { update, .. } => {
+                self.told.note(update);
                 self.ready.push(Shown::Update(Arc::clone(update)));
                 self.over |= update.deleted;
                 Fit::Seamless
