@@ -81,7 +81,6 @@ impl Router {
 
     async fn append(&self, entry: NewEntry, origin: ConnectionId) -> store::Result<Appended> {
         let parts = &self.0.parts;
-        let name = entry.session_name.clone();
         let appended = parts.store.append(entry).await?;
         if appended.duplicate {
             parts.metrics.duplicates_total.inc();
@@ -90,7 +89,8 @@ impl Router {
         parts.metrics.entries_stored_total.inc();
         let entry = Arc::new(appended.entry.clone());
         let (session_id, seq, rev) = (entry.session_id, entry.seq, appended.rev);
-        let mut update = SessionUpdate {
+        let update = SessionUpdate {
+            name: appended.name.clone(),
             last_activity: Some(entry.created_at),
             message_count: Some(seq),
             ..SessionUpdate::of(session_id)
@@ -98,8 +98,7 @@ impl Router {
         let user = entry.user_id.clone();
         let event = Event::Appended { rev, origin: Some(origin), entry };
         parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
-        if seq == 1 {
-            update.name = name;
+        if update.name.is_some() {
             let named = SessionUpdate { name: update.name.clone(), ..SessionUpdate::of(session_id) };
             let event = Event::Session { rev, update: Arc::new(named) };
             parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;

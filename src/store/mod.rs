@@ -162,6 +162,8 @@ pub struct Appended {
     pub entry: Entry,
     /// the session's `rev` after it
     pub rev: u64,
+    /// the name that the session got with it
+    pub name: Option<String>,
     /// the same user had used the same `client_id` before; nothing was written
     pub duplicate: bool,
     /// the turn, if it could start at once: no other of the session is running or queued

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, Server, Via, id, openai, over_both,
+    Client, Server, Via,
+    client::http,
+    id, openai, over_both,
     provider::{Gate, Provider, Script},
 };
 
@@ -15,6 +17,7 @@ const MOMENT: Duration = Duration::from_millis(150);
 over_both! {
     list_hears_of_new_sessions_and_of_what_changes_in_them,
     list_of_another_user_hears_nothing,
+    name_that_the_owner_gave_before_the_first_message_stays,
     list_and_session_are_watched_side_by_side,
     model_is_chosen_for_the_session_and_told,
     help_is_asked_for_and_taken_back,
@@ -40,6 +43,24 @@ async fn list_hears_of_new_sessions_and_of_what_changes_in_them(via: Via) {
     assert_eq!((&second["name"], &second["message_count"]), (&Value::Null, &json!(2)));
     phone.exchange(json!({"type": "help_request", "id": id()})).await.until("accepted").await;
     assert_eq!(list.update("help_requested").await["session_id"], session["session_id"]);
+}
+
+/// Watchers were told the message's name, which the session never got.
+async fn name_that_the_owner_gave_before_the_first_message_stays(via: Via) {
+    let server = Server::start().await;
+    let url = server.url.join("/chatbox/sessions").unwrap();
+    let token = server.token("ann");
+    let made = http().post(url.clone()).bearer_auth(&token).json(&json!({"name": "Parcel"})).send().await.unwrap();
+    assert_eq!(made.status(), 201);
+    let (_desk, mut list, _status) = Client::attached(&server, via, "ann", json!({"scope": "user"})).await;
+    let (mut phone, mut watch, status) = Client::attached(&server, via, "ann", json!({})).await;
+    assert_eq!(status["name"], "Parcel");
+    phone.say("count to 3").await.reply().await;
+    let told = list.next().await.unwrap();
+    assert_eq!((&told["message_count"], &told["name"]), (&json!(1), &Value::Null));
+    assert!(watch.silent(MOMENT).await, "nothing is told of a name that it did not get");
+    let listed: Value = http().get(url).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
+    assert_eq!(listed["sessions"][0]["name"], "Parcel");
 }
 
 async fn list_of_another_user_hears_nothing(via: Via) {

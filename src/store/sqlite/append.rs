@@ -62,14 +62,15 @@ impl Append {
             None => None,
         };
         turns::grown(connection, session_id, &head, before, self.name.as_deref())?;
-        Ok(Appended { entry: self.stored(seq, now), rev, duplicate: false, started })
+        let name = self.entry.session_name.clone().filter(|_| !head.named);
+        Ok(Appended { entry: self.stored(seq, now), rev, name, duplicate: false, started })
     }
 
     /// What the first call with this request or row has made; without one, `refusal`.
     fn repeated(&self, connection: &Connection, seal: &Seal, refusal: Error) -> Result<Appended> {
         let entry = self.first(connection, seal)?.ok_or(refusal)?;
         let rev = connection.prepare_cached(queries::SESSION_REV)?.query_row([entry.session_id], |row| row.get(0))?;
-        Ok(Appended { entry, rev, duplicate: true, started: None })
+        Ok(Appended { entry, rev, name: None, duplicate: true, started: None })
     }
 
     /// The entry that an earlier call with the same request, or the same row, has made. A request that made a reply

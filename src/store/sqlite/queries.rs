@@ -51,7 +51,7 @@ queries! {
     /// One session's `rev`.
     SESSION_REV = "SELECT rev FROM sessions WHERE id = ?1";
     /// What a write needs to know of its session.
-    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id, quarter FROM sessions WHERE id = ?1";
+    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id, quarter, name IS NOT NULL FROM sessions WHERE id = ?1";
     /// The active sessions of a user, the one with the oldest activity first.
     SESSIONS_ACTIVE = "SELECT id, active_slot FROM sessions WHERE user_id = ?1 AND active_slot IS NOT NULL \
         ORDER BY last_activity, created_at, id";

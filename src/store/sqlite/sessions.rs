@@ -25,6 +25,7 @@ pub(super) struct Head {
     pub(super) model_id: Option<String>,
     /// of its latest activity
     pub(super) quarter: i64,
+    pub(super) named: bool,
 }
 
 impl Head {
@@ -38,6 +39,7 @@ impl Head {
                 last_seq: row.get(3)?,
                 model_id: row.get(4)?,
                 quarter: row.get(5)?,
+                named: row.get(6)?,
             })
         });
         Ok(head.optional()?)
