@@ -81,12 +81,10 @@ pub(super) fn watch(
             loop {
                 tokio::select! {
                     biased;
-                    () = ended.cancelled() => break,
-                    () = connection.drain_unannounced() => {
-                        if let Some(frame) = connection.announce_drain() {
-                            yield frame;
-                        }
-                    }
+                    frame = connection.interruption(&ended) => match frame {
+                        Some(frame) => yield frame,
+                        None => break,
+                    },
                     shown = watch.next() => {
                         let Some(shown) = shown else { break };
                         for frame in connection.frames(&shown, session_id, None, &principal) {
@@ -111,12 +109,10 @@ pub(super) fn list(connection: Connection, status: Encoded, mut watch: ListWatch
             loop {
                 tokio::select! {
                     biased;
-                    () = ended.cancelled() => break,
-                    () = connection.drain_unannounced() => {
-                        if let Some(frame) = connection.announce_drain() {
-                            yield frame;
-                        }
-                    }
+                    frame = connection.interruption(&ended) => match frame {
+                        Some(frame) => yield frame,
+                        None => break,
+                    },
                     update = watch.next() => yield Encoded::new(&ServerFrame::SessionUpdate(update)),
                 }
             }
@@ -151,23 +147,26 @@ fn contained(
 }
 
 impl Connection {
-    /// Resolves once, when the server begins to drain and nobody on this connection has said so.
-    async fn drain_unannounced(&self) {
-        self.0.gate.lifecycle.draining().await;
-        if self.state().announced {
-            std::future::pending().await
+    /// What comes between the events of a watch: the announcement of a drain, the first time; `None` at its end.
+    async fn interruption(&self, ended: &CancellationToken) -> Option<Encoded> {
+        tokio::select! {
+            biased;
+            () = ended.cancelled() => None,
+            frame = self.drain_announced() => Some(frame),
         }
     }
 
-    /// `going_away` with a delay of this connection's own, the first time it is asked for.
-    fn announce_drain(&self) -> Option<Encoded> {
+    /// Resolves when the server begins to drain and nobody on this connection has said so: `going_away` with a delay
+    /// of this connection's own.
+    async fn drain_announced(&self) -> Encoded {
+        self.0.gate.lifecycle.draining().await;
         if std::mem::replace(&mut self.state().announced, true) {
-            return None;
+            std::future::pending().await
         }
         let spread = u64::try_from(RETURN_SPREAD.as_millis()).unwrap_or_default();
         // The id is random in its last bits.
         let retry_after = self.0.id.0.as_u64_pair().1 % spread;
-        Some(Encoded::new(&ServerFrame::GoingAway { retry_after }))
+        Encoded::new(&ServerFrame::GoingAway { retry_after })
     }
 
     fn frames(
