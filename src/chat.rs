@@ -446,6 +446,8 @@ pub enum Event {
     Piece {
         /// the turn
         turn_id: TurnId,
+        /// the model that writes
+        model_id: Arc<str>,
         /// UTF-8 byte offset of `content` in the turn's text
         offset: u64,
         /// the text, cut at character boundaries

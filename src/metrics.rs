@@ -68,6 +68,8 @@ metrics! {
     streams_broken_total: counters["reason"];
     /// Frames from clients, by type.
     frames_received_total: counters["type"];
+    /// Frames that were made of events; those that many receivers share were made once.
+    frames_encoded_total: counter;
     /// Frames to clients.
     frames_sent_total: counters["transport"];
     /// Error frames, by code.

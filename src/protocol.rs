@@ -13,6 +13,8 @@ pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
 };
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -28,6 +30,12 @@ impl Encoded {
     #[must_use]
     pub fn new(frame: &ServerFrame) -> Self {
         Self::from_json(frame)
+    }
+
+    /// The frame that is kept there, or, the first time, the one that is made and kept.
+    #[must_use]
+    pub fn once(kept: &OnceLock<Bytes>, frame: impl FnOnce() -> ServerFrame) -> Self {
+        Self(kept.get_or_init(|| Self::new(&frame()).0).clone())
     }
 
     #[expect(clippy::expect_used, reason = "a frame has string keys and is written to memory")]

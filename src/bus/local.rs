@@ -8,8 +8,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::{Bus, Delivery, QUEUE_EVENTS, Subscription, Topic};
-use crate::{chat::Event, metrics::Metrics};
+use super::{Bus, Delivery, Published, QUEUE_EVENTS, Subscription, Topic};
+use crate::metrics::Metrics;
 
 /// Hands events to subscribers in the same process. A subscriber whose queue is full misses the event and is
 /// told `Lagged`; the publisher never waits.
@@ -37,7 +37,7 @@ struct Subscriber {
 /// Takes no memory while nothing waits, which is most of the time.
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<Arc<Event>>,
+    events: VecDeque<Arc<Published>>,
     lagged: bool,
     /// the last `rev` of the session that the subscriber has read or is told of; 0 until it has read one
     rev: u64,
@@ -61,7 +61,7 @@ impl Local {
 
 #[async_trait]
 impl Bus for Local {
-    async fn publish(&self, topic: &Topic, event: Arc<Event>) {
+    async fn publish(&self, topic: &Topic, event: Arc<Published>) {
         let shard = self.0.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
         let rev = event.rev().filter(|_| matches!(topic, Topic::Session(_)));
         for subscriber in shard.get(topic).into_iter().flatten() {
@@ -94,7 +94,7 @@ impl Bus for Local {
 
 impl Subscriber {
     /// Queues an event; `false` when with this one the subscriber began to lag.
-    fn offer(&self, event: &Arc<Event>, rev: Option<u64>) -> bool {
+    fn offer(&self, event: &Arc<Published>, rev: Option<u64>) -> bool {
         let mut queue = self.lock();
         let lags_already = queue.lagged;
         let lost_before = rev.is_some_and(|rev| queue.rev > 0 && rev > queue.rev + 1);

@@ -4,9 +4,13 @@ mod local;
 
 pub use local::Local;
 
-use std::sync::Arc;
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use crate::chat::{Event, SessionId, UserId};
 
@@ -14,9 +18,50 @@ use crate::chat::{Event, SessionId, UserId};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delivery {
     /// something happened
-    Event(Arc<Event>),
+    Event(Arc<Published>),
     /// events were lost for this subscriber, or may have been: compare with the store
     Lagged,
+}
+
+/// An event on its way to its subscribers on this node, and the bytes that those who show it alike share: the first one
+/// encodes it, the others send the same memory.
+#[derive(Debug)]
+pub struct Published {
+    event: Event,
+    frames: [OnceLock<Bytes>; 2],
+}
+
+impl Published {
+    /// Wraps an event that nobody has encoded yet.
+    #[must_use]
+    pub fn new(event: Event) -> Arc<Self> {
+        Arc::new(Self { event, frames: Default::default() })
+    }
+
+    /// Where the frame for this reader is kept. The author of a message sees more of it than all others do.
+    #[must_use]
+    pub fn frame(&self, reader: &UserId) -> &OnceLock<Bytes> {
+        let [others, author] = &self.frames;
+        match &self.event {
+            Event::Appended { entry, .. } if entry.user_id == *reader => author,
+            _ => others,
+        }
+    }
+}
+
+impl Deref for Published {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.event
+    }
+}
+
+/// Events are alike, whoever has encoded them.
+impl PartialEq for Published {
+    fn eq(&self, other: &Self) -> bool {
+        self.event == other.event
+    }
 }
 
 /// What one subscribes to.
@@ -32,7 +77,7 @@ pub enum Topic {
 #[async_trait]
 pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Hands an event to the subscribers. Never waits for one of them.
-    async fn publish(&self, topic: &Topic, event: Arc<Event>);
+    async fn publish(&self, topic: &Topic, event: Arc<Published>);
 
     /// Subscribes. Every event that is published after this returns is delivered, or reported as `Lagged`, unless the
     /// bus has lost it.

@@ -1,6 +1,6 @@
 //! What a connection yields: the answers of an exchange, the events of a watch, as encoded frames.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use async_stream::stream;
 use futures_util::{Stream, StreamExt, stream::BoxStream};
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Connection;
 use crate::{
     auth::Principal,
-    chat::{Entry, ErrorCode, RequestId, Sender, SessionId, TurnState},
+    chat::{Entry, ErrorCode, RequestId, Sender, SessionId, TurnState, UserId},
     markdown,
     protocol::{AiResponse, Encoded, ErrorBody, Presented, ServerFrame},
     router::{Follow, ListWatch, Refusal, Shown, Watch},
@@ -78,13 +78,15 @@ pub(super) fn watch(
             let ends = EndsWatch(ended.clone());
             yield status;
             let session_id = watch.session_id();
+            let mut interruption = pin!(connection.interruption(&ended));
             loop {
                 tokio::select! {
                     biased;
-                    frame = connection.interruption(&ended) => match frame {
-                        Some(frame) => yield frame,
-                        None => break,
-                    },
+                    frame = &mut interruption => {
+                        let Some(frame) = frame else { break };
+                        yield frame;
+                        interruption.set(connection.interruption(&ended));
+                    }
                     shown = watch.next() => {
                         let Some(shown) = shown else { break };
                         for frame in connection.frames(&shown, session_id, None, &principal) {
@@ -106,13 +108,15 @@ pub(super) fn list(connection: Connection, status: Encoded, mut watch: ListWatch
         stream! {
             let ends = EndsWatch(ended.clone());
             yield status;
+            let mut interruption = pin!(connection.interruption(&ended));
             loop {
                 tokio::select! {
                     biased;
-                    frame = connection.interruption(&ended) => match frame {
-                        Some(frame) => yield frame,
-                        None => break,
-                    },
+                    frame = &mut interruption => {
+                        let Some(frame) = frame else { break };
+                        yield frame;
+                        interruption.set(connection.interruption(&ended));
+                    }
                     update = watch.next() => yield Encoded::new(&ServerFrame::SessionUpdate(update)),
                 }
             }
@@ -177,8 +181,33 @@ impl Connection {
         principal: &Principal,
     ) -> impl Iterator<Item = Encoded> + use<> {
         let reader = &principal.user_id;
+        let told = match shown {
+            Shown::Published(event) if re.is_none() => {
+                let frame = || {
+                    self.0.gate.metrics.frames_encoded_total.inc();
+                    self.frame(&Shown::of(event), session_id, None, reader).1
+                };
+                return None.into_iter().chain([Encoded::once(event.frame(reader), frame)]);
+            }
+            Shown::Published(event) => &Shown::of(event),
+            shown => shown,
+        };
+        let (before, frame) = self.frame(told, session_id, re, reader);
+        self.0.gate.metrics.frames_encoded_total.inc_by(1 + u64::from(before.is_some()));
+        before.map(|frame| Encoded::new(&frame)).into_iter().chain([Encoded::new(&frame)])
+    }
+
+    /// The frame that shows it, and the one before it, if there is one.
+    fn frame(
+        &self,
+        shown: &Shown,
+        session_id: SessionId,
+        re: Option<RequestId>,
+        reader: &UserId,
+    ) -> (Option<ServerFrame>, ServerFrame) {
         let mut before = None;
         let frame = match shown {
+            Shown::Published(event) => return self.frame(&Shown::of(event), session_id, re, reader),
             Shown::Update(update) => ServerFrame::SessionUpdate(Arc::clone(update)),
             Shown::Typing { sender, active } => ServerFrame::typing(session_id, *sender, *active),
             Shown::Loading { turn_id, seq } => ServerFrame::Loading { re, session_id, turn_id: *turn_id, seq: *seq },
@@ -202,7 +231,7 @@ impl Connection {
                 Presented { entry, re, reader, html: html(entry) }.end()
             }
         };
-        before.into_iter().chain([frame]).map(|frame| Encoded::new(&frame))
+        (before, frame)
     }
 }
 

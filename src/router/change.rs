@@ -1,11 +1,9 @@
 //! What the owner of a session changes of it beside its log: the model, the wish for a person, a rating. And typing.
 
-use std::sync::Arc;
-
 use super::{Refusal, Router};
 use crate::{
     auth::Principal,
-    bus::Topic,
+    bus::{Published, Topic},
     chat::{ConnectionId, Event, Sender, Session, SessionId, ask::Feedback},
     store::{Change, Rate},
 };
@@ -43,6 +41,6 @@ impl Router {
     pub async fn typing(&self, origin: ConnectionId, id: SessionId, own: bool, active: bool) {
         let sender = if own { Sender::User } else { Sender::Admin };
         let event = Event::Typing { origin, sender, active };
-        self.0.parts.bus.publish(&Topic::Session(id), Arc::new(event)).await;
+        self.0.parts.bus.publish(&Topic::Session(id), Published::new(event)).await;
     }
 }

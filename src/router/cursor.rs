@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{Router, boundary, live::Live};
-use crate::chat::{Entry, ErrorCode, Sender, SessionUpdate, TurnId};
+use crate::{
+    bus::Published,
+    chat::{Entry, ErrorCode, Event, Sender, SessionUpdate, TurnId},
+};
 
 /// Largest piece of text that one frame carries, in bytes, so that its frame stays far below the limit.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
@@ -19,6 +22,8 @@ pub(super) fn whole(entry: Arc<Entry>, out: &mut Waiting) {
 /// What a watcher is to be shown, in order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Shown {
+    /// what has just happened, whole: the same for all who see it
+    Published(Arc<Published>),
     /// a settled entry that the watcher does not hold
     Entry(Arc<Entry>),
     /// a turn has started, or its provider is still silent
@@ -57,6 +62,26 @@ pub enum Shown {
     },
 }
 
+impl Shown {
+    /// What an event shows by itself.
+    #[must_use]
+    pub fn of(event: &Event) -> Self {
+        match event {
+            Event::Appended { entry, .. } => Self::Entry(Arc::clone(entry)),
+            Event::Loading { turn_id, seq, .. } => Self::Loading { turn_id: *turn_id, seq: *seq },
+            Event::Piece { turn_id, model_id, offset, content } => Self::Piece {
+                turn_id: *turn_id,
+                model_id: Some(Arc::clone(model_id)),
+                offset: *offset,
+                content: Arc::clone(content),
+            },
+            Event::Ended { entry, failure, .. } => Self::End { entry: Arc::clone(entry), failure: *failure },
+            Event::Session { update, .. } => Self::Update(Arc::clone(update)),
+            Event::Typing { sender, active, .. } => Self::Typing { sender: *sender, active: *active },
+        }
+    }
+}
+
 /// The next byte of a turn's text that a watcher has not seen.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Cursor {
@@ -79,13 +104,15 @@ impl Cursor {
         Self { turn_id, model_id: None, offset: 0 }
     }
 
-    /// Shows what of a piece is new.
-    pub(super) fn piece(&mut self, offset: u64, content: &Arc<str>, out: &mut Waiting) -> Fit {
-        if offset > self.offset {
+    /// Shows what is new of the piece that `event` is.
+    pub(super) fn piece(&mut self, event: &Arc<Published>, out: &mut Waiting) -> Fit {
+        let Event::Piece { offset, content, .. } = &***event else { return Fit::Seamless };
+        if *offset > self.offset {
             return Fit::Hole;
         }
-        if offset == self.offset {
-            out.push(self.show(Arc::clone(content)));
+        if *offset == self.offset {
+            self.offset += u64::try_from(content.len()).unwrap_or_default();
+            out.push(Shown::Published(Arc::clone(event)));
         } else if let Some(rest) = tail(content, self.offset - offset) {
             self.text(rest, out);
         }
@@ -110,6 +137,17 @@ impl Cursor {
     /// Shows what is missing of a reply that has settled, and its end.
     pub(super) fn finish(self, entry: &Arc<Entry>, failure: Option<ErrorCode>, out: &mut Waiting) {
         out.0.push_back(Item::Rest { cursor: self, entry: Arc::clone(entry), failure });
+    }
+
+    /// Shows what is missing of the reply that `event` ends, and its end.
+    pub(super) fn end(self, event: &Arc<Published>, out: &mut Waiting) {
+        match &***event {
+            Event::Ended { entry, .. } if entry.length == Some(self.offset) => {
+                out.push(Shown::Published(Arc::clone(event)));
+            }
+            Event::Ended { entry, failure, .. } => self.finish(entry, *failure, out),
+            _ => {}
+        }
     }
 
     /// Shows what the turn has come to while the watcher was not told: from this node's memory, else from its log.

@@ -7,7 +7,7 @@ use super::{
     cursor::{Cursor, Fit, Shown, Waiting},
 };
 use crate::{
-    bus::{Delivery, Subscription, Topic},
+    bus::{Delivery, Published, Subscription, Topic},
     chat::{Event, SessionId, TurnId, TurnState},
     store::{self, Range},
 };
@@ -72,18 +72,18 @@ impl Follow {
         }
     }
 
-    fn apply(&mut self, event: &Event) -> Fit {
-        match event {
-            Event::Loading { turn_id, seq, model_id, .. } if *turn_id == self.cursor.turn_id => {
+    fn apply(&mut self, event: &Arc<Published>) -> Fit {
+        match &***event {
+            Event::Loading { turn_id, model_id, .. } if *turn_id == self.cursor.turn_id => {
                 self.loading_shown = true;
                 self.cursor.model_id = Some(Arc::clone(model_id));
-                self.ready.push(Shown::Loading { turn_id: *turn_id, seq: *seq });
+                self.ready.push(Shown::Published(Arc::clone(event)));
             }
-            Event::Piece { turn_id, offset, content, .. } if *turn_id == self.cursor.turn_id => {
-                return self.cursor.piece(*offset, content, &mut self.ready);
+            Event::Piece { turn_id, .. } if *turn_id == self.cursor.turn_id => {
+                return self.cursor.piece(event, &mut self.ready);
             }
-            Event::Ended { entry, failure, .. } if entry.turn_id == Some(self.cursor.turn_id) => {
-                self.cursor.clone().finish(entry, *failure, &mut self.ready);
+            Event::Ended { entry, .. } if entry.turn_id == Some(self.cursor.turn_id) => {
+                self.cursor.clone().end(event, &mut self.ready);
                 self.ended = true;
             }
             _ => {}

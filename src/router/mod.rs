@@ -32,7 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Principal, Role},
-    bus::{Bus, Topic},
+    bus::{Bus, Published, Topic},
     chat::{
         EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionState, SessionUpdate, TurnId,
         ask::{Attach, Named},
@@ -238,7 +238,7 @@ impl Router {
 
     /// Tells the watchers of a session, and its owner's lists, what has changed of it.
     pub(super) async fn tell(&self, session: &Session, update: SessionUpdate) {
-        let event = Arc::new(Event::Session { rev: session.rev, update: Arc::new(update) });
+        let event = Published::new(Event::Session { rev: session.rev, update: Arc::new(update) });
         self.0.parts.bus.publish(&Topic::Session(session.id), Arc::clone(&event)).await;
         self.0.parts.bus.publish(&Topic::User(session.user_id.clone()), event).await;
     }

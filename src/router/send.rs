@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Follow, Refusal, Router, known, naming};
 use crate::{
     auth::{Principal, Role},
-    bus::Topic,
+    bus::{Published, Topic},
     chat::{
         ConnectionId, EntryId, EntryKind, ErrorCode, Event, RequestId, Sender, SessionId, SessionUpdate, TurnId,
         UserId,
@@ -97,11 +97,11 @@ impl Router {
         };
         let user = entry.user_id.clone();
         let event = Event::Appended { rev, origin: Some(origin), entry };
-        parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
+        parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
         if update.name.is_some() {
             let named = SessionUpdate { name: update.name.clone(), ..SessionUpdate::of(session_id) };
             let event = Event::Session { rev, update: Arc::new(named) };
-            parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
+            parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
         }
         self.tell_list(user, rev, update).await;
         if let Some(started) = appended.started.clone() {
@@ -113,7 +113,7 @@ impl Router {
     /// Tells a user's lists what has changed of a session.
     pub(super) async fn tell_list(&self, user: UserId, rev: u64, update: SessionUpdate) {
         let event = Event::Session { rev, update: Arc::new(update) };
-        self.0.parts.bus.publish(&Topic::User(user), Arc::new(event)).await;
+        self.0.parts.bus.publish(&Topic::User(user), Published::new(event)).await;
     }
 
     /// Has the last message of a session answered once more; the replies that it has stay. What follows is told to

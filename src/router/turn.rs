@@ -8,7 +8,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{Refusal, Router, live::Live};
 use crate::{
-    bus::Topic,
+    bus::{Published, Topic},
     chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, SessionUpdate, TurnId, TurnState, Usage},
     clock::now,
     llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
@@ -99,7 +99,8 @@ impl Router {
             ..SessionUpdate::of(started.turn.session_id)
         };
         self.tell_list(started.user_id.clone(), started.rev, update).await;
-        let run = Run { router: self, started: &started, live: &live, began };
+        let run =
+            Run { router: self, started: &started, live: &live, model_id: started.model_id.as_str().into(), began };
         let ending = self.contained(run.until_end()).await;
         if let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) {
             let (complete, text) = (ending.state == TurnState::Complete, live.text());
@@ -117,7 +118,7 @@ impl Router {
             seq: started.reply_seq,
             model_id: started.model_id.as_str().into(),
         };
-        self.0.parts.bus.publish(&Topic::Session(started.turn.session_id), Arc::new(event)).await;
+        self.0.parts.bus.publish(&Topic::Session(started.turn.session_id), Published::new(event)).await;
     }
 
     /// Fixes the end of a turn in the store and tells the watchers. Tries for some seconds while the store fails;
@@ -159,7 +160,7 @@ impl Router {
         info!(state = state_name(state), size_bytes = reply.length, "turn ended");
         let session_id = reply.session_id;
         let event = Event::Ended { rev: ended.rev, failure, entry: reply };
-        self.0.parts.bus.publish(&Topic::Session(session_id), Arc::new(event)).await;
+        self.0.parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
         Ok(true)
     }
 
@@ -214,6 +215,7 @@ struct Run<'a> {
     router: &'a Router,
     started: &'a StartedTurn,
     live: &'a Live,
+    model_id: Arc<str>,
     began: Instant,
 }
 
@@ -305,8 +307,9 @@ impl Run<'_> {
 
     async fn publish(&self, text: &str) {
         let offset = self.live.push(text);
-        let event = Event::Piece { turn_id: self.started.turn.id, offset, content: text.into() };
-        self.router.0.parts.bus.publish(&Topic::Session(self.started.turn.session_id), Arc::new(event)).await;
+        let model_id = Arc::clone(&self.model_id);
+        let event = Event::Piece { turn_id: self.started.turn.id, model_id, offset, content: text.into() };
+        self.router.0.parts.bus.publish(&Topic::Session(self.started.turn.session_id), Published::new(event)).await;
     }
 
     /// Makes the prompt; `None` when somebody ended the turn before it was begun here.

@@ -11,7 +11,7 @@ use super::{
     cursor::{Cursor, Fit, Shown, Waiting, whole},
 };
 use crate::{
-    bus::{Delivery, Subscription, Topic},
+    bus::{Delivery, Published, Subscription, Topic},
     chat::{
         ConnectionId, Entry, Event, Sender, Session, SessionId, SessionState, SessionUpdate, TurnId, ask::Position,
     },
@@ -245,7 +245,8 @@ impl Watch {
             && seq <= self.upto
             && self.running.is_none()
         {
-            self.begin(turn.id, seq, turn.model_id.map(Into::into));
+            let loading = Shown::Loading { turn_id: turn.id, seq };
+            self.begin((turn.id, seq), turn.model_id.map(Into::into), loading);
         }
         if let Some(running) = &mut self.running
             && let Left::Running(turn_id, offset) = left
@@ -276,29 +277,27 @@ impl Watch {
         })
     }
 
-    fn apply(&mut self, event: &Event) -> Fit {
-        match event {
+    fn apply(&mut self, event: &Arc<Published>) -> Fit {
+        match &***event {
             Event::Appended { origin, entry, .. } => {
                 if *origin == Some(self.origin) && entry.seq == self.upto + 1 {
                     self.upto = entry.seq;
                     return Fit::Seamless;
                 }
-                self.in_order(entry)
+                self.in_order(entry, event)
             }
-            Event::Loading { turn_id, seq, model_id, .. } => self.loading(*turn_id, *seq, model_id),
-            Event::Piece { turn_id, offset, content, .. } => match &mut self.running {
+            Event::Loading { turn_id, seq, model_id, .. } => self.loading((*turn_id, *seq), model_id, event),
+            Event::Piece { turn_id, .. } => match &mut self.running {
                 Some(running) if running.cursor.turn_id == *turn_id && running.muted => Fit::Seamless,
-                Some(running) if running.cursor.turn_id == *turn_id => {
-                    running.cursor.piece(*offset, content, &mut self.ready)
-                }
+                Some(running) if running.cursor.turn_id == *turn_id => running.cursor.piece(event, &mut self.ready),
                 // Of a turn whose end was read from the store before this event was: old news.
                 _ => Fit::Seamless,
             },
-            Event::Ended { entry, failure, .. } => {
+            Event::Ended { entry, .. } => {
                 match self.running.take_if(|running| Some(running.cursor.turn_id) == entry.turn_id) {
                     Some(running) if running.muted => {}
-                    Some(running) => running.cursor.finish(entry, *failure, &mut self.ready),
-                    None => return self.in_order(entry),
+                    Some(running) => running.cursor.end(event, &mut self.ready),
+                    None => return self.in_order(entry, event),
                 }
                 Fit::Seamless
             }
@@ -306,36 +305,43 @@ impl Watch {
             Event::Session { rev, update } if *rev <= self.rev && !update.deleted => Fit::Seamless,
             Event::Session { update, .. } => {
                 self.told.note(update);
-                self.ready.push(Shown::Update(Arc::clone(update)));
+                self.ready.push(Shown::Published(Arc::clone(event)));
                 self.over |= update.deleted;
                 Fit::Seamless
             }
             Event::Typing { origin, .. } if *origin == self.origin => Fit::Seamless,
-            Event::Typing { sender, active, .. } => {
-                self.ready.push(Shown::Typing { sender: *sender, active: *active });
+            Event::Typing { .. } => {
+                self.ready.push(Shown::Published(Arc::clone(event)));
                 Fit::Seamless
             }
         }
     }
 
-    fn in_order(&mut self, entry: &Arc<Entry>) -> Fit {
+    fn in_order(&mut self, entry: &Arc<Entry>, event: &Arc<Published>) -> Fit {
         if entry.seq > self.upto + 1 {
             return Fit::Hole;
+        }
+        // A message that comes next is shown as it was told.
+        if entry.sender != Sender::Ai && entry.seq == self.upto + 1 && !self.asked.has(entry.turn_id) {
+            self.upto = entry.seq;
+            self.ready.push(Shown::Published(Arc::clone(event)));
+            return Fit::Seamless;
         }
         self.take(Arc::clone(entry));
         Fit::Seamless
     }
 
-    fn loading(&mut self, turn_id: TurnId, seq: u64, model_id: &Arc<str>) -> Fit {
+    fn loading(&mut self, (turn_id, seq): (TurnId, u64), model_id: &Arc<str>, event: &Arc<Published>) -> Fit {
         match &self.running {
             Some(running) if running.cursor.turn_id == turn_id => {
                 if !running.muted {
-                    self.ready.push(Shown::Loading { turn_id, seq });
+                    self.ready.push(Shown::Published(Arc::clone(event)));
                 }
             }
             None if seq == self.upto + 1 => {
                 self.upto = seq;
-                self.begin(turn_id, seq, Some(Arc::clone(model_id)));
+                let loading = Shown::Published(Arc::clone(event));
+                self.begin((turn_id, seq), Some(Arc::clone(model_id)), loading);
             }
             None if seq <= self.upto => {}
             _ => return Fit::Hole,
@@ -344,10 +350,10 @@ impl Watch {
     }
 
     /// Begins to show a running reply from its first byte.
-    fn begin(&mut self, turn_id: TurnId, seq: u64, model_id: Option<Arc<str>>) {
+    fn begin(&mut self, (turn_id, seq): (TurnId, u64), model_id: Option<Arc<str>>, loading: Shown) {
         let muted = self.asked.has(Some(turn_id));
         if !muted {
-            self.ready.push(Shown::Loading { turn_id, seq });
+            self.ready.push(loading);
         }
         self.running = Some(Running { cursor: Cursor { turn_id, model_id, offset: 0 }, seq, muted });
     }
@@ -367,7 +373,8 @@ impl Watch {
         match (entry.sender, entry.settled(), entry.turn_id) {
             _ if known => {}
             (Sender::Ai, false, Some(turn_id)) => {
-                self.begin(turn_id, entry.seq, entry.model_id.as_deref().map(Into::into));
+                let loading = Shown::Loading { turn_id, seq: entry.seq };
+                self.begin((turn_id, entry.seq), entry.model_id.as_deref().map(Into::into), loading);
             }
             _ if self.asked.has(entry.turn_id) => {}
             _ => whole(entry, &mut self.ready),

@@ -25,6 +25,7 @@ over_both! {
     last_entries_are_shown_on_request,
     session_that_ends_to_make_room_is_told,
     detached_list_is_silent,
+    what_all_watchers_see_is_encoded_once,
 }
 
 async fn list_hears_of_new_sessions_and_of_what_changes_in_them(via: Via) {
@@ -61,6 +62,29 @@ async fn name_that_the_owner_gave_before_the_first_message_stays(via: Via) {
     assert!(watch.silent(MOMENT).await, "nothing is told of a name that it did not get");
     let listed: Value = http().get(url).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
     assert_eq!(listed["sessions"][0]["name"], "Parcel");
+}
+
+/// Checklist 61. An author's own devices and the others share no frame, hence the second one of the message.
+async fn what_all_watchers_see_is_encoded_once(via: Via) {
+    const WATCHERS: usize = 8;
+    const PIECES: u64 = 20;
+    let server = Server::start().await;
+    let (mut phone, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;
+    let mut watching = Vec::new();
+    for _ in 0..WATCHERS {
+        let fields = json!({"session_id": status["session_id"]});
+        watching.push(Client::attached(&server, via, "ann", fields).await);
+    }
+    let before = server.metrics.frames_encoded_total.get();
+    let (text, _end) = phone.say("count to 20").await.reply().await;
+    for (_connection, watch, _status) in &mut watching {
+        assert_eq!(watch.until("user_message").await["content"], "count to 20");
+        assert_eq!(watch.reply().await.0, text);
+    }
+    let encoded = server.metrics.frames_encoded_total.get() - before;
+    // Two words a line; the message, its name, `loading` and the end beside them; once for the asker's own exchange.
+    let frames = 2 * PIECES + 4;
+    assert!((frames..=2 * frames).contains(&encoded), "{encoded} frames were encoded for {WATCHERS} watchers");
 }
 
 async fn list_of_another_user_hears_nothing(via: Via) {

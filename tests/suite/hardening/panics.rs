@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use chatbox::{
-    bus::{Bus, Local, Subscription, Topic},
+    bus::{Bus, Local, Published, Subscription, Topic},
     chat::Event,
     metrics::Metrics,
 };
@@ -46,8 +46,8 @@ impl Mined {
 
 #[async_trait]
 impl Bus for Mined {
-    async fn publish(&self, topic: &Topic, event: Arc<Event>) {
-        self.step_on(match *event {
+    async fn publish(&self, topic: &Topic, event: Arc<Published>) {
+        self.step_on(match **event {
             Event::Appended { .. } => "appended",
             Event::Loading { .. } => "loading",
             Event::Piece { .. } => "piece",

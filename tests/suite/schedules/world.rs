@@ -12,8 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use chatbox::{
-    bus::{Bus, Local, Subscription, Topic},
-    chat::Event,
+    bus::{Bus, Local, Published, Subscription, Topic},
     config::Config,
 };
 use rusqlite::OpenFlags;
@@ -169,7 +168,7 @@ struct Lossy {
 
 #[async_trait]
 impl Bus for Lossy {
-    async fn publish(&self, topic: &Topic, event: Arc<Event>) {
+    async fn publish(&self, topic: &Topic, event: Arc<Published>) {
         let number = self.seen.fetch_add(1, Ordering::Relaxed);
         if !Rng::new(number.try_into().unwrap()).chance(self.percent) {
             self.local.publish(topic, event).await;
