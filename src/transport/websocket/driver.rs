@@ -6,7 +6,6 @@
 use std::{
     collections::VecDeque,
     future::Future,
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,8 +16,9 @@ use bytes::Bytes;
 use futures_util::{
     FutureExt, Sink, SinkExt, StreamExt,
     future::BoxFuture,
-    stream::{self, FuturesUnordered, SelectAll},
+    stream::{FuturesUnordered, SelectAll},
 };
+use prometheus::IntCounter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Instant, Sleep, sleep, timeout},
@@ -85,11 +85,13 @@ pub(super) struct Limits {
     pub(super) write_timeout: Duration,
 }
 
-/// One WebSocket. `H` answers a request; it is called for one waiting request after the other, in order.
+/// One WebSocket. `H` answers a request, and contains its own panics; it is called for one waiting request after the
+/// other, in order.
 pub(super) struct Driver<S, H> {
     socket: WebSocketStream<S>,
     handle: H,
     metrics: Arc<Metrics>,
+    sent: IntCounter,
     limits: Limits,
     /// Exchanges and watches that may run at a time; before the first `attach` succeeded, that one request.
     places: usize,
@@ -124,6 +126,7 @@ where
         Self {
             socket,
             handle,
+            sent: metrics.frames_sent_total.with_label_values(&[Transport::WebSocket.name()]),
             metrics,
             limits,
             places: 1,
@@ -276,8 +279,7 @@ where
             if self.inline.len() + self.replies.len() >= WAITING_MAX {
                 return self.refuse(&request);
             }
-            let outcome = self.open(request);
-            return self.inline.push(outcome);
+            return self.inline.push((self.handle)(request));
         }
         let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + frame.len() > self.limits.frame_bytes_max;
         if full && !self.waiting.is_empty() {
@@ -296,26 +298,6 @@ where
         self.refusals.push_back(Encoded::new(&frame));
     }
 
-    /// Hands a request over. A panic becomes its `error` frame; the socket lives on.
-    fn open(&self, request: Incoming) -> BoxFuture<'static, Outcome> {
-        let (re, metrics) = (re(&request), Arc::clone(&self.metrics));
-        let outcome = AssertUnwindSafe((self.handle)(request)).catch_unwind();
-        async move {
-            match outcome.await {
-                Ok(Outcome::Answers(answers)) => Outcome::Answers(contained(answers, re, metrics)),
-                Ok(Outcome::Watch { streams, answers }) => {
-                    Outcome::Watch { streams, answers: contained(answers, re, metrics) }
-                }
-                Ok(close @ Outcome::Close(..)) => close,
-                Err(_panic) => {
-                    let frame = failed(re, &metrics);
-                    Outcome::Answers(stream::iter([frame]).boxed())
-                }
-            }
-        }
-        .boxed()
-    }
-
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         if let Poll::Ready(Some(outcome)) = self.inline.poll_next_unpin(cx) {
             return Poll::Ready(self.apply(outcome, true));
@@ -327,7 +309,7 @@ where
             }
             let Some((request, size)) = self.waiting.pop_front() else { return Poll::Pending };
             self.waiting_bytes -= size;
-            self.opening = Some(self.open(request));
+            self.opening = Some((self.handle)(request));
         }
         let Some(opening) = &mut self.opening else { return Poll::Pending };
         let outcome = ready!(opening.poll_unpin(cx));
@@ -405,7 +387,7 @@ where
                 Poll::Pending => None,
             },
         })?;
-        self.metrics.frames_sent_total.with_label_values(&[Transport::WebSocket.name()]).inc();
+        self.sent.inc();
         text(&frame)
     }
 
@@ -468,19 +450,6 @@ fn text(frame: &Encoded) -> Option<Message> {
     let text = Utf8Bytes::try_from(frame.message());
     debug_assert!(text.is_ok(), "JSON that serde wrote is UTF-8");
     text.ok().map(Message::Text)
-}
-
-/// Ends the answers with an `error` frame where they panic.
-fn contained(answers: Answers, re: Option<RequestId>, metrics: Arc<Metrics>) -> Answers {
-    let answers = AssertUnwindSafe(answers).catch_unwind();
-    answers.map(move |frame| frame.unwrap_or_else(|_panic| failed(re, &metrics))).boxed()
-}
-
-fn failed(re: Option<RequestId>, metrics: &Metrics) -> Encoded {
-    metrics.panics_total.inc();
-    metrics.errors_total.with_label_values(&["SERVICE_ERROR"]).inc();
-    let code = ErrorCode::ServiceError;
-    Encoded::new(&ServerFrame::error(re, code, code.sentence()))
 }
 
 #[cfg(test)]
