@@ -57,7 +57,7 @@ impl Peeled {
 pub(crate) struct Demux {
     quic_conn: quinn::Connection,
     opener: h3_quinn::OpenStreams,
-    settings_sent: bool,
+    control_opened: bool,
     incoming_bi: ReusableBoxFuture<'static, Result<(quinn::SendStream, quinn::RecvStream), ConnectionError>>,
     incoming_uni: ReusableBoxFuture<'static, Result<quinn::RecvStream, ConnectionError>>,
     waiting: Vec<Waiting>,
@@ -83,7 +83,7 @@ impl Demux {
         let binding = h3_quinn::Connection::new(quic_conn.clone());
         Self {
             opener: quic::Connection::<Bytes>::opener(&binding),
-            settings_sent: false,
+            control_opened: false,
             incoming_bi: ReusableBoxFuture::new(accept_bi(quic_conn.clone())),
             incoming_uni: ReusableBoxFuture::new(accept_uni(quic_conn.clone())),
             quic_conn,
@@ -171,11 +171,15 @@ impl Demux {
         self.deadline = None;
     }
 
+    /// Opens the control stream, which h3 asks for first. Streams for QPACK are refused, which h3 takes: without a
+    /// dynamic table they carry nothing (RFC 9204, section 4.2), and an idle session would pay for them.
     fn open(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outgoing, StreamErrorIncoming>> {
+        if self.control_opened {
+            return Poll::Ready(Err(internal("no dynamic table is used")));
+        }
         let stream = ready!(quic::OpenStreams::<Bytes>::poll_open_send(&mut self.opener, cx))?;
-        // h3 opens the control stream before all others.
-        let control = !std::mem::replace(&mut self.settings_sent, true);
-        Poll::Ready(Ok(Outgoing::new(stream, control)))
+        self.control_opened = true;
+        Poll::Ready(Ok(Outgoing::new(stream)))
     }
 }
 
@@ -247,7 +251,7 @@ impl quic::OpenStreams<Bytes> for Demux {
     }
 }
 
-/// Closes the connection. A server of HTTP/3 opens no streams but the first three, which [`Demux`] opens.
+/// Closes the connection. A server of HTTP/3 opens no stream but the control stream, which [`Demux`] opens.
 pub(crate) struct Opener(quinn::Connection);
 
 impl quic::OpenStreams<Bytes> for Opener {

@@ -258,14 +258,14 @@ impl Stream {
         ControlFlow::Continue(self.connection.handle(&line).await)
     }
 
-    async fn exchange(mut self, answers: Answers) -> Ended {
+    async fn exchange(&mut self, answers: Answers) -> Ended {
         self.reader.receive.stop(0);
         let written = self.writer.write_all(answers).await;
         self.finish(written)
     }
 
     /// Ends a stream on which no frame came.
-    async fn without_frame(mut self, unread: Unread) -> Ended {
+    async fn without_frame(&mut self, unread: Unread) -> Ended {
         let attached = self.credit.raised();
         if let Some(reason) = unread.reason() {
             self.writer.metrics.streams_broken_total.with_label_values(&[reason]).inc();
@@ -286,7 +286,7 @@ impl Stream {
         }
     }
 
-    fn finish(mut self, written: Result<(), Unwritten>) -> Ended {
+    fn finish(&mut self, written: Result<(), Unwritten>) -> Ended {
         match written {
             Ok(()) => self.writer.send.finish(),
             Err(Unwritten::Unwanted) => {}
@@ -296,12 +296,12 @@ impl Stream {
     }
 
     /// Writes a last frame and waits for a moment until the client has it.
-    async fn last(mut self, frame: Option<Bytes>, code: CloseCode) -> Ended {
+    async fn last(&mut self, frame: Option<Bytes>, code: CloseCode) -> Ended {
         if let Some(frame) = frame
             && self.writer.write(vec![frame]).await.is_ok()
         {
             self.writer.send.finish();
-            drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped).await);
+            drop(timeout(LAST_FRAME_DEADLINE, &mut self.writer.stopped).await);
         }
         // Not before: Firefox discards what it has not read of a stream on which it may send no more.
         self.reader.receive.stop(0);
@@ -310,7 +310,7 @@ impl Stream {
 
     /// Writes the events of a watch while it reads the requests that come on its stream. Neither waits for the
     /// other: a `stop` is heard while a piece of text is stuck.
-    async fn watch(mut self, answers: Answers) -> Ended {
+    async fn watch(&mut self, answers: Answers) -> Ended {
         // A fifth of what tokio's channel takes, for one that is empty nearly always.
         let (inline_tx, inline) = mpsc::channel(INLINE_ANSWERS_MAX);
         let unheard = Notify::new();
@@ -335,7 +335,7 @@ impl Stream {
     }
 
     /// Ends a watch on whose stream nothing more is read.
-    async fn unwatched(self, unread: Unread, written: Result<(), Unwritten>) -> Ended {
+    async fn unwatched(&mut self, unread: Unread, written: Result<(), Unwritten>) -> Ended {
         if let Some(reason) = unread.reason() {
             self.writer.metrics.streams_broken_total.with_label_values(&[reason]).inc();
         }

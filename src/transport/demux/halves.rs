@@ -22,17 +22,17 @@ use crate::transport::wire::{self, FrameGuard};
 /// What the drafts ask for beyond what h3 writes: `WT_MAX_SESSIONS` of draft-ietf-webtrans-http3-07, for Safari.
 const EXTRA_SETTINGS: [(u64, u64); 1] = [(0xc671_706a, 1)];
 
-/// A stream that the server opened: control, QPACK encoder, QPACK decoder.
+/// The control stream, the only one that the server opens. h3 has room for three: hence the pointer.
 pub(crate) struct Outgoing {
-    stream: h3_quinn::SendStream<Bytes>,
+    stream: Box<h3_quinn::SendStream<Bytes>>,
     /// Whether the next write is the SETTINGS frame.
     patch: bool,
     patched: Bytes,
 }
 
 impl Outgoing {
-    pub(super) const fn new(stream: h3_quinn::SendStream<Bytes>, control: bool) -> Self {
-        Self { stream, patch: control, patched: Bytes::new() }
+    pub(super) fn new(stream: h3_quinn::SendStream<Bytes>) -> Self {
+        Self { stream: Box::new(stream), patch: true, patched: Bytes::new() }
     }
 }
 

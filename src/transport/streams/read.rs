@@ -56,10 +56,16 @@ impl Reader {
 
     /// The next frame, which has to be whole within `deadline` once it has begun. Cancel safe.
     pub(super) async fn next_within(&mut self, deadline: Duration) -> Result<Bytes, Unread> {
-        while !self.lines.partial() {
+        loop {
+            if let Some(line) = self.lines.next_line().map_err(|_too_long| Unread::TooLarge)? {
+                return Ok(line);
+            }
+            if self.lines.partial() {
+                // Boxed, being rare: an idle stream keeps no room for it.
+                return Box::pin(timeout(deadline, self.next())).await.unwrap_or(Err(Unread::Late));
+            }
             self.fill().await?;
         }
-        timeout(deadline, self.next()).await.unwrap_or(Err(Unread::Late))
     }
 
     async fn fill(&mut self) -> Result<(), Unread> {
