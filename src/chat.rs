@@ -4,10 +4,12 @@
 
 pub mod ask;
 mod error;
+mod scalar;
 
 pub use error::ErrorCode;
+pub use scalar::{Metadata, Scalar};
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -141,23 +143,6 @@ impl<'de> Deserialize<'de> for Timestamp {
         Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not an RFC 3339 time"))
     }
 }
-
-/// The value of one key of an entry's metadata.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Scalar {
-    /// true or false
-    Bool(bool),
-    /// a whole number
-    Integer(i64),
-    /// any other number
-    Number(f64),
-    /// a text of at most 1000 characters
-    Text(String),
-}
-
-/// Small facts that ride with an entry; at most 32 keys.
-pub type Metadata = BTreeMap<String, Scalar>;
 
 /// Who wrote an entry, seen from its session. The server decides it; a client's claim is ignored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]

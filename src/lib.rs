@@ -122,3 +122,4 @@ pub mod router;
 pub mod server;
 pub mod store;
 pub mod transport;
+mod woken;

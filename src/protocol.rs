@@ -10,7 +10,8 @@ mod server;
 pub use catalogue::{RequestType, requests};
 pub use client::{CONTENT_CHARS_MAX, ClientFrame, REPLAY_ENTRIES_MAX, Rejection, Request, decode, encode_request};
 pub use server::{
-    Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
+    Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ReplyMetadata,
+    ServerFrame, TypingMetadata, TypingState, Word,
 };
 
 use std::sync::OnceLock;

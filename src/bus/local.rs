@@ -2,11 +2,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::Poll,
 };
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 
 use super::{Bus, Delivery, Published, QUEUE_EVENTS, Subscription, Topic};
 use crate::metrics::Metrics;
@@ -31,7 +33,8 @@ type Shard = HashMap<Topic, Vec<Arc<Subscriber>>>;
 #[derive(Debug, Default)]
 struct Subscriber {
     queue: Mutex<Queue>,
-    filled: Notify,
+    /// wakes the one task that waits
+    filled: AtomicWaker,
 }
 
 /// Takes no memory while nothing waits, which is most of the time.
@@ -108,7 +111,7 @@ impl Subscriber {
         }
         let fits = lags_already || !queue.lagged;
         drop(queue);
-        self.filled.notify_one();
+        self.filled.wake();
         fits
     }
 
@@ -119,7 +122,7 @@ impl Subscriber {
         queue.lagged |= !told;
         drop(queue);
         if !told {
-            self.filled.notify_one();
+            self.filled.wake();
         }
     }
 
@@ -161,12 +164,12 @@ impl Receiver {
     }
 
     pub(super) async fn next(&mut self) -> Delivery {
-        loop {
-            if let Some(delivery) = self.subscriber.take() {
-                return delivery;
-            }
-            self.subscriber.filled.notified().await;
-        }
+        poll_fn(|cx| {
+            // Before the look: what is offered after it wakes.
+            self.subscriber.filled.register(cx.waker());
+            self.subscriber.take().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }
 

@@ -1,9 +1,9 @@
 //! What a connection yields: the answers of an exchange, the events of a watch, as encoded frames.
 
-use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_stream::stream;
-use futures_util::{Stream, StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, Stream, StreamExt, stream::BoxStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Connection;
@@ -13,6 +13,7 @@ use crate::{
     markdown,
     protocol::{AiResponse, Encoded, ErrorBody, Presented, ServerFrame},
     router::{Follow, ListWatch, Refusal, Shown, Watch},
+    woken::Woken,
 };
 
 /// The answers of one exchange, or the events of one watch. Pulled: nothing is produced that is not asked for.
@@ -78,14 +79,14 @@ pub(super) fn watch(
             let ends = EndsWatch(ended.clone());
             yield status;
             let session_id = watch.session_id();
-            let mut interruption = pin!(connection.interruption(&ended));
+            let mut interruption = Woken::new(connection.interruption(&ended).boxed());
             loop {
                 tokio::select! {
                     biased;
                     frame = &mut interruption => {
                         let Some(frame) = frame else { break };
                         yield frame;
-                        interruption.set(connection.interruption(&ended));
+                        interruption = Woken::new(connection.interruption(&ended).boxed());
                     }
                     shown = watch.next() => {
                         let Some(shown) = shown else { break };
@@ -108,14 +109,14 @@ pub(super) fn list(connection: Connection, status: Encoded, mut watch: ListWatch
         stream! {
             let ends = EndsWatch(ended.clone());
             yield status;
-            let mut interruption = pin!(connection.interruption(&ended));
+            let mut interruption = Woken::new(connection.interruption(&ended).boxed());
             loop {
                 tokio::select! {
                     biased;
                     frame = &mut interruption => {
                         let Some(frame) = frame else { break };
                         yield frame;
-                        interruption.set(connection.interruption(&ended));
+                        interruption = Woken::new(connection.interruption(&ended).boxed());
                     }
                     update = watch.next() => yield Encoded::new(&ServerFrame::SessionUpdate(update)),
                 }

@@ -405,11 +405,12 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
 
 /// The meaning of a key of the metadata that must be one of two words.
 fn one_of<T>(metadata: Option<&Metadata>, key: &str, meanings: [(&str, T); 2]) -> Result<T, Fault> {
-    let field = format!("metadata.{key}");
-    let value = need(metadata.and_then(|metadata| metadata.get(key)), &field)?;
-    let accepted = meanings.each_ref().map(|(word, _)| *word).join("` or `");
-    let meaning = meanings.into_iter().find(|(word, _)| *value == Scalar::Text((*word).to_owned()));
-    let fault = || (ErrorCode::InvalidFormat, format!("field `{field}` is none of `{accepted}`"));
+    let value = metadata.and_then(|metadata| metadata.get(key)).ok_or_else(|| missing(&format!("metadata.{key}")))?;
+    let accepted = meanings.each_ref().map(|(word, _)| *word);
+    let meant = |word: &str| matches!(value, Scalar::Text(text) if text == word);
+    let meaning = meanings.into_iter().find(|(word, _)| meant(word));
+    let fault =
+        || (ErrorCode::InvalidFormat, format!("field `metadata.{key}` is none of `{}`", accepted.join("` or `")));
     meaning.map(|(_, meaning)| meaning).ok_or_else(fault)
 }
 

@@ -1,6 +1,6 @@
 //! What the server sends: one flat JSON object a frame.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,8 +42,8 @@ pub enum ServerFrame {
         session_id: SessionId,
         /// who, seen from the session
         sender: Sender,
-        /// `state`: `start` or `stop`
-        metadata: BTreeMap<Cow<'static, str>, Cow<'static, str>>,
+        /// whether they still do
+        metadata: TypingMetadata,
     },
     /// a request failed
     Error {
@@ -172,11 +172,47 @@ pub struct AiResponse {
     pub model_id: Option<String>,
     /// always `ai`
     pub sender: Sender,
-    /// `streaming` and `done`, each the text `true` or `false`
-    pub metadata: BTreeMap<Cow<'static, str>, Cow<'static, str>>,
+    /// whether more comes, and how it came
+    pub metadata: ReplyMetadata,
     /// what only the last frame carries
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,
+}
+
+/// How far a reply is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ReplyMetadata {
+    /// whether the text comes in pieces
+    pub streaming: Word,
+    /// whether this is the last frame
+    pub done: Word,
+}
+
+/// A truth as the contract writes it: a text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// it is so
+    True,
+    /// it is not
+    False,
+}
+
+/// Whether somebody types.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TypingMetadata {
+    /// how it changed
+    pub state: TypingState,
+}
+
+/// How it changed that somebody types.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TypingState {
+    /// they type
+    Start,
+    /// they do no longer
+    Stop,
 }
 
 /// What the last frame of a reply carries.
@@ -271,8 +307,8 @@ impl ServerFrame {
     /// Tells that somebody types, or has stopped.
     #[must_use]
     pub fn typing(session_id: SessionId, sender: Sender, active: bool) -> Self {
-        let state = if active { "start" } else { "stop" };
-        Self::TypingIndicator { session_id, sender, metadata: BTreeMap::from([("state".into(), state.into())]) }
+        let state = if active { TypingState::Start } else { TypingState::Stop };
+        Self::TypingIndicator { session_id, sender, metadata: TypingMetadata { state } }
     }
 
     /// Answers a request that failed; the connection ends.
@@ -295,14 +331,10 @@ impl AiResponse {
             content: content.into(),
             model_id: None,
             sender: Sender::Ai,
-            metadata: flags("true", "false"),
+            metadata: ReplyMetadata { streaming: Word::True, done: Word::False },
             reply: None,
         }
     }
-}
-
-fn flags(streaming: &'static str, done: &'static str) -> BTreeMap<Cow<'static, str>, Cow<'static, str>> {
-    BTreeMap::from([("streaming".into(), streaming.into()), ("done".into(), done.into())])
 }
 
 impl Presented<'_> {
@@ -349,7 +381,7 @@ impl Presented<'_> {
             content,
             model_id: entry.model_id.clone(),
             sender: Sender::Ai,
-            metadata: flags(if whole { "false" } else { "true" }, "true"),
+            metadata: ReplyMetadata { streaming: if whole { Word::False } else { Word::True }, done: Word::True },
             reply: Some(Reply {
                 seq: entry.seq,
                 reply_to: entry.reply_to.unwrap_or_default(),

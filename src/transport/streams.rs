@@ -41,6 +41,7 @@ use crate::{
     },
     metrics::Metrics,
     protocol::CloseCode,
+    woken::Woken,
 };
 
 /// Answers that are ready together are written together, up to this many frames.
@@ -122,7 +123,8 @@ impl Driver {
     /// Ends with our code, or with the client's end.
     async fn serve(&mut self) -> Result<CloseCode, End> {
         let connection = self.connection.clone();
-        let mut over = pin!(connection.over());
+        let over = pin!(connection.over());
+        let mut over = Woken::new(over);
         let mut attach = Some(Box::pin(sleep(ATTACH_DEADLINE)));
         loop {
             tokio::select! {

@@ -27,11 +27,11 @@ const IMPORTS: [(&str, &[&str]); 15] = [
     ("protocol", &[]),
 ];
 /// The vocabulary, and what has no dependencies of its own.
-const EVERYWHERE: [&str; 4] = ["chat", "clock", "metrics", "lifecycle"];
+const EVERYWHERE: [&str; 5] = ["chat", "clock", "metrics", "lifecycle", "woken"];
 /// How values look in a file. Whoever has such a value needs its form, and depends on no file.
 const FORMS: [&str; 3] = ["config::secret", "config::duration", "config::Address"];
 /// These import nothing of ours, not even the above.
-const LEAVES: [&str; 4] = ["chat", "markdown", "metrics", "lifecycle"];
+const LEAVES: [&str; 5] = ["chat", "markdown", "metrics", "lifecycle", "woken"];
 /// These wire or describe everything, except what stands above them.
 const WIRING: [(&str, &[&str]); 2] = [("server", &["cli", "client"]), ("config", &["cli", "client", "server"])];
 

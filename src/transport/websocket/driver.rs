@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -37,6 +37,7 @@ use crate::{
     connection::{ATTACH_DEADLINE, Answers, HANDLE_DEADLINE, Outcome, Transport},
     metrics::Metrics,
     protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
+    woken::Woken,
 };
 
 /// Requests that wait for one of `limits.streams` places, and requests that need none, at a time.
@@ -110,6 +111,7 @@ pub(super) struct Driver<S, H> {
     ping_due: bool,
     /// One timer for all deadlines: it fires at the earliest.
     timer: Pin<Box<Sleep>>,
+    timed: bool,
     opened: Instant,
     heard: Instant,
     pinged: Instant,
@@ -141,6 +143,7 @@ where
             dirty: false,
             ping_due: false,
             timer: Box::pin(sleep(ATTACH_DEADLINE)),
+            timed: false,
             opened: now,
             heard: now,
             pinged: now,
@@ -161,11 +164,17 @@ where
         stopping: impl Future<Output = ()>,
         too_large: impl FnOnce() -> Encoded,
     ) -> CloseCode {
+        let ended = pin!(async {
+            tokio::select! {
+                biased;
+                () = stopping => End::Stopped,
+                code = over => End::Close(None, code, None),
+            }
+        });
         let end = tokio::select! {
             biased;
-            () = stopping => End::Stopped,
+            end = Woken::new(ended) => end,
             end = std::future::poll_fn(|cx| self.poll(cx)) => end,
-            code = over => End::Close(None, code, None),
         };
         let (frame, code, status) = match end {
             End::Stopped => return CloseCode::GoingAway,
@@ -195,6 +204,7 @@ where
 
     /// Makes all the progress that can be made without waiting.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.timed = false;
         for _ in 0..BATCH {
             let mut progress = false;
             for step in [Self::poll_timer, Self::poll_read, Self::poll_requests, Self::poll_write] {
@@ -214,7 +224,13 @@ where
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
+        // Once for each time that the task runs, unless its deadline has changed.
+        if self.timed {
+            return Poll::Pending;
+        }
+        self.timed = true;
         ready!(self.timer.as_mut().poll(cx));
+        self.timed = false;
         let now = Instant::now();
         if self.opening.is_some() {
             // The client has asked in time; how long the answer takes is up to the server.
@@ -369,6 +385,7 @@ where
                 self.blocked = Some(now);
                 let due = self.timer.deadline().min(now + self.limits.write_timeout);
                 self.timer.as_mut().reset(due);
+                self.timed = false;
                 // The timer is to be asked again.
                 Poll::Ready(None)
             }
