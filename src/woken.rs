@@ -10,9 +10,9 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use futures_util::task::AtomicWaker;
+use futures_util::{Stream, task::AtomicWaker};
 
-/// A future that is polled when it was woken, and not whenever something else in its task was. For what rarely
+/// A future or stream that is polled when it was woken, and not whenever something else in its task was. For what rarely
 /// happens and is costly to ask: a wait for a drain takes the lock that all connections wait on.
 #[derive(Debug)]
 pub(crate) struct Woken<F> {
@@ -55,6 +55,24 @@ impl<F: Future + Unpin> Future for Woken<F> {
         }
         let waker = Waker::from(Arc::clone(&self.flag));
         Pin::new(&mut self.future).poll(&mut Context::from_waker(&waker))
+    }
+}
+
+impl<S: Stream + Unpin> Stream for Woken<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        self.flag.task.register(cx.waker());
+        if !self.flag.woken.swap(false, Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        let waker = Waker::from(Arc::clone(&self.flag));
+        let next = Pin::new(&mut self.future).poll_next(&mut Context::from_waker(&waker));
+        if next.is_ready() {
+            // It has not said that it waits: it is asked again.
+            self.flag.woken.store(true, Ordering::Relaxed);
+        }
+        next
     }
 }
 

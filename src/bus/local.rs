@@ -11,7 +11,10 @@ use async_trait::async_trait;
 use futures_util::task::AtomicWaker;
 
 use super::{Bus, Delivery, Published, QUEUE_EVENTS, Subscription, Topic};
-use crate::metrics::Metrics;
+use crate::{
+    chat::{ConnectionId, Event},
+    metrics::Metrics,
+};
 
 /// Hands events to subscribers in the same process. A subscriber whose queue is full misses the event and is
 /// told `Lagged`; the publisher never waits.
@@ -44,6 +47,7 @@ struct Queue {
     lagged: bool,
     /// the last `rev` of the session that the subscriber has read or is told of; 0 until it has read one
     rev: u64,
+    own: Option<ConnectionId>,
 }
 
 /// The receiving half of one subscription.
@@ -99,6 +103,9 @@ impl Subscriber {
     /// Queues an event; `false` when with this one the subscriber began to lag.
     fn offer(&self, event: &Arc<Published>, rev: Option<u64>) -> bool {
         let mut queue = self.lock();
+        if matches!(***event, Event::Typing { origin, .. } if queue.own == Some(origin)) {
+            return true;
+        }
         let lags_already = queue.lagged;
         let lost_before = rev.is_some_and(|rev| queue.rev > 0 && rev > queue.rev + 1);
         if queue.events.len() >= QUEUE_EVENTS || lost_before {
@@ -130,7 +137,7 @@ impl Subscriber {
         let mut queue = self.lock();
         // Events that queued up before the loss are dropped too: the store has all of them, in order.
         if queue.lagged {
-            *queue = Queue { rev: queue.rev, ..Queue::default() };
+            *queue = Queue { rev: queue.rev, own: queue.own, ..Queue::default() };
             return Some(Delivery::Lagged);
         }
         queue.events.pop_front().map(Delivery::Event)
@@ -154,6 +161,10 @@ impl Topics {
 }
 
 impl Receiver {
+    pub(super) fn own(&self, connection: ConnectionId) {
+        self.subscriber.lock().own = Some(connection);
+    }
+
     pub(super) fn saw(&self, rev: u64) {
         let mut queue = self.subscriber.lock();
         let revs = queue.events.iter().filter_map(|event| event.rev());

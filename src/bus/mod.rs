@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::chat::{Event, SessionId, UserId};
+use crate::chat::{ConnectionId, Event, SessionId, UserId};
 
 /// What a subscription yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +100,11 @@ impl Subscription {
     /// that one before it was lost.
     pub fn saw(&self, rev: u64) {
         self.0.saw(rev);
+    }
+
+    /// Says who subscribes: typing on that connection is not delivered.
+    pub fn own(&self, connection: ConnectionId) {
+        self.0.own(connection);
     }
 
     /// Waits for the next event. Cancel safe.

@@ -149,6 +149,7 @@ impl Router {
         let subscription = self.0.parts.bus.subscribe(Topic::Session(session.id)).await;
         let session = store.session(session.id).await?.ok_or(store::Error::NotFound)?;
         subscription.saw(session.rev);
+        subscription.own(from.origin);
         let mut watch = Watch {
             told: Told::of(&session),
             rev: session.rev,
@@ -309,7 +310,6 @@ impl Watch {
                 self.over |= update.deleted;
                 Fit::Seamless
             }
-            Event::Typing { origin, .. } if *origin == self.origin => Fit::Seamless,
             Event::Typing { .. } => {
                 self.ready.push(Shown::Published(Arc::clone(event)));
                 Fit::Seamless

@@ -157,98 +157,118 @@ fn open_json<T: DeserializeOwned + Default>(seal: &Seal, place: Place<'_>, store
     }
 }
 
-fn usage(row: &Row<'_>) -> rusqlite::Result<Option<Usage>> {
-    let prompt_tokens: Option<u64> = row.get("prompt_tokens")?;
-    let Some(prompt_tokens) = prompt_tokens else { return Ok(None) };
-    let completion_tokens = row.get("completion_tokens")?;
-    Ok(Some(Usage { prompt_tokens, completion_tokens, estimated: row.get("usage_estimated")? }))
+/// Reads the columns of a row one after the other, in the order in which the statement names them. By name, SQLite
+/// would be asked for the names of all columns for each value.
+struct Columns<'a> {
+    row: &'a Row<'a>,
+    at: usize,
 }
 
-/// An entry from a row of `ENTRY_COLUMNS`.
+impl<'a> Columns<'a> {
+    const fn of(row: &'a Row<'a>) -> Self {
+        Self { row, at: 0 }
+    }
+
+    fn next<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        self.at += 1;
+        self.row.get(self.at - 1)
+    }
+
+    fn usage(&mut self) -> rusqlite::Result<Option<Usage>> {
+        let (prompt, completion): (Option<u64>, Option<u64>) = (self.next()?, self.next()?);
+        let estimated: Option<bool> = self.next()?;
+        Ok(prompt.map(|prompt_tokens| Usage {
+            prompt_tokens,
+            completion_tokens: completion.unwrap_or_default(),
+            estimated: estimated.unwrap_or_default(),
+        }))
+    }
+}
+
+/// An entry from a row of `entry_columns`.
 pub(super) fn entry(row: &Row<'_>, seal: &Seal) -> Result<Entry> {
-    let id: EntryId = row.get("id")?;
-    let state: Option<TurnState> = row.get("state")?;
+    let mut columns = Columns::of(row);
+    let (session_id, seq, id) = (columns.next()?, columns.next()?, columns.next()?);
     Ok(Entry {
-        session_id: row.get("session_id")?,
-        seq: row.get("seq")?,
-        user_id: row.get("user_id")?,
-        client_id: row.get::<_, Option<[u8; 16]>>("client_id")?.map(Uuid::from_bytes),
-        turn_id: row.get("turn_id")?,
-        reply_to: row.get("reply_to")?,
-        sender: row.get("sender")?,
-        kind: row.get("kind")?,
-        content: open_text(seal, entry_place(&id, "content"), row.get("content")?)?.unwrap_or_default(),
-        files: open_json(seal, entry_place(&id, "files"), row.get("files")?)?,
-        metadata: open_json(seal, entry_place(&id, "metadata"), row.get("metadata")?)?,
-        state,
-        length: row.get("length")?,
-        sha256: open_text(seal, entry_place(&id, "sha256"), row.get("sha256")?)?,
-        usage: usage(row)?,
-        model_id: row.get("model_id")?,
-        rating: row.get("rating")?,
-        created_at: row.get("created_at")?,
+        session_id,
+        seq,
+        user_id: columns.next()?,
+        client_id: columns.next::<Option<[u8; 16]>>()?.map(Uuid::from_bytes),
+        turn_id: columns.next()?,
+        reply_to: columns.next()?,
+        sender: columns.next()?,
+        kind: columns.next()?,
+        content: open_text(seal, entry_place(&id, "content"), columns.next()?)?.unwrap_or_default(),
+        files: open_json(seal, entry_place(&id, "files"), columns.next()?)?,
+        metadata: open_json(seal, entry_place(&id, "metadata"), columns.next()?)?,
+        state: columns.next()?,
+        length: columns.next()?,
+        sha256: open_text(seal, entry_place(&id, "sha256"), columns.next()?)?,
+        usage: columns.usage()?,
+        model_id: columns.next()?,
+        rating: columns.next()?,
+        created_at: columns.next()?,
         id,
     })
 }
 
-/// A session from a row of `SESSION_COLUMNS`.
+/// A session from a row of `session_columns`.
 pub(super) fn session(row: &Row<'_>, seal: &Seal) -> Result<Session> {
-    let id: SessionId = row.get("id")?;
-    let assist = match row.get("assist_admin_id")? {
-        Some(admin_id) => {
-            let name = open_text(seal, session_place(&id, "assist_name"), row.get("assist_name")?)?;
-            Some(Assist { admin_id, name: name.unwrap_or_default() })
-        }
-        None => None,
-    };
+    let mut columns = Columns::of(row);
+    let id: SessionId = columns.next()?;
     Ok(Session {
-        user_id: row.get("user_id")?,
-        name: open_text(seal, session_place(&id, "name"), row.get("name")?)?,
-        model_id: row.get("model_id")?,
-        state: row.get("state")?,
-        rev: row.get("rev")?,
-        last_seq: row.get("last_seq")?,
-        created_at: row.get("created_at")?,
-        last_activity: row.get("last_activity")?,
-        ended_at: row.get("ended_at")?,
-        help_requested: row.get("help_requested")?,
-        assist,
-        admin_assisted: row.get("admin_assisted")?,
+        user_id: columns.next()?,
+        name: open_text(seal, session_place(&id, "name"), columns.next()?)?,
+        model_id: columns.next()?,
+        state: columns.next()?,
+        rev: columns.next()?,
+        last_seq: columns.next()?,
+        created_at: columns.next()?,
+        last_activity: columns.next()?,
+        ended_at: columns.next()?,
+        help_requested: columns.next()?,
+        assist: match (columns.next()?, open_text(seal, session_place(&id, "assist_name"), columns.next()?)?) {
+            (Some(admin_id), name) => Some(Assist { admin_id, name: name.unwrap_or_default() }),
+            (None, _) => None,
+        },
+        admin_assisted: columns.next()?,
         counters: Counters {
-            entries: row.get("entries")?,
-            prompt_tokens: row.get("prompt_tokens")?,
-            completion_tokens: row.get("completion_tokens")?,
-            responses: row.get("responses")?,
-            response_ms_sum: row.get("response_ms_sum")?,
-            response_ms_max: row.get("response_ms_max")?,
+            entries: columns.next()?,
+            prompt_tokens: columns.next()?,
+            completion_tokens: columns.next()?,
+            responses: columns.next()?,
+            response_ms_sum: columns.next()?,
+            response_ms_max: columns.next()?,
         },
         id,
     })
 }
 
-/// A turn from a row of `TURN_COLUMNS`.
+/// A turn from a row of `turn_columns`.
 pub(super) fn turn(row: &Row<'_>) -> rusqlite::Result<Turn> {
+    let mut columns = Columns::of(row);
     Ok(Turn {
-        id: row.get("id")?,
-        session_id: row.get("session_id")?,
-        message_seq: row.get("message_seq")?,
-        reply_seq: row.get("reply_seq")?,
-        state: row.get("state")?,
-        node: row.get("node")?,
-        model_id: row.get("model_id")?,
+        id: columns.next()?,
+        session_id: columns.next()?,
+        message_seq: columns.next()?,
+        reply_seq: columns.next()?,
+        state: columns.next()?,
+        node: columns.next()?,
+        model_id: columns.next()?,
     })
 }
 
-/// A share from a row of `SHARE_COLUMNS`.
+/// A share from a row of `share_columns`.
 pub(super) fn share(row: &Row<'_>, seal: &Seal) -> Result<Share> {
-    let id = Uuid::from_bytes(row.get("id")?);
+    let mut columns = Columns::of(row);
+    let id = Uuid::from_bytes(columns.next()?);
     Ok(Share {
-        session_id: row.get("session_id")?,
-        name: open_text(seal, share_place(&id), row.get("name")?)?,
-        last_seq: row.get("last_seq")?,
-        running_seq: row.get("running_seq")?,
-        created_at: row.get("created_at")?,
-        expires_at: row.get("expires_at")?,
+        session_id: columns.next()?,
+        name: open_text(seal, share_place(&id), columns.next()?)?,
+        last_seq: columns.next()?,
+        running_seq: columns.next()?,
+        created_at: columns.next()?,
+        expires_at: columns.next()?,
         id,
     })
 }

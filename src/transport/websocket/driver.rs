@@ -15,8 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{
     FutureExt, Sink, SinkExt, StreamExt,
-    future::BoxFuture,
-    stream::{FuturesUnordered, SelectAll},
+    future::{BoxFuture, join_all},
 };
 use prometheus::IntCounter;
 use tokio::{
@@ -101,10 +100,10 @@ pub(super) struct Driver<S, H> {
     waiting_bytes: usize,
     /// The request at the head of the order, until its outcome is known.
     opening: Option<BoxFuture<'static, Outcome>>,
-    running: SelectAll<Answers>,
+    running: Vec<Woken<Answers>>,
     /// Requests that need no place, and their answers.
-    inline: FuturesUnordered<BoxFuture<'static, Outcome>>,
-    replies: SelectAll<Answers>,
+    inline: Vec<Woken<BoxFuture<'static, Outcome>>>,
+    replies: Vec<Woken<Answers>>,
     refusals: VecDeque<Encoded>,
     /// Something was fed and not yet flushed.
     dirty: bool,
@@ -136,9 +135,9 @@ where
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             opening: None,
-            running: SelectAll::new(),
-            inline: FuturesUnordered::new(),
-            replies: SelectAll::new(),
+            running: Vec::new(),
+            inline: Vec::new(),
+            replies: Vec::new(),
             refusals: VecDeque::new(),
             dirty: false,
             ping_due: false,
@@ -197,7 +196,7 @@ where
             if let Some(opening) = self.opening.take() {
                 opening.await;
             }
-            while self.inline.next().await.is_some() {}
+            join_all(self.inline.drain(..)).await;
         };
         drop(timeout(HANDLE_DEADLINE, handled).await);
     }
@@ -295,7 +294,7 @@ where
             if self.inline.len() + self.replies.len() >= WAITING_MAX {
                 return self.refuse(&request);
             }
-            return self.inline.push((self.handle)(request));
+            return self.inline.push(Woken::new((self.handle)(request)));
         }
         let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + frame.len() > self.limits.frame_bytes_max;
         if full && !self.waiting.is_empty() {
@@ -315,8 +314,11 @@ where
     }
 
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if let Poll::Ready(Some(outcome)) = self.inline.poll_next_unpin(cx) {
-            return Poll::Ready(self.apply(outcome, true));
+        for at in 0..self.inline.len() {
+            if let Some(Poll::Ready(outcome)) = self.inline.get_mut(at).map(|request| request.poll_unpin(cx)) {
+                drop(self.inline.swap_remove(at));
+                return Poll::Ready(self.apply(outcome, true));
+            }
         }
         if self.opening.is_none() {
             // Requests open one after the other, so that messages are stored in the order they were sent.
@@ -335,14 +337,14 @@ where
 
     fn apply(&mut self, outcome: Outcome, inline: bool) -> Option<End> {
         match outcome {
-            Outcome::Answers(answers) if inline => self.replies.push(answers),
-            Outcome::Answers(answers) => self.running.push(answers),
+            Outcome::Answers(answers) if inline => self.replies.push(Woken::new(answers)),
+            Outcome::Answers(answers) => self.running.push(Woken::new(answers)),
             Outcome::Watch { streams, answers } => {
                 if self.phase == Phase::Attaching {
                     self.phase = Phase::Attached;
                 }
                 self.places = self.places.max(usize::try_from(streams).unwrap_or(usize::MAX));
-                self.running.push(answers);
+                self.running.push(Woken::new(answers));
             }
             Outcome::Close(frame, code) => return Some(End::Close(frame, code, None)),
         }
@@ -397,13 +399,8 @@ where
         if std::mem::take(&mut self.ping_due) {
             return Some(Message::Ping(Bytes::new()));
         }
-        let frame = self.refusals.pop_front().or_else(|| match self.replies.poll_next_unpin(cx) {
-            Poll::Ready(Some(frame)) => Some(frame),
-            _ => match self.running.poll_next_unpin(cx) {
-                Poll::Ready(frame) => frame,
-                Poll::Pending => None,
-            },
-        })?;
+        let refusal = self.refusals.pop_front();
+        let frame = refusal.or_else(|| next(&mut self.replies, cx)).or_else(|| next(&mut self.running, cx))?;
         self.sent.inc();
         text(&frame)
     }
@@ -433,6 +430,22 @@ where
         while socket.read(&mut rest).await? > 0 {}
         Ok(())
     }
+}
+
+/// The next frame of any of them; whoever gave one comes last from then on, and whoever has ended goes.
+fn next(all: &mut Vec<Woken<Answers>>, cx: &mut Context<'_>) -> Option<Encoded> {
+    let mut at = 0;
+    while let Some(answers) = all.get_mut(at) {
+        match answers.poll_next_unpin(cx) {
+            Poll::Ready(Some(frame)) => {
+                all.rotate_left(at + 1);
+                return Some(frame);
+            }
+            Poll::Ready(None) => drop(all.remove(at)),
+            Poll::Pending => at += 1,
+        }
+    }
+    None
 }
 
 /// What is answered beside the exchanges: they would otherwise wait for the very thing they are about.
