@@ -32,7 +32,7 @@ pub struct Message {
     /// who said it
     pub role: Role,
     /// the text
-    pub content: String,
+    pub content: Arc<str>,
 }
 
 /// Who said a message, as models see it.

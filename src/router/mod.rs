@@ -5,6 +5,7 @@ mod change;
 mod compare;
 mod cursor;
 mod follow;
+mod history;
 mod lists;
 mod live;
 mod naming;
@@ -64,6 +65,8 @@ pub struct Config {
     pub turn_lease: Duration,
     /// the model that gave the first complete reply names the session, unless its owner does
     pub model_names: bool,
+    /// texts of conversations that are kept in memory between their turns, in bytes
+    pub history_bytes: usize,
 }
 
 impl Default for Config {
@@ -74,6 +77,7 @@ impl Default for Config {
             compare_interval: Duration::from_secs(2),
             turn_lease: Duration::from_secs(10),
             model_names: true,
+            history_bytes: 32 * 1024 * 1024,
         }
     }
 }
@@ -145,6 +149,7 @@ struct Inner {
     parts: Parts,
     node: NodeId,
     live: live::Turns,
+    histories: history::Histories,
     runners: TaskTracker,
     cut: CancellationToken,
 }
@@ -153,10 +158,12 @@ impl Router {
     /// Makes the use cases over their parts. [`Self::recover`] is to be called once before the first request.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let histories = history::Histories::new(parts.config.history_bytes);
         Self(Arc::new(Inner {
             parts,
             node: NodeId::new(),
             live: live::Turns::default(),
+            histories,
             runners: TaskTracker::new(),
             cut: CancellationToken::new(),
         }))

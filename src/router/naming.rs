@@ -77,7 +77,7 @@ impl Router {
     async fn ask_for_name(&self, started: &StartedTurn, message: String, reply: String) -> Option<String> {
         let said = |role, mut content: String| {
             content.truncate(super::boundary(&content, SHOWN_BYTES_MAX));
-            Message { role, content }
+            Message { role, content: content.into() }
         };
         let messages =
             vec![said(Role::User, message), said(Role::Assistant, reply), said(Role::User, QUESTION.to_owned())];

@@ -116,6 +116,7 @@ impl Router {
             }
         }
         let deleted = self.0.parts.store.delete_session(id, principal.user_id.clone()).await?;
+        self.0.histories.forget(id);
         info!(session_id = %id, "session deleted");
         self.tell(&deleted.session, SessionUpdate { deleted: true, ..SessionUpdate::of(id) }).await;
         Ok(())

@@ -1,6 +1,6 @@
 //! Running one reply: history to the model, pieces to the watchers, text to the log, and exactly one end.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::{Instant, sleep_until};
@@ -9,10 +9,10 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::{Refusal, Router, live::Live};
 use crate::{
     bus::{Published, Topic},
-    chat::{Entry, EntryKind, ErrorCode, Event, Sender, SessionId, SessionUpdate, TurnId, TurnState, Usage},
+    chat::{ErrorCode, Event, SessionId, SessionUpdate, TurnId, TurnState, Usage},
     clock::now,
-    llm::{Answer, Chunk, Message, Model, Prompt, Role, estimate_tokens},
-    store::{EndTurn, Range, StartedTurn, TurnText},
+    llm::{Answer, Chunk, Message, Model, Prompt, estimate_tokens},
+    store::{EndTurn, StartedTurn, TurnText},
 };
 
 /// Shown text that a crash may lose: this much, or this old, whichever comes first.
@@ -27,9 +27,6 @@ const LOADING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// However short the lease is, it is not renewed more often.
 const RENEWAL_MIN: Duration = Duration::from_millis(10);
-
-/// Entries that are read to build a prompt.
-const HISTORY_ENTRIES_MAX: u32 = 400;
 
 /// How often the end of a turn is tried to be stored; in between a pause that doubles.
 const END_ATTEMPTS: u32 = 6;
@@ -316,11 +313,9 @@ impl Run<'_> {
     async fn prompt(&self, model: &Model) -> Result<Option<Prompt>, Refusal> {
         let parts = &self.router.0.parts;
         let turn = &self.started.turn;
-        let entries = parts.store.entries(turn.session_id, Range::Last(HISTORY_ENTRIES_MAX)).await?;
-        if entries.iter().any(|entry| entry.seq == self.started.reply_seq && entry.settled()) {
-            return Ok(None);
-        }
-        let mut messages = conversation(&entries, turn.message_seq);
+        let histories = &self.router.0.histories;
+        let said = histories.conversation(&*parts.store, turn.session_id, turn.message_seq, self.started.reply_seq);
+        let Some(mut messages) = said.await? else { return Ok(None) };
         let answer = model.max_tokens.map_or(model.context_tokens / 4, |tokens| tokens.min(model.context_tokens / 2));
         fit(&mut messages, u64::from(model.context_tokens - answer));
         let system = parts.models.system_prompt().map(str::to_owned);
@@ -401,25 +396,6 @@ impl<'a> Log<'a> {
             None => std::future::pending().await,
         }
     }
-}
-
-/// Puts every message up to `last` before its own newest reply, in the order of the messages.
-fn conversation(entries: &[Entry], last: u64) -> Vec<Message> {
-    let mut replies: HashMap<u64, &Entry> = HashMap::new();
-    for entry in entries.iter().filter(|entry| entry.sender == Sender::Ai && entry.settled()) {
-        if let Some(message) = entry.reply_to.filter(|message| *message < last) {
-            replies.insert(message, entry);
-        }
-    }
-    let said = |entry: &Entry| entry.kind == EntryKind::Text && entry.sender == Sender::User && entry.seq <= last;
-    let mut messages = Vec::new();
-    for entry in entries.iter().filter(|entry| said(entry)) {
-        messages.push(Message { role: Role::User, content: entry.content.clone() });
-        if let Some(reply) = replies.get(&entry.seq).filter(|reply| !reply.content.is_empty()) {
-            messages.push(Message { role: Role::Assistant, content: reply.content.clone() });
-        }
-    }
-    messages
 }
 
 /// Drops the oldest messages until the rest fits a budget of tokens; the last one always stays.

@@ -30,7 +30,7 @@ fn settings(provider: &Provider) -> Settings {
 }
 
 fn prompt(text: &str) -> Prompt {
-    let messages = vec![Message { role: Role::User, content: text.to_owned() }];
+    let messages = vec![Message { role: Role::User, content: text.into() }];
     Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap() }
 }
 
@@ -96,7 +96,7 @@ async fn each_piece_arrives_when_it_is_sent() {
 #[tokio::test]
 async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
     let provider = Provider::start(Script::answer(["ok"])).await;
-    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let message = |role, content: &str| Message { role, content: content.into() };
     let asked = Prompt {
         system: Some("Be brief.".to_owned()),
         messages: vec![
@@ -455,8 +455,8 @@ fn the_demo_answers_what_is_asked_and_says_what_it_is() {
 #[test]
 fn the_demo_remembers_what_was_asked() {
     let mut asked = prompt("Which limits are there?");
-    asked.messages.push(Message { role: Role::Assistant, content: "Many.".to_owned() });
-    asked.messages.push(Message { role: Role::User, content: "And WebTransport?".to_owned() });
+    asked.messages.push(Message { role: Role::Assistant, content: "Many.".into() });
+    asked.messages.push(Message { role: Role::User, content: "And WebTransport?".into() });
     let answer = demo::answer(&asked);
     assert!(
         answer.starts_with("Earlier you asked about **limits**; this is message 2 of our conversation."),

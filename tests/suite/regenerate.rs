@@ -17,11 +17,47 @@ over_both! {
     other_device_sees_the_new_reply,
     only_the_last_turn_that_has_ended_is_written_again,
     model_sees_the_newest_reply,
+    model_sees_the_same_whether_the_conversation_is_kept_or_read,
     rating_stays_with_its_reply,
 }
 
 fn regenerate(turn: &Value) -> Value {
     json!({"type": "regenerate", "id": id(), "turn_id": turn})
+}
+
+async fn model_sees_the_same_whether_the_conversation_is_kept_or_read(via: Via) {
+    let mut seen = Vec::new();
+    for history_bytes in [0, 1024 * 1024] {
+        let provider = Provider::start(Script::answer(["r1"])).await;
+        let server = Server::with(|config| {
+            openai(config, &provider);
+            config.sessions.history_bytes = history_bytes;
+        })
+        .await;
+        let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+        let mut last = client.say("m1").await.reply().await.1;
+        for number in 2..=4 {
+            provider.script(Script::answer([format!("r{number}").as_str()]));
+            client.exchange(regenerate(&last["turn_id"])).await.reply().await;
+            last = client.say(&format!("m{number}")).await.reply().await.1;
+        }
+        let mut asked = Vec::new();
+        for index in 0..provider.requests() {
+            let request = provider.request(index).await;
+            asked.push(request.messages().iter().map(|(_, said)| (*said).to_owned()).collect::<Vec<_>>());
+        }
+        seen.push(asked);
+    }
+    let expected = [
+        vec!["m1"],
+        vec!["m1"],
+        vec!["m1", "r2", "m2"],
+        vec!["m1", "r2", "m2"],
+        vec!["m1", "r2", "m2", "r3", "m3"],
+        vec!["m1", "r2", "m2", "r3", "m3"],
+        vec!["m1", "r2", "m2", "r3", "m3", "r4", "m4"],
+    ];
+    assert_eq!(seen, [&expected, &expected]);
 }
 
 async fn last_reply_is_written_again_and_the_old_one_stays(via: Via) {
