@@ -55,7 +55,7 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// What may be on its way to one client; beyond it, writers wait.
 const SEND_WINDOW: u64 = 256 * 1024;
 
-/// Browsers want HTTP datagrams to be supported; nobody reads them here.
+/// Copies of frames leave as datagrams, about a kilobyte each; nobody reads those of clients.
 const DATAGRAM_BYTES: usize = 16 * 1024;
 
 /// Handshakes at a time with clients whose address is not proven, and at most a quarter of all connections;

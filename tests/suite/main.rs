@@ -18,6 +18,7 @@ mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
+mod copies; // datagrams beside the streams of a path that loses packets
 mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
 mod endurance; // memory over many reconnects and exchanges
