@@ -119,7 +119,7 @@ impl<H: Host> Listener<H> {
     /// When a socket cannot be used.
     pub fn new(parts: Parts<'_, H>) -> anyhow::Result<Self> {
         let keys = Keys::derive(parts.cluster_secret);
-        let mut server = quinn::ServerConfig::new(parts.tls.quic()?, Arc::new(keys.token));
+        let mut server = quinn::ServerConfig::new(parts.tls.quic(parts.cluster_secret)?, Arc::new(keys.token));
         server
             .transport_config(Arc::new(transport()))
             .migration(true)
