@@ -30,6 +30,8 @@ struct Rules {
     one_in: u32,
     /// the next one towards the client whose size is within is lost
     next: Option<RangeInclusive<usize>>,
+    /// once the server has answered, nothing of the client passes
+    mute: bool,
     random: u32,
     passed: u64,
     lost: u64,
@@ -78,6 +80,11 @@ impl Lossy {
         self.rules().next = Some(size);
     }
 
+    /// Passes nothing of the client on once the server has answered.
+    pub(crate) fn mute(&self) {
+        self.rules().mute = true;
+    }
+
     /// Whether what `lose_next` waits for is still to come.
     pub(crate) fn waits(&self) -> bool {
         self.rules().next.is_some()
@@ -114,7 +121,7 @@ impl Rules {
 
 async fn carry(near: UdpSocket, far: UdpSocket, rules: Arc<Mutex<Rules>>) {
     let (mut sent, mut received) = (vec![0; 65536], vec![0; 65536]);
-    let mut client = None;
+    let (mut client, mut answered) = (None, false);
     let mut held: VecDeque<Held> = VecDeque::new();
     loop {
         let due = held.front().map(|held| held.due);
@@ -128,10 +135,13 @@ async fn carry(near: UdpSocket, far: UdpSocket, rules: Arc<Mutex<Rules>>) {
             }
             Ok((length, from)) = near.recv_from(&mut sent) => {
                 client = Some(from);
-                let delay = rules.lock().expect("no panic").delay;
-                held.push_back(Held { due: Instant::now() + delay, bytes: sent[..length].to_vec(), down: false });
+                let rules = rules.lock().expect("no panic");
+                if !(rules.mute && answered) {
+                    held.push_back(Held { due: Instant::now() + rules.delay, bytes: sent[..length].to_vec(), down: false });
+                }
             }
             Ok(length) = far.recv(&mut received) => {
+                answered = true;
                 let mut rules = rules.lock().expect("no panic");
                 if rules.pass(length) {
                     let bytes = received[..length].to_vec();
