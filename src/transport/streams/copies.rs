@@ -87,9 +87,8 @@ impl Copies {
         for frame in frames {
             match frame.repeat() {
                 Some(Repeat::Frame) => {
-                    if state.frame(frame.message(), now).is_some() {
-                        self.dropped("queue_full", 1);
-                    }
+                    let gone = state.frame(frame.message(), now);
+                    self.dropped("queue_full", gone.iter().count());
                 }
                 Some(Repeat::Text(piece)) => state.text(piece, now),
                 None => {}
