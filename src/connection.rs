@@ -14,10 +14,14 @@ pub use gate::{Gate, Hello};
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +93,8 @@ struct Shared {
     presented: Option<String>,
     /// speaks the protocol of the predecessor
     old: bool,
+    /// takes copies of frames as datagrams
+    copies: AtomicBool,
     asked: Arc<Asked>,
     state: Mutex<State>,
     /// wakes `over` when the identity changed
@@ -288,6 +294,20 @@ impl Connection {
             }),
         };
         outcome.unwrap_or_else(|refusal| self.refuse(id, &refusal))
+    }
+
+    /// Encodes what may be told once more, if the client takes that.
+    fn encode(&self, frame: ServerFrame) -> Encoded {
+        match self.0.copies.load(Ordering::Relaxed) {
+            true => Encoded::repeatable(frame),
+            false => Encoded::new(&frame),
+        }
+    }
+
+    /// The same for what others see as well: the first of them encodes it.
+    fn encode_once(&self, kept: &OnceLock<Bytes>, frame: impl Fn() -> ServerFrame) -> Encoded {
+        let made = || self.0.gate.metrics.frames_encoded_total.inc();
+        Encoded::once(kept, self.0.copies.load(Ordering::Relaxed), frame, made)
     }
 
     fn answer(&self, frame: &ServerFrame) -> Outcome {

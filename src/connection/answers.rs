@@ -184,18 +184,15 @@ impl Connection {
         let reader = &principal.user_id;
         let told = match shown {
             Shown::Published(event) if re.is_none() => {
-                let frame = || {
-                    self.0.gate.metrics.frames_encoded_total.inc();
-                    self.frame(&Shown::of(event), session_id, None, reader).1
-                };
-                return None.into_iter().chain([Encoded::once(event.frame(reader), frame)]);
+                let frame = || self.frame(&Shown::of(event), session_id, None, reader).1;
+                return None.into_iter().chain([self.encode_once(event.frame(reader), frame)]);
             }
             Shown::Published(event) => &Shown::of(event),
             shown => shown,
         };
         let (before, frame) = self.frame(told, session_id, re, reader);
         self.0.gate.metrics.frames_encoded_total.inc_by(1 + u64::from(before.is_some()));
-        before.map(|frame| Encoded::new(&frame)).into_iter().chain([Encoded::new(&frame)])
+        before.map(|frame| Encoded::new(&frame)).into_iter().chain([self.encode(frame)])
     }
 
     /// The frame that shows it, and the one before it, if there is one.

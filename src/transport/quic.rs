@@ -20,7 +20,7 @@ use ring::{hkdf, hmac};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinError, JoinSet},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -55,7 +55,7 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// What may be on its way to one client; beyond it, writers wait.
 const SEND_WINDOW: u64 = 256 * 1024;
 
-/// Browsers want HTTP datagrams to be supported; nobody reads them here.
+/// Copies of frames leave as datagrams, about a kilobyte each; nobody reads those of clients.
 const DATAGRAM_BYTES: usize = 16 * 1024;
 
 /// Handshakes at a time with clients whose address is not proven, and at most a quarter of all connections;
@@ -119,7 +119,7 @@ impl<H: Host> Listener<H> {
     /// When a socket cannot be used.
     pub fn new(parts: Parts<'_, H>) -> anyhow::Result<Self> {
         let keys = Keys::derive(parts.cluster_secret);
-        let mut server = quinn::ServerConfig::new(parts.tls.quic()?, Arc::new(keys.token));
+        let mut server = quinn::ServerConfig::new(parts.tls.quic(parts.cluster_secret)?, Arc::new(keys.token));
         server
             .transport_config(Arc::new(transport()))
             .migration(true)
@@ -225,6 +225,16 @@ impl<H: Host> Shared<H> {
         }
     }
 
+    /// Counts a handshake that failed, or was not over in time.
+    fn not_shaken(&self, error: Option<&quinn::ConnectionError>) -> Option<Box<Http3>> {
+        let reason = if error.is_some() { "handshake" } else { "handshake_deadline" };
+        self.metrics.refusals_total.with_label_values(&[reason]).inc();
+        if let Some(error) = error {
+            tracing::debug!(error = error as &dyn std::error::Error, "handshake failed");
+        }
+        None
+    }
+
     fn ended(&self, ended: Result<(), JoinError>) {
         if ended.is_err_and(|error| error.is_panic()) {
             self.metrics.panics_total.inc();
@@ -256,27 +266,32 @@ async fn serve<H: Host>(admitted: Admitted, shared: Arc<Shared<H>>) {
     drop((open, permit));
 }
 
+/// Shakes hands, and sends SETTINGS with the server's first flight, so that a CONNECT can come with the client's next
+/// one. It is the same for everyone, and all that leaves before the client has proved its address and keys; nothing
+/// that the client sends is read before.
 async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<Box<Http3>> {
-    let connecting = incoming.accept().ok()?;
-    let Ok(connected) = timeout(HANDSHAKE_DEADLINE, connecting).await else {
-        shared.metrics.refusals_total.with_label_values(&["handshake_deadline"]).inc();
-        return None;
-    };
-    let quic_conn = match connected {
-        Ok(quic_conn) => quic_conn,
-        Err(error) => {
-            shared.metrics.refusals_total.with_label_values(&["handshake"]).inc();
-            tracing::debug!(error = &error as &dyn std::error::Error, "handshake failed");
-            return None;
-        }
-    };
-    match Http3::start(quic_conn, shared.app.clone(), Arc::clone(&shared.metrics)).await {
-        Ok(http3) => Some(Box::new(http3)),
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 not started");
-            None
-        }
+    let mut connecting = incoming.accept().ok()?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    // Browsers' first flights take two packets. Before it is whole no stream can be opened, and who waits to open one
+    // is woken only when the handshake is over.
+    let heard = timeout_at(deadline, connecting.handshake_data()).await;
+    if let Err(error) = heard.map_err(|_late| None).and_then(|heard| heard.map_err(Some)) {
+        return shared.not_shaken(error.as_ref());
     }
+    // A server's connection is there at once.
+    let (quic_conn, proved) = connecting.into_0rtt().ok()?;
+    let (proved, started) = tokio::join!(
+        timeout_at(deadline, proved),
+        Http3::start(quic_conn.clone(), shared.app.clone(), Arc::clone(&shared.metrics)),
+    );
+    let lost = quic_conn.close_reason();
+    if proved.is_err() || lost.is_some() {
+        return shared.not_shaken(lost.as_ref());
+    }
+    let started = started.inspect_err(|error| {
+        tracing::debug!(error = error as &dyn std::error::Error, "HTTP/3 not started");
+    });
+    started.ok().map(Box::new)
 }
 
 /// Serves requests until the connection is over or becomes a chat connection.

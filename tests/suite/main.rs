@@ -18,6 +18,7 @@ mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
+mod copies; // datagrams beside the streams of a path that loses packets
 mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
 mod endurance; // memory over many reconnects and exchanges
@@ -37,6 +38,7 @@ mod sessions_names; // names that a model gives
 mod sessions_share; // links: what they show, for how long, and to whom
 mod slow; // clients that read slowly or not at all
 mod store; // every store's contract, and the file's own promises
+mod tickets; // session tickets on TCP
 mod tidy; // the repository's own rules, checked on its text
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain
