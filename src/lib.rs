@@ -108,6 +108,7 @@ pub mod auth;
 pub mod bus;
 pub mod chat;
 pub mod cli;
+pub mod client;
 mod clock;
 pub mod config;
 pub mod connection;
