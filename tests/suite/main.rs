@@ -25,6 +25,7 @@ mod endurance; // memory over many reconnects and exchanges
 mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
+mod lab; // the link of the loss lab, and a short run on it
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
