@@ -14,7 +14,10 @@ pub use gate::{Gate, Hello};
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -89,6 +92,8 @@ struct Shared {
     presented: Option<String>,
     /// speaks the protocol of the predecessor
     old: bool,
+    /// takes copies of frames as datagrams
+    copies: AtomicBool,
     asked: Arc<Asked>,
     state: Mutex<State>,
     /// wakes `over` when the identity changed
@@ -288,6 +293,14 @@ impl Connection {
             }),
         };
         outcome.unwrap_or_else(|refusal| self.refuse(id, &refusal))
+    }
+
+    /// Encodes what may be told once more, if the client takes that.
+    fn encode(&self, frame: ServerFrame) -> Encoded {
+        match self.0.copies.load(Ordering::Relaxed) {
+            true => Encoded::repeatable(frame),
+            false => Encoded::new(&frame),
+        }
     }
 
     fn answer(&self, frame: &ServerFrame) -> Outcome {

@@ -78,6 +78,9 @@
 //! - **`sqlite:` alone means `chatbox.db` in `data_dir`**, and is the default: whoever moves the data moves all of it.
 //! - **Replies above 128 KiB come without `html`**, and those above 64 KiB as pieces even when they are replayed: a
 //!   frame must stay far below `limits.frame_bytes` whatever JSON makes of the text.
+//! - **A frame may come twice, the second time as a datagram.** Where a path loses packets, small frames that mean the
+//!   same however often they come are copied some milliseconds later ([`protocol::Repeat`]). The client asks for it
+//!   (`attach.datagrams`), takes from a copy what comes next, and drops the rest; streams depend on no copy.
 //! - **The bus's queue, the hand-over of inline answers and empty stream queues take no memory while they are empty**,
 //!   which is why they are not tokio's channels: an idle connection is what the server has most of.
 //! - **What is stored is also started.** A message is appended, told and answered in a task of the router's: a client

@@ -70,6 +70,10 @@ metrics! {
     frames_received_total: counters["type"];
     /// Frames to clients.
     frames_sent_total: counters["transport"];
+    /// Copies of frames that left as datagrams, while their path loses packets.
+    datagrams_sent_total: counter;
+    /// Copies of frames that did not leave, by reason.
+    datagrams_dropped_total: counters["reason"];
     /// Error frames, by code.
     errors_total: counters["code"];
     /// Panics that were contained in their task.

@@ -5,13 +5,17 @@
 
 mod catalogue;
 mod client;
+mod repeat;
 mod server;
 
 pub use catalogue::{RequestType, requests};
 pub use client::{CONTENT_CHARS_MAX, ClientFrame, REPLAY_ENTRIES_MAX, Rejection, Request, decode, encode_request};
+pub use repeat::{COPY_BYTES_MAX, Repeat, Tail};
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ServerFrame,
 };
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -20,34 +24,51 @@ use serde::Serialize;
 pub const SUBPROTOCOL: &str = "chatbox.v1";
 
 /// A server frame as it goes over the wire: JSON in UTF-8, ended by a line feed. Cheap to share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded(Bytes);
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    line: Bytes,
+    repeat: Option<Arc<Repeat>>,
+}
 
 impl Encoded {
     /// Writes a frame once, for any number of receivers.
     #[must_use]
     pub fn new(frame: &ServerFrame) -> Self {
-        Self::from_json(frame)
+        Self { line: Self::line_of(frame), repeat: None }
+    }
+
+    /// The same for a client that may be told the frame once more, where the frame allows it.
+    #[must_use]
+    pub fn repeatable(frame: ServerFrame) -> Self {
+        let line = Self::line_of(&frame);
+        let repeat = Repeat::of(frame, line.len()).map(Arc::new);
+        Self { line, repeat }
     }
 
     #[expect(clippy::expect_used, reason = "a frame has string keys and is written to memory")]
-    fn from_json(frame: &impl Serialize) -> Self {
+    fn line_of(frame: &impl Serialize) -> Bytes {
         let mut line = Vec::with_capacity(256);
         serde_json::to_writer(&mut line, frame).expect("a frame has string keys and writes to memory");
         line.push(b'\n');
-        Self(line.into())
+        line.into()
+    }
+
+    /// What a copy of the frame is made of; `None` when it is told once.
+    #[must_use]
+    pub fn repeat(&self) -> Option<&Repeat> {
+        self.repeat.as_deref()
     }
 
     /// The frame and its line feed, as a QUIC stream carries it.
     #[must_use]
     pub fn line(&self) -> Bytes {
-        self.0.clone()
+        self.line.clone()
     }
 
     /// The frame alone, as a WebSocket message carries it.
     #[must_use]
     pub fn message(&self) -> Bytes {
-        self.0.slice(..self.0.len().saturating_sub(1))
+        self.line.slice(..self.line.len().saturating_sub(1))
     }
 }
 

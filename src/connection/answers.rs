@@ -202,7 +202,8 @@ impl Connection {
                 Presented { entry, re, reader, html: html(entry) }.end()
             }
         };
-        before.into_iter().chain([frame]).map(|frame| Encoded::new(&frame))
+        let frame = self.encode(frame);
+        before.map(|error| Encoded::new(&error)).into_iter().chain([frame])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -69,6 +69,7 @@ impl Gate {
             transport,
             presented: hello.token,
             old: hello.old,
+            copies: AtomicBool::new(false),
             asked: Arc::default(),
             state: Mutex::default(),
             renewed: Notify::new(),

@@ -9,7 +9,7 @@ use crate::{
         ErrorCode, RequestId, SessionId, TurnId,
         ask::{Feedback, Named, UserMessage},
     },
-    protocol::{Accepted, Encoded, ServerFrame},
+    protocol::{Accepted, ServerFrame},
     router::{Refusal, Regenerate, Send},
 };
 
@@ -30,7 +30,7 @@ impl Connection {
         self.0.asked.add(turn_id);
         let send = Send { client_id: id, origin: self.0.id, watched, turn_id, message };
         let appended = router.send(principal, send).await.inspect_err(|_refusal| self.0.asked.remove(turn_id))?;
-        let accepted = Encoded::new(&ServerFrame::Accepted(Accepted {
+        let accepted = self.encode(ServerFrame::Accepted(Accepted {
             re: id,
             session_id: Some(appended.entry.session_id),
             seq: Some(appended.entry.seq),
@@ -56,7 +56,7 @@ impl Connection {
         let ask = Regenerate { client_id: id, turn_id, new };
         let regenerated = self.0.gate.router.regenerate(principal, ask).await;
         let (regenerated, follow) = regenerated.inspect_err(|_refusal| self.0.asked.remove(new))?;
-        let accepted = Encoded::new(&ServerFrame::Accepted(Accepted {
+        let accepted = self.encode(ServerFrame::Accepted(Accepted {
             re: id,
             session_id: Some(regenerated.session_id),
             seq: Some(regenerated.reply_seq),

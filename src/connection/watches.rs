@@ -1,10 +1,10 @@
 //! Watches of a connection: where they begin, what the client is told first, how they make room and end.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Connection, Outcome, Target, Watching, answers};
+use super::{Connection, Outcome, Target, Transport, Watching, answers};
 use crate::{
     auth::{Principal, Role},
     chat::{
@@ -43,6 +43,9 @@ impl Connection {
         session: Session,
         attach: Attach,
     ) -> Result<Outcome, Refusal> {
+        if attach.datagrams && self.0.transport == Transport::WebTransport {
+            self.0.copies.store(true, Ordering::Relaxed);
+        }
         let own = session.user_id == principal.user_id;
         let ended = self.begin_watch(Target::Session(session.id, own), self.streams(principal))?;
         let from = WatchFrom {

@@ -1,9 +1,11 @@
 //! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
 
 pub mod bind;
+pub mod datagrams;
 mod demux;
 mod http3;
 pub mod lines;
+mod loss;
 pub mod quic;
 pub mod streams;
 pub mod tcp;

@@ -55,7 +55,7 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// What may be on its way to one client; beyond it, writers wait.
 const SEND_WINDOW: u64 = 256 * 1024;
 
-/// Browsers want HTTP datagrams to be supported; nobody reads them here.
+/// Copies of frames leave as datagrams, about a kilobyte each; nobody reads those of clients.
 const DATAGRAM_BYTES: usize = 16 * 1024;
 
 /// Handshakes at a time with clients whose address is not proven, and at most a quarter of all connections;
@@ -119,7 +119,7 @@ impl<H: Host> Listener<H> {
     /// When a socket cannot be used.
     pub fn new(parts: Parts<'_, H>) -> anyhow::Result<Self> {
         let keys = Keys::derive(parts.cluster_secret);
-        let mut server = quinn::ServerConfig::new(parts.tls.quic()?, Arc::new(keys.token));
+        let mut server = quinn::ServerConfig::new(parts.tls.quic(parts.cluster_secret)?, Arc::new(keys.token));
         server
             .transport_config(Arc::new(transport()))
             .migration(true)
@@ -256,24 +256,29 @@ async fn serve<H: Host>(admitted: Admitted, shared: Arc<Shared<H>>) {
     drop((open, permit));
 }
 
+/// Shakes hands, and sends SETTINGS with the server's first flight, so that a CONNECT can come with the client's next
+/// one. It is the same for everyone, and all that leaves before the client has proved its address and keys; nothing
+/// that the client sends is read before.
 async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<Box<Http3>> {
-    let connecting = incoming.accept().ok()?;
-    let Ok(connected) = timeout(HANDSHAKE_DEADLINE, connecting).await else {
+    // A server's connection is there at once.
+    let (quic_conn, proved) = incoming.accept().ok()?.into_0rtt().ok()?;
+    let (proved, started) = tokio::join!(
+        timeout(HANDSHAKE_DEADLINE, proved),
+        Http3::start(quic_conn.clone(), shared.app.clone(), Arc::clone(&shared.metrics)),
+    );
+    if proved.is_err() {
         shared.metrics.refusals_total.with_label_values(&["handshake_deadline"]).inc();
         return None;
-    };
-    let quic_conn = match connected {
-        Ok(quic_conn) => quic_conn,
-        Err(error) => {
+    }
+    match (quic_conn.close_reason(), started) {
+        (None, Ok(http3)) => Some(Box::new(http3)),
+        (None, Err(error)) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 not started");
+            None
+        }
+        (Some(error), _) => {
             shared.metrics.refusals_total.with_label_values(&["handshake"]).inc();
             tracing::debug!(error = &error as &dyn std::error::Error, "handshake failed");
-            return None;
-        }
-    };
-    match Http3::start(quic_conn, shared.app.clone(), Arc::clone(&shared.metrics)).await {
-        Ok(http3) => Some(Box::new(http3)),
-        Err(error) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 not started");
             None
         }
     }

@@ -4,11 +4,12 @@
 //! know. A stream is a task that ends with both halves ended, because only then the client gets its credit back;
 //! the halves see to that when they are dropped.
 
+mod copies;
 mod read;
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     net::IpAddr,
     ops::ControlFlow,
     pin::{Pin, pin},
@@ -30,7 +31,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::read::{Reader, Unread};
+use self::{
+    copies::Copies,
+    read::{Reader, Unread},
+};
 use super::{
     lines::Lines,
     webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
@@ -40,7 +44,7 @@ use crate::{
         ATTACH_DEADLINE, Answers, Connection, FRAME_DEADLINE, Gate, HANDLE_DEADLINE, Hello, Outcome, Transport,
     },
     metrics::Metrics,
-    protocol::CloseCode,
+    protocol::{CloseCode, Encoded},
 };
 
 /// Answers that are ready together are written together, up to this many frames.
@@ -72,6 +76,7 @@ impl Host for Arc<Gate> {
     async fn serve(&self, session: Session, connection: Connection) {
         let driver = Driver {
             credit: session.credit(),
+            copies: Arc::new(Copies::new(session.datagrams(), Arc::clone(&self.metrics))),
             session,
             streams: JoinSet::new(),
             connection: connection.clone(),
@@ -90,6 +95,7 @@ type Ended = ControlFlow<CloseCode>;
 struct Driver {
     session: Session,
     credit: Credit,
+    copies: Arc<Copies>,
     streams: JoinSet<Ended>,
     connection: Connection,
     frame_bytes_max: usize,
@@ -137,6 +143,7 @@ impl Driver {
                     Incoming::Stream(send, receive) => self.begin(send, receive),
                     Incoming::Ended(end) => return Err(end),
                 },
+                never = poll_fn(|cx| self.copies.poll(cx)) => match never {},
                 () = deadline(&mut attach), if attach.is_some() => {
                     attach = None;
                     // Who has shown a token has asked in time; how long the answer takes is up to the server.
@@ -154,6 +161,7 @@ impl Driver {
                 stopped: send.stopped().boxed().fuse(),
                 send,
                 timeout: self.write_timeout,
+                copies: Arc::clone(&self.copies),
                 metrics: Arc::clone(&self.metrics),
             },
             reader: Reader { receive, lines: Lines::new(self.frame_bytes_max) },
@@ -242,7 +250,7 @@ impl Stream {
                 self.credit.raise(streams);
                 Box::pin(self.watch(answers)).await
             }
-            Outcome::Close(frame, code) => Box::pin(self.last(frame.map(|frame| frame.line()), code)).await,
+            Outcome::Close(frame, code) => Box::pin(self.last(frame, code)).await,
         }
     }
 
@@ -273,12 +281,12 @@ impl Stream {
         match unread {
             Unread::TooLarge if attached => {
                 self.reader.receive.stop(0);
-                let frame = self.connection.too_large().line();
-                let written = self.writer.write(vec![frame]).await;
+                let frame = self.connection.too_large();
+                let written = self.writer.write(&[frame]).await;
                 self.finish(written)
             }
             Unread::TooLarge => {
-                let frame = self.connection.too_large().line();
+                let frame = self.connection.too_large();
                 self.last(Some(frame), CloseCode::FrameTooLarge).await
             }
             // Before it is attached the client has one stream, and five seconds.
@@ -296,9 +304,9 @@ impl Stream {
     }
 
     /// Writes a last frame and waits for a moment until the client has it.
-    async fn last(mut self, frame: Option<Bytes>, code: CloseCode) -> Ended {
+    async fn last(mut self, frame: Option<Encoded>, code: CloseCode) -> Ended {
         if let Some(frame) = frame
-            && self.writer.write(vec![frame]).await.is_ok()
+            && self.writer.write(&[frame]).await.is_ok()
         {
             self.writer.send.finish();
             drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped).await);
@@ -344,7 +352,7 @@ impl Stream {
             Unread::Broken => Ended::Continue(()),
             Unread::Late => Ended::Break(CloseCode::ProtocolError),
             Unread::TooLarge => {
-                let frame = self.connection.too_large().line();
+                let frame = self.connection.too_large();
                 self.last(Some(frame), CloseCode::FrameTooLarge).await
             }
         }
@@ -353,7 +361,7 @@ impl Stream {
 
 /// Why the requests on an attach stream end.
 enum Request {
-    Close(Option<Bytes>, CloseCode),
+    Close(Option<Encoded>, CloseCode),
     Unread(Unread),
     /// the watch is over
     Unheard,
@@ -383,7 +391,7 @@ async fn read_requests(
                 // Nobody waits for the answer when the watch is over.
                 drop(inline.send(answers).await);
             }
-            Outcome::Close(frame, code) => return Request::Close(frame.map(|frame| frame.line()), code),
+            Outcome::Close(frame, code) => return Request::Close(frame, code),
         }
     }
 }
@@ -393,6 +401,7 @@ struct Writer {
     send: SendStream,
     stopped: Fuse<BoxFuture<'static, Option<StreamError>>>,
     timeout: Duration,
+    copies: Arc<Copies>,
     metrics: Arc<Metrics>,
 }
 
@@ -401,7 +410,7 @@ impl Writer {
     async fn write_all(&mut self, answers: Answers) -> Result<(), Unwritten> {
         let mut answers = answers.ready_chunks(FRAMES_AT_ONCE);
         while let Some(frames) = self.wanted(answers.next()).await? {
-            self.write(frames.iter().map(|frame| frame.line()).collect()).await?;
+            self.write(&frames).await?;
         }
         Ok(())
     }
@@ -412,7 +421,7 @@ impl Writer {
         let mut events: ReadyChunks<Answers> = events.ready_chunks(FRAMES_AT_ONCE);
         // The status is the answer to the request: it comes also where the client has finished its side already.
         if let Some(frames) = self.wanted(events.next()).await? {
-            self.write(frames.iter().map(|frame| frame.line()).collect()).await?;
+            self.write(&frames).await?;
         }
         loop {
             let next = async {
@@ -425,7 +434,7 @@ impl Writer {
             match self.wanted(next).await? {
                 Next::Inline(Some(answers)) => self.write_all(answers).await?,
                 Next::Inline(None) => return Ok(()),
-                Next::Events(Some(frames)) => self.write(frames.iter().map(|frame| frame.line()).collect()).await?,
+                Next::Events(Some(frames)) => self.write(&frames).await?,
                 Next::Events(None) => return Ok(()),
             }
         }
@@ -441,8 +450,9 @@ impl Writer {
     }
 
     /// Writes frames. The client is slow when it takes nothing at all for `limits.write_timeout`.
-    async fn write(&mut self, mut frames: Vec<Bytes>) -> Result<(), Unwritten> {
-        let mut left = frames.as_mut_slice();
+    async fn write(&mut self, frames: &[Encoded]) -> Result<(), Unwritten> {
+        let mut lines: Vec<Bytes> = frames.iter().map(Encoded::line).collect();
+        let mut left = lines.as_mut_slice();
         while !left.is_empty() {
             let written = match timeout(self.timeout, self.send.write(left)).await {
                 Ok(Ok(written)) => written,
@@ -451,6 +461,7 @@ impl Writer {
             };
             left = left.get_mut(written..).unwrap_or_default();
         }
+        self.copies.written(frames);
         let count = u64::try_from(frames.len()).unwrap_or_default();
         self.metrics.frames_sent_total.with_label_values(&[Transport::WebTransport.name()]).inc_by(count);
         Ok(())
@@ -459,5 +470,5 @@ impl Writer {
 
 enum Next {
     Inline(Option<Answers>),
-    Events(Option<Vec<crate::protocol::Encoded>>),
+    Events(Option<Vec<Encoded>>),
 }

@@ -19,6 +19,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use tokio::time::timeout;
 
 use super::{
+    datagrams::Datagrams,
     demux::{Peeled, Receive, Send, varint},
     http3::{Connect, Event, Http3},
     wire::{self, Capsules, Close},
@@ -132,6 +133,12 @@ impl Session {
     #[must_use]
     pub fn credit(&self) -> Credit {
         self.0.credit.clone()
+    }
+
+    /// Sends datagrams to the client; to be asked for once, before the first one.
+    #[must_use]
+    pub fn datagrams(&self) -> Datagrams {
+        Datagrams::new(self.0.http3.quic_conn().clone(), self.0.id)
     }
 
     /// The next stream, or the end. Serves what else is asked on the connection meanwhile. Cancel safe. Must not

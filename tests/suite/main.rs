@@ -19,6 +19,7 @@ mod cli; // the binary: commands, output, exit codes
 mod client_link; // the native client's links: frames over both transports, certificates, ends
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
+mod copies; // datagrams beside the streams of a path that loses packets
 mod crash; // the end of a node in the middle of answers, and what only looks like one
 mod drain; // the end of a server, wanted or not
 mod endurance; // memory over many reconnects and exchanges

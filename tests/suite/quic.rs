@@ -2,5 +2,6 @@
 
 mod listener; // admission, reset after a restart, drain
 mod requests; // ordinary HTTP/3
+mod resumption; // session tickets
 mod sessions; // WebTransport: who gets in, streams, credit, codes
 mod site;

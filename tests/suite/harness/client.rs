@@ -137,6 +137,13 @@ impl Client {
         }
     }
 
+    /// The next copy of a frame that comes as a datagram; `None` when none comes within a moment. WebTransport only.
+    pub(crate) async fn copy(&self, moment: Duration) -> Option<Value> {
+        let Self::WebTransport(session) = self else { panic!("a socket has no datagrams") };
+        let datagram = timeout(moment, session.read_datagram()).await.ok()?.expect("a session");
+        Some(published(serde_json::from_slice(&datagram).expect("a copy is JSON")))
+    }
+
     /// Sends bytes as the one frame of an exchange; WebTransport only.
     pub(crate) async fn raw(&mut self, frame: &[u8]) -> Lines {
         let Self::WebTransport(session) = self else { panic!("a socket has no streams") };

@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod client;
+pub(crate) mod lossy;
 pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod proxy;

@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use h3::ext::Protocol;
 use http::{Method, Request, StatusCode};
@@ -5,6 +7,7 @@ use tokio::time::timeout;
 use web_transport_quinn::{ReadError, SessionError, WebTransportError, WriteError};
 
 use super::site::{MOMENT, ORIGIN, PATIENCE, Site, TOO_MANY, ask, response};
+use crate::harness::{ALONE, lossy::Lossy};
 
 fn connect(site: &Site, path: &str) -> Request<()> {
     let mut request = Request::builder().method(Method::CONNECT).uri(site.url(path).as_str()).body(()).unwrap();
@@ -45,6 +48,34 @@ async fn settings_are_these_bytes() {
     };
     let written = timeout(PATIENCE, control).await.expect("SETTINGS before any request");
     assert_eq!(Bytes::from(written), Bytes::from_static(expected));
+}
+
+/// The client's next flight, with which its CONNECT could come, never arrives.
+#[tokio::test]
+async fn settings_come_with_the_first_flight() {
+    let site = Site::start();
+    let path = Lossy::to(site.address).await;
+    path.mute();
+    let quic_conn = site.quic_conn_at(path.address).await.unwrap();
+    let mut stream = timeout(PATIENCE, quic_conn.accept_uni()).await.expect("the control stream").unwrap();
+    let mut first = [0; 3];
+    timeout(PATIENCE, stream.read_exact(&mut first)).await.expect("SETTINGS").unwrap();
+    assert_eq!(first, [0x00, 0x04, 0x1c]);
+    assert_eq!(site.metrics.quic_connections_open.get(), 0, "the client has not shown its keys yet");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_is_open_after_two_round_trips() {
+    let _alone = ALONE.acquire().await.unwrap();
+    let site = Site::start();
+    let path = Lossy::to(site.address).await;
+    let one_way = Duration::from_millis(150);
+    path.delay(one_way);
+    let began = Instant::now();
+    let session = site.session_at(path.address).await;
+    let took = began.elapsed();
+    assert!((one_way * 4..one_way * 6).contains(&took), "took {took:?}");
+    assert_eq!(ask(&session, "hello").await, "hello");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use chatbox::{
     metrics::Metrics,
     transport::{
         quic::{Listener, Parts},
-        tls::{Config, Tls},
+        tls::{Config, Reload, Tls},
         webtransport::{Credit, End, Host, Incoming, RecvStream, SendStream, Session, StreamError},
     },
 };
@@ -46,7 +46,7 @@ pub(crate) struct Site {
     certificate: CertificateDer<'static>,
     told: mpsc::Receiver<String>,
     task: JoinHandle<()>,
-    _dir: Arc<TempDir>,
+    dir: Arc<TempDir>,
 }
 
 pub(crate) struct Start {
@@ -84,7 +84,7 @@ impl Start {
         let address = listener.local_addrs().unwrap()[0];
         let certificate = CertificateDer::from_pem_file(self.dir.path().join("cert.pem")).unwrap();
         let task = tokio::spawn(listener.run());
-        Site { address, metrics, lifecycle, tls, certificate, told, task, _dir: self.dir }
+        Site { address, metrics, lifecycle, tls, certificate, told, task, dir: self.dir }
     }
 }
 
@@ -99,9 +99,14 @@ impl Site {
 
     /// A session of a client from the registry.
     pub(crate) async fn session(&self) -> web_transport_quinn::Session {
+        self.session_at(self.address).await
+    }
+
+    pub(crate) async fn session_at(&self, address: SocketAddr) -> web_transport_quinn::Session {
         let hash = hex::decode(self.tls.certificate_sha256().unwrap()).unwrap();
         let client = web_transport_quinn::ClientBuilder::new().with_server_certificate_hashes(vec![hash]).unwrap();
-        timeout(PATIENCE, client.connect(self.url("/chatbox/wt"))).await.expect("session in time").expect("session")
+        let url = format!("https://{address}/chatbox/wt").parse::<Url>().unwrap();
+        timeout(PATIENCE, client.connect(url)).await.expect("session in time").expect("session")
     }
 
     /// A bare QUIC connection.
@@ -128,15 +133,18 @@ impl Site {
 
     /// An HTTP/3 client.
     pub(crate) async fn http3(&self) -> Http3Client {
-        let quic_conn = self.quic_conn().await.unwrap();
-        let (mut driver, requests) = h3::client::builder()
-            .enable_extended_connect(true)
-            .enable_datagram(true)
-            .build(h3_quinn::Connection::new(quic_conn.clone()))
-            .await
-            .unwrap();
-        let driver = tokio::spawn(async move { drop(std::future::poll_fn(|cx| driver.poll_close(cx)).await) });
-        Http3Client { quic_conn, requests, driver }
+        Http3Client::over(self.quic_conn().await.unwrap()).await
+    }
+
+    /// Where its certificate is.
+    pub(crate) fn dir(&self) -> Arc<TempDir> {
+        Arc::clone(&self.dir)
+    }
+
+    /// Has new handshakes get another certificate.
+    pub(crate) fn replace_certificate(&self) {
+        std::fs::remove_file(self.dir.path().join("cert.pem")).unwrap();
+        assert_eq!(self.tls.reload().unwrap(), Reload::Replaced);
     }
 
     /// What the echo or a handler saw next.
@@ -175,6 +183,18 @@ impl Drop for Http3Client {
 pub(crate) type ClientStream = h3::client::RequestStream<h3_quinn::BidiStream<Bytes>, Bytes>;
 
 impl Http3Client {
+    /// Over a connection of the caller's.
+    pub(crate) async fn over(quic_conn: quinn::Connection) -> Self {
+        let (mut driver, requests) = h3::client::builder()
+            .enable_extended_connect(true)
+            .enable_datagram(true)
+            .build(h3_quinn::Connection::new(quic_conn.clone()))
+            .await
+            .unwrap();
+        let driver = tokio::spawn(async move { drop(std::future::poll_fn(|cx| driver.poll_close(cx)).await) });
+        Self { quic_conn, requests, driver }
+    }
+
     pub(crate) async fn send(&mut self, request: http::Request<()>) -> ClientStream {
         timeout(PATIENCE, self.requests.send_request(request)).await.expect("credit in time").expect("request")
     }
