@@ -56,6 +56,7 @@ struct State {
     /// the one that was written to last is the last
     texts: Vec<Text>,
     timer: Option<Pin<Box<Sleep>>>,
+    allowance: Allowance,
 }
 
 /// The end of a turn's text.
@@ -65,6 +66,47 @@ struct Text {
     written: VecDeque<(Instant, u64)>,
     /// when the next copy leaves; without one the text is forgotten at its age
     due: Option<Instant>,
+    /// when the last one left
+    copied: Option<Instant>,
+}
+
+/// What copies may take of the window. quinn sends datagrams before what waits on streams, so copies that filled the
+/// window would delay every stream: four answers of 50 pieces a second are 66 kB of frames and 180 kB of copies, and a
+/// lossy path's window may be 12 kB for each 80 ms.
+#[derive(Debug)]
+struct Allowance {
+    bytes: u64,
+    since: Instant,
+}
+
+impl Allowance {
+    /// Bytes of a window for each that copies may take.
+    const ONE_IN: u64 = 4;
+
+    const fn new(now: Instant) -> Self {
+        Self { bytes: 0, since: now }
+    }
+
+    /// Adds what has become free since the last time: a quarter of the window in each round trip, and no more than
+    /// that at once.
+    fn refill(&mut self, now: Instant, (window, round_trip): (u64, Duration)) {
+        let most = window / Self::ONE_IN;
+        let (passed, whole) = (now.duration_since(self.since).as_nanos(), round_trip.as_nanos().max(1));
+        let free = u64::try_from(u128::from(most) * passed / whole).unwrap_or(u64::MAX);
+        // What is less than a byte is not lost: it counts the next time.
+        if free > 0 {
+            (self.bytes, self.since) = (self.bytes.saturating_add(free).min(most), now);
+        }
+    }
+
+    /// Takes so many bytes, if they are there.
+    const fn take(&mut self, bytes: u64) -> bool {
+        let left = self.bytes.checked_sub(bytes);
+        if let Some(left) = left {
+            self.bytes = left;
+        }
+        left.is_some()
+    }
 }
 
 impl Copies {
@@ -117,7 +159,11 @@ impl Copies {
                 timer.as_mut().reset(due);
             }
             ready!(timer.as_mut().poll(cx));
-            self.send(state.take_due(Instant::now(), self.bytes_max()));
+            let now = Instant::now();
+            state.allowance.refill(now, self.datagrams.window());
+            let (copies, too_many) = state.take_due(now, self.bytes_max());
+            self.dropped("allowance", too_many);
+            self.send(copies);
         }
     }
 
@@ -151,7 +197,8 @@ impl Copies {
 
 impl State {
     fn new(now: Instant) -> Self {
-        Self { loss: Loss::new(now), frames: VecDeque::new(), texts: Vec::new(), timer: None }
+        let (loss, allowance) = (Loss::new(now), Allowance::new(now));
+        Self { loss, frames: VecDeque::new(), texts: Vec::new(), timer: None, allowance }
     }
 
     /// Notes a piece of text that was written just now.
@@ -159,7 +206,7 @@ impl State {
         let known = self.texts.iter().position(|text| text.tail.turn_id() == piece.turn_id);
         let mut text = match known {
             Some(at) => self.texts.remove(at),
-            None => Text { tail: Tail::new(piece), written: VecDeque::new(), due: None },
+            None => Text { tail: Tail::new(piece), written: VecDeque::new(), due: None, copied: None },
         };
         if known.is_some() {
             text.tail.push(piece);
@@ -182,23 +229,38 @@ impl State {
         self.texts.iter().filter_map(Text::next).chain(frame).min()
     }
 
-    /// Takes the copies that are due, each at most so large, and forgets old text.
-    fn take_due(&mut self, now: Instant, bytes_max: usize) -> Vec<Bytes> {
-        let mut copies = Vec::new();
+    /// Takes the copies that are due and allowed, each at most so large, and forgets old text. Frames come before text,
+    /// and of texts the one that was not copied for longest. How many were not allowed is told too: the next piece of a
+    /// text brings its next copy.
+    fn take_due(&mut self, now: Instant, bytes_max: usize) -> (Vec<Bytes>, usize) {
+        let mut due = Vec::new();
         while let Some((_, frame)) = self.frames.pop_front_if(|(due, _)| *due <= now) {
-            copies.push(frame);
+            due.push((None, frame));
         }
-        for text in &mut self.texts {
+        let mut texts: Vec<_> = self.texts.iter_mut().collect();
+        texts.sort_by_key(|text| text.copied);
+        for text in texts {
             text.forget(now);
             if text.due.is_some_and(|due| due <= now) {
-                copies.extend(text.tail.frame(bytes_max));
+                due.extend(text.tail.frame(bytes_max).map(|frame| (Some(&mut text.copied), frame)));
                 // What was written within the delay goes with it, and once more with the next one.
                 let again = text.written.iter().any(|(written, _)| *written + DELAY > now);
                 text.due = again.then_some(now + DELAY);
             }
         }
+        let asked = due.len();
+        let mut copies = Vec::new();
+        for (copied, frame) in due {
+            if self.allowance.take(u64::try_from(frame.len()).unwrap_or(u64::MAX)) {
+                copies.push(frame);
+                if let Some(copied) = copied {
+                    *copied = Some(now);
+                }
+            }
+        }
         self.texts.retain(|text| !text.written.is_empty());
-        copies
+        let too_many = asked - copies.len();
+        (copies, too_many)
     }
 
     /// Gives back what an idle session needs not.
@@ -222,5 +284,43 @@ impl Text {
         if let Some(before) = before {
             self.tail.forget_before(before);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: (u64, Duration) = (12_000, Duration::from_millis(80));
+
+    #[test]
+    fn copies_take_a_quarter_of_the_window_in_each_round_trip() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        assert!(!allowance.take(1), "nothing is there at first");
+        let taken = (1..=100_u32).filter(|step| {
+            allowance.refill(now + Duration::from_millis(8) * *step, WINDOW);
+            allowance.take(900)
+        });
+        // 800 ms are ten round trips of 3,000 bytes.
+        assert_eq!(taken.count(), 33);
+    }
+
+    #[test]
+    fn what_was_not_taken_does_not_pile_up() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        allowance.refill(now + Duration::from_secs(3600), WINDOW);
+        assert_eq!((0..10).filter(|_| allowance.take(1000)).count(), 3);
+    }
+
+    #[test]
+    fn less_than_a_byte_is_counted_the_next_time() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        for step in 1..=80_000_u32 {
+            allowance.refill(now + Duration::from_micros(1) * step, WINDOW);
+        }
+        assert!(allowance.take(2_700), "{allowance:?} after a round trip");
     }
 }
