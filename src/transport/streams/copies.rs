@@ -40,6 +40,9 @@ const FRAMES_MAX: usize = 32;
 /// Turns whose text is copied at a time; beyond it the one that was silent longest is not.
 const TURNS_MAX: usize = 16;
 
+/// What copies of text leave of their allowance for the next entry, in bytes: an entry has one copy, a text has many.
+const FRAME_RESERVE: u64 = COPY_BYTES_MAX as u64;
+
 /// The copies of one session.
 pub(super) struct Copies {
     datagrams: Datagrams,
@@ -99,13 +102,13 @@ impl Allowance {
         }
     }
 
-    /// Takes so many bytes, if they are there.
-    const fn take(&mut self, bytes: u64) -> bool {
-        let left = self.bytes.checked_sub(bytes);
-        if let Some(left) = left {
-            self.bytes = left;
+    /// Takes so many bytes, if they are there and so many are left.
+    const fn take(&mut self, bytes: u64, leaving: u64) -> bool {
+        if self.bytes < bytes + leaving {
+            return false;
         }
-        left.is_some()
+        self.bytes -= bytes;
+        true
     }
 }
 
@@ -251,7 +254,8 @@ impl State {
         let asked = due.len();
         let mut copies = Vec::new();
         for (copied, frame) in due {
-            if self.allowance.take(u64::try_from(frame.len()).unwrap_or(u64::MAX)) {
+            let leaving = if copied.is_some() { FRAME_RESERVE } else { 0 };
+            if self.allowance.take(u64::try_from(frame.len()).unwrap_or(COPY_BYTES_MAX as u64), leaving) {
                 copies.push(frame);
                 if let Some(copied) = copied {
                     *copied = Some(now);
@@ -297,10 +301,10 @@ mod tests {
     fn copies_take_a_quarter_of_the_window_in_each_round_trip() {
         let now = Instant::now();
         let mut allowance = Allowance::new(now);
-        assert!(!allowance.take(1), "nothing is there at first");
+        assert!(!allowance.take(1, 0), "nothing is there at first");
         let taken = (1..=100_u32).filter(|step| {
             allowance.refill(now + Duration::from_millis(8) * *step, WINDOW);
-            allowance.take(900)
+            allowance.take(900, 0)
         });
         // 800 ms are ten round trips of 3,000 bytes.
         assert_eq!(taken.count(), 33);
@@ -311,7 +315,16 @@ mod tests {
         let now = Instant::now();
         let mut allowance = Allowance::new(now);
         allowance.refill(now + Duration::from_secs(3600), WINDOW);
-        assert_eq!((0..10).filter(|_| allowance.take(1000)).count(), 3);
+        assert_eq!((0..10).filter(|_| allowance.take(1000, 0)).count(), 3);
+    }
+
+    #[test]
+    fn text_leaves_room_for_an_entry() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        allowance.refill(now + Duration::from_secs(1), WINDOW);
+        assert_eq!((0..10).filter(|_| allowance.take(900, FRAME_RESERVE)).count(), 2);
+        assert!(allowance.take(1024, 0), "{allowance:?} is left for an entry");
     }
 
     #[test]
@@ -321,6 +334,6 @@ mod tests {
         for step in 1..=80_000_u32 {
             allowance.refill(now + Duration::from_micros(1) * step, WINDOW);
         }
-        assert!(allowance.take(2_700), "{allowance:?} after a round trip");
+        assert!(allowance.take(2_700, 0), "{allowance:?} after a round trip");
     }
 }
