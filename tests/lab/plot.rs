@@ -76,7 +76,7 @@ fn draw(curves: &[Curve<'_>]) -> anyhow::Result<String> {
             .margin(8)
             .x_label_area_size(30)
             .y_label_area_size(56)
-            .build_cartesian_2d((LEAST..most).log_scale(), (LEAST_SHARE..1.0).log_scale())?;
+            .build_cartesian_2d(LEAST..most, (LEAST_SHARE..1.0).log_scale())?;
         chart
             .configure_mesh()
             .disable_mesh()
