@@ -81,6 +81,10 @@
 //! - **A frame may come twice, the second time as a datagram.** Where a path loses packets, small frames that mean the
 //!   same however often they come are copied some milliseconds later ([`protocol::Repeat`]). The client asks for it
 //!   (`attach.datagrams`), takes from a copy what comes next, and drops the rest; streams depend on no copy.
+//! - **SETTINGS leave with the server's first flight**, before the client has proved its keys: they are the same for
+//!   everyone, and a CONNECT comes one round trip earlier. Nothing else is said, and nothing heard, before that.
+//! - **Session tickets for QUIC are sealed with `cluster_secret` and the certificate**, those for TCP with keys of the
+//!   process: with TLS 1.2 a ticket's key opens what was recorded.
 //! - **The bus's queue, the hand-over of inline answers and empty stream queues take no memory while they are empty**,
 //!   which is why they are not tokio's channels: an idle connection is what the server has most of.
 //! - **What is stored is also started.** A message is appended, told and answered in a task of the router's: a client

@@ -49,7 +49,7 @@ pub struct Attach {
     pub new: bool,
     /// make the named session active again
     pub reopen: bool,
-    /// whether copies of small frames may come as datagrams
+    /// whether copies of small frames may come as datagrams, from here on and on every stream of the connection
     pub datagrams: bool,
 }
 

@@ -54,6 +54,7 @@ static ASSETS: &[Asset] = &[
     asset!("/page-time.js", "page-time.js", SCRIPT),
     asset!("/page.css", "page.css", STYLE),
     asset!("/sdk-connection.js", "sdk-connection.js", SCRIPT),
+    asset!("/sdk-copies.js", "sdk-copies.js", SCRIPT),
     asset!("/sdk-delivery.js", "sdk-delivery.js", SCRIPT),
     asset!("/sdk-dial.js", "sdk-dial.js", SCRIPT),
     asset!("/sdk-http.js", "sdk-http.js", SCRIPT),

@@ -164,7 +164,8 @@ pub(super) struct Envelope {
     /// make the named session active again
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     reopen: bool,
-    /// copies of small frames may come as datagrams
+    /// copies of small frames may come as datagrams of the WebTransport session too, one frame each, until it ends: what
+    /// the stream brought first, or what is not what comes next, is to be dropped
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     datagrams: bool,
     /// text exactly as typed

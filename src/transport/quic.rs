@@ -20,7 +20,7 @@ use ring::{hkdf, hmac};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinError, JoinSet},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -226,6 +226,16 @@ impl<H: Host> Shared<H> {
         }
     }
 
+    /// Counts a handshake that failed, or was not over in time.
+    fn not_shaken(&self, error: Option<&quinn::ConnectionError>) -> Option<Box<Http3>> {
+        let reason = if error.is_some() { "handshake" } else { "handshake_deadline" };
+        self.metrics.refusals_total.with_label_values(&[reason]).inc();
+        if let Some(error) = error {
+            tracing::debug!(error = error as &dyn std::error::Error, "handshake failed");
+        }
+        None
+    }
+
     fn ended(&self, ended: Result<(), JoinError>) {
         if ended.is_err_and(|error| error.is_panic()) {
             self.metrics.panics_total.inc();
@@ -261,28 +271,28 @@ async fn serve<H: Host>(admitted: Admitted, shared: Arc<Shared<H>>) {
 /// one. It is the same for everyone, and all that leaves before the client has proved its address and keys; nothing
 /// that the client sends is read before.
 async fn shake_hands<H: Host>(incoming: Incoming, shared: &Shared<H>) -> Option<Box<Http3>> {
+    let mut connecting = incoming.accept().ok()?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    // Browsers' first flights take two packets. Before it is whole no stream can be opened, and who waits to open one
+    // is woken only when the handshake is over.
+    let heard = timeout_at(deadline, connecting.handshake_data()).await;
+    if let Err(error) = heard.map_err(|_late| None).and_then(|heard| heard.map_err(Some)) {
+        return shared.not_shaken(error.as_ref());
+    }
     // A server's connection is there at once.
-    let (quic_conn, proved) = incoming.accept().ok()?.into_0rtt().ok()?;
+    let (quic_conn, proved) = connecting.into_0rtt().ok()?;
     let (proved, started) = tokio::join!(
-        timeout(HANDSHAKE_DEADLINE, proved),
+        timeout_at(deadline, proved),
         Http3::start(quic_conn.clone(), shared.app.clone(), Arc::clone(&shared.metrics)),
     );
-    if proved.is_err() {
-        shared.metrics.refusals_total.with_label_values(&["handshake_deadline"]).inc();
-        return None;
+    let lost = quic_conn.close_reason();
+    if proved.is_err() || lost.is_some() {
+        return shared.not_shaken(lost.as_ref());
     }
-    match (quic_conn.close_reason(), started) {
-        (None, Ok(http3)) => Some(Box::new(http3)),
-        (None, Err(error)) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 not started");
-            None
-        }
-        (Some(error), _) => {
-            shared.metrics.refusals_total.with_label_values(&["handshake"]).inc();
-            tracing::debug!(error = &error as &dyn std::error::Error, "handshake failed");
-            None
-        }
-    }
+    let started = started.inspect_err(|error| {
+        tracing::debug!(error = error as &dyn std::error::Error, "HTTP/3 not started");
+    });
+    started.ok().map(Box::new)
 }
 
 /// Serves requests until the connection is over or becomes a chat connection.

@@ -3,7 +3,7 @@
  * coming and going. What the frames mean is its owner's business.
  *
  * The owner gives: `attach(id)` (the frame without its token), `adopted(status)` (whether its position was honoured),
- * `receive(frame)`, `lost()`, `freed()` (there is room), `busy()`, `changed(status)`, `finished(err)`, `gone()` (its
+ * `receive(frame)`, `copy(frame)` (whether a copy of a frame was taken), `lost()`, `freed()` (there is room), `busy()`, `changed(status)`, `finished(err)`, `gone()` (its
  * session no longer exists), `failed(err)`.
  */
 
@@ -251,6 +251,7 @@ export class Connection {
       attach: (id, token) => ({ token, ...this.#owner.attach(id) }),
       adopt: (link, status) => this.#adopt(link, status),
       receive: (link, frame) => link === this.#link && this.#receive(frame),
+      copy: (link, frame) => link === this.#link && this.#copy(frame),
       over: (failure) => this.#over(dial, failure),
     });
     this.#dial = dial;
@@ -317,6 +318,10 @@ export class Connection {
     if (frame.re) this.#watchdog.answered(frame.re);
     this.#owner.receive(frame);
     this.#renewWorn();
+  }
+
+  #copy(frame) {
+    if (this.#owner.copy?.(frame) && frame.re) this.#watchdog.answered(frame.re);
   }
 
   /** Replaces a link that has carried much: when nothing is in flight, or after a while whatever is. */

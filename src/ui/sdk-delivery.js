@@ -38,6 +38,11 @@ export class Delivery {
     return this.#outbox.sending;
   }
 
+  /** Whether a message is on its way and not answered. @param {string} id */
+  awaits(id) {
+    return this.#outbox.get(id)?.state === 'sent';
+  }
+
   /** @param {Message} message */
   add(message) {
     message.session_id ??= this.#session_id;

@@ -89,6 +89,7 @@ export class Dial {
    * @param {(id: string, token: string) => object} plan.attach makes the `attach` frame, at the moment it is sent
    * @param {(link: object, status: object) => void} plan.adopt
    * @param {(link: object, frame: object) => void} plan.receive takes every frame of an adopted link
+   * @param {(link: object, frame: object) => void} plan.copy takes every copy of a frame that an adopted link brings
    * @param {(failure: ChatboxError | null) => void} plan.over
    */
   constructor(plan) {
@@ -155,6 +156,7 @@ export class Dial {
           if (frame.error.recoverable) reject(Object.assign(refusal, { answered: true }));
         }
       };
+      link.oncopy = (frame) => attached && this.plan.copy(link, frame);
       link.onclose = ({ code, reason }) => {
         const err = refusal ?? new ChatboxError('CONNECTION_LOST', reason || `${link.kind} is closed`);
         // Firefox may lose the refusal that came just before the end; the other transport then says what is wrong.

@@ -36,6 +36,17 @@ export class Position {
     return this.#oldest;
   }
 
+  /**
+   * The first place that is neither held nor taken by what is still written; `null` while nothing has told where to
+   * begin. @param {(seq: number) => boolean} taken
+   */
+  next(taken) {
+    if (this.unknown) return null;
+    let seq = this.afterSeq + 1;
+    while (this.holds(seq) || taken(seq)) seq += 1;
+    return seq;
+  }
+
   /** Notes that entries from here on were read beside the watch. @param {number} seq */
   reach(seq) {
     this.#oldest = Math.min(this.#oldest, seq);

@@ -40,6 +40,16 @@ export class Replies {
     return this.#turns.get(id);
   }
 
+  /** Whether a reply that has not ended has this place in the log. @param {number} seq */
+  placed(seq) {
+    return [...this.#turns.values()].some((turn) => turn.seq === seq);
+  }
+
+  /** Whether a turn has ended, a short while ago at most. @param {string} id */
+  over(id) {
+    return this.#finished.has(id);
+  }
+
   /** A turn that will be heard of. @param {string} id @returns {Turn | null} `null` when it is over already */
   expect(id) {
     return this.#finished.has(id) ? null : this.#turn(id);

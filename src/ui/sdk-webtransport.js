@@ -2,7 +2,7 @@
  * One WebTransport session as a link: the first stream is the attach stream, every exchange has its own.
  *
  * A link has `kind`, `streams` (the cap), `running` (exchanges), `opened` and `received` (streams and bytes), the callbacks `onframe(frame)` and
- * `onclose({code, reason})` (once), and `open`, `start`, `inline`, `exchange`, `close`. It knows no frame's meaning.
+ * `onclose({code, reason})` (once), and here `oncopy(frame)` (of a frame that came once more, as a datagram), and `open`, `start`, `inline`, `exchange`, `close`. It knows no frame's meaning.
  */
 
 import { ChatboxError, Close, bytesOf } from './sdk-wire.js';
@@ -16,6 +16,9 @@ const CLOSE_GRACE_MS = 1000;
 /** A longer line than any frame can be (the server's limit is 1 MiB unless configured). */
 const LINE_CHARS_MAX = 16 * 1024 * 1024;
 
+/** Copies of frames that wait to be read: browsers drop the rest, and Chromium waits with one unless told otherwise. */
+const COPIES_MAX = 64;
+
 const encoder = new TextEncoder();
 
 export class WebTransportLink {
@@ -25,6 +28,7 @@ export class WebTransportLink {
   opened = 0;
   received = 0;
   onframe = () => {};
+  oncopy = () => {};
   onclose = () => {};
   #session = null;
   #attach = null;
@@ -60,7 +64,10 @@ export class WebTransportLink {
   async start(frame) {
     const stream = await this.#session.createBidirectionalStream();
     this.#attach = stream.writable.getWriter();
-    await this.#attach.write(line(frame));
+    const { datagrams } = this.#session;
+    await this.#attach.write(line(datagrams?.readable ? { ...frame, datagrams: true } : frame));
+    // Where they break off, the streams bring everything all the same.
+    if (datagrams?.readable) this.#copies(datagrams).catch(() => {});
     this.#drain(stream).then(
       () => this.#overdue('the attach stream ended'),
       (err) => this.#overdue(String(err?.message ?? err)),
@@ -145,6 +152,18 @@ export class WebTransportLink {
       for (const text of lines) {
         if (text && !this.#closed) this.onframe(JSON.parse(text));
       }
+    }
+  }
+
+  async #copies(datagrams) {
+    datagrams.incomingHighWaterMark = COPIES_MAX;
+    const reader = datagrams.readable.getReader();
+    const decoder = new TextDecoder();
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      this.received += value.byteLength;
+      if (!this.#closed) this.oncopy(JSON.parse(decoder.decode(value)));
     }
   }
 

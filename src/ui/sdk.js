@@ -19,6 +19,7 @@
 
 import { ChatboxError, Deferred, baseOf, browserStorage, uuid } from './sdk-wire.js';
 import { Connection } from './sdk-connection.js';
+import { comesNext } from './sdk-copies.js';
 import { Delivery } from './sdk-delivery.js';
 import { Http } from './sdk-http.js';
 import { Message, Regeneration } from './sdk-outbox.js';
@@ -209,6 +210,7 @@ export class Chatbox extends EventTarget {
       attach: (id) => this.#attach(id),
       adopted: (status) => this.#adopted(status),
       receive: (frame) => this.#receive(frame),
+      copy: (frame) => this.#copy(frame),
       lost: () => this.#delivery.lost(),
       freed: () => this.#delivery.flush(),
       busy: () => this.#delivery.sending || this.#replies.running,
@@ -305,6 +307,15 @@ export class Chatbox extends EventTarget {
         // A message that waited for another session has its answer there.
         return elsewhere ? undefined : this.#onEvent(frame);
     }
+  }
+
+  /** @returns {boolean} whether the copy of a frame was taken */
+  #copy(frame) {
+    const here = frame.type === 'accepted' || frame.session_id === this.#session?.session_id;
+    const [position, replies, awaits] = [this.#position, this.#replies, (id) => this.#delivery.awaits(id)];
+    if (!here || !comesNext(frame, { position, replies, awaits })) return false;
+    this.#receive(frame);
+    return true;
   }
 
   #onEvent(frame) {

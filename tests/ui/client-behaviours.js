@@ -19,6 +19,9 @@ const DIAL_MS = 2500;
 
 const RELOADS = 20;
 
+/** What a slow path takes in each direction. */
+const ONE_WAY_MS = 150;
+
 /** A model that answers at once, and nobody who counts. */
 const QUICK = {
   CHATBOX_LLM__PROVIDERS__DEMO__TYPE: 'demo',
@@ -214,6 +217,26 @@ function paths(page) {
       datagrams,
     );
   }
+
+  page(
+    'a WebTransport session is there after two round trips',
+    async (page, server) => {
+      const { base } = await server.user('ann');
+      server.udp.slow(ONE_WAY_MS);
+      const took = await page.evaluate(async (base) => {
+        const { webtransport, certificate_sha256 } = await (await fetch(`${base}.well-known/chatbox`)).json();
+        const value = Uint8Array.from(certificate_sha256.match(/../g), (pair) => Number.parseInt(pair, 16));
+        const began = performance.now();
+        const session = new WebTransport(webtransport, { serverCertificateHashes: [{ algorithm: 'sha-256', value }] });
+        await session.ready;
+        const took = performance.now() - began;
+        session.close();
+        return took;
+      }, base);
+      assert.ok(took >= 4 * ONE_WAY_MS && took < 6 * ONE_WAY_MS, `it took ${took} ms`);
+    },
+    datagrams,
+  );
 
   page(
     'a message into a path that is dead upwards arrives over the other transport',

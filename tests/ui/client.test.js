@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { comesNext } from '../../src/ui/sdk-copies.js';
 import { Memory } from '../../src/ui/sdk-dial.js';
 import { Position, Turn } from '../../src/ui/sdk-log.js';
 import { Message, Outbox } from '../../src/ui/sdk-outbox.js';
@@ -279,4 +280,34 @@ test('text that comes down is no sign of life of the way up, an answer is', asyn
   const took = await timeToDeath(watchdog, owner, () => watchdog.arm());
   assert.equal(answered, 6);
   assert.ok(took >= 5 * 29 + 99, `${took} ms`);
+});
+
+test('of copies only what comes next is taken', async () => {
+  const { replies, position } = watchedReplies();
+  const takes = (frame) => comesNext(frame, { position, replies, awaits: (id) => id === 'mine' });
+  const message = (seq) => ({ type: 'user_message', seq });
+  const piece = (turn_id, offset, content) => ({ type: 'ai_response', turn_id, offset, content, metadata: { done: 'false' } });
+  const last = (turn_id, length) => ({ ...lastFrame(turn_id, 2, { length }), type: 'ai_response' });
+  const loading = (turn_id, seq) => ({ type: 'loading', turn_id, seq });
+
+  assert.deepEqual([takes({ type: 'accepted', re: 'mine' }), takes({ type: 'accepted', re: 'other' })], [true, false]);
+  assert.deepEqual([1, 2].map((seq) => takes(message(seq))), [true, false]);
+  position.hold(1);
+  assert.deepEqual([1, 2, 3].map((seq) => takes(message(seq))), [false, true, false]);
+  assert.equal(takes(piece('t', 0, 'abc')), false, 'nobody has said yet where this turn belongs');
+  assert.deepEqual([takes(loading('t', 2)), takes(loading('t', 3))], [true, false]);
+  replies.loading(loading('t', 2));
+  assert.equal(takes(loading('t', 2)), false);
+  assert.deepEqual([2, 3, 4].map((seq) => takes(message(seq))), [false, true, false], 'the reply has its place');
+  const whole = { type: 'ai_response', turn_id: 'u', seq: 3, offset: 0, content: '', metadata: { done: 'true', streaming: 'false' } };
+  assert.deepEqual([takes(whole), takes({ ...whole, seq: 4 })], [true, false]);
+
+  assert.deepEqual([takes(piece('t', 0, 'ab')), takes(piece('t', 1, 'b')), takes(last('t', 3))], [true, false, false]);
+  replies.response(piece('t', 0, 'ab'));
+  assert.deepEqual([takes(piece('t', 0, 'ab')), takes(piece('t', 0, 'abc')), takes(piece('t', 3, 'd'))], [false, true, false]);
+  replies.response(piece('t', 0, 'abc'));
+  assert.deepEqual([takes(last('t', 3)), takes(last('t', 4))], [true, false]);
+  replies.response(last('t', 3));
+  await settled();
+  assert.deepEqual([takes(last('t', 3)), takes(loading('t', 2)), takes(piece('t', 3, 'd'))], [false, false, false]);
 });

@@ -132,11 +132,8 @@ impl Copies {
         for frame in frames {
             match frame.repeat() {
                 Some(Repeat::Frame) => {
-                    if state.frames.len() == FRAMES_MAX {
-                        state.frames.pop_front();
-                        self.dropped("queue_full", 1);
-                    }
-                    state.frames.push_back((now + DELAY, frame.message()));
+                    let gone = state.frame(frame.message(), now);
+                    self.dropped("queue_full", gone.iter().count());
                 }
                 Some(Repeat::Text(piece)) => state.text(piece, now),
                 None => {}
@@ -202,6 +199,13 @@ impl State {
     fn new(now: Instant) -> Self {
         let (loss, allowance) = (Loss::new(now), Allowance::new(now));
         Self { loss, frames: VecDeque::new(), texts: Vec::new(), timer: None, allowance }
+    }
+
+    /// Notes a frame that was written just now. The oldest, if there are too many, which is then not copied.
+    fn frame(&mut self, frame: Bytes, now: Instant) -> Option<Bytes> {
+        let oldest = if self.frames.len() == FRAMES_MAX { self.frames.pop_front() } else { None };
+        self.frames.push_back((now + DELAY, frame));
+        oldest.map(|(_, frame)| frame)
     }
 
     /// Notes a piece of text that was written just now.
@@ -293,7 +297,10 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::chat::{SessionId, TurnId};
 
     const WINDOW: (u64, Duration) = (12_000, Duration::from_millis(80));
 
@@ -335,5 +342,73 @@ mod tests {
             allowance.refill(now + Duration::from_micros(1) * step, WINDOW);
         }
         assert!(allowance.take(2_700, 0), "{allowance:?} after a round trip");
+    }
+
+    const fn ms(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    /// What a connection copies with when its window is large.
+    fn rich(begin: Instant) -> State {
+        let mut state = State::new(begin);
+        state.allowance.refill(begin + ms(1), (1 << 20, ms(1)));
+        state
+    }
+
+    fn piece(turn_id: TurnId, offset: u64, content: &str) -> AiResponse {
+        AiResponse::piece(SessionId(uuid::Uuid::nil()), turn_id, offset, content.to_owned())
+    }
+
+    fn texts(copies: &[Bytes]) -> Vec<(u64, String)> {
+        let frames = copies.iter().map(|copy| serde_json::from_slice::<Value>(copy).unwrap());
+        frames.map(|frame| (frame["offset"].as_u64().unwrap(), frame["content"].as_str().unwrap().to_owned())).collect()
+    }
+
+    #[test]
+    fn pieces_of_one_turn_share_a_copy_and_are_forgotten() {
+        let begin = Instant::now();
+        let mut state = rich(begin);
+        let turn = TurnId::new();
+        for (at, offset, content) in [(0, 0, "one "), (2, 4, "two "), (5, 8, "three")] {
+            state.text(&piece(turn, offset, content), begin + ms(at));
+        }
+        assert_eq!(state.due(), Some(begin + DELAY));
+        assert_eq!(texts(&state.take_due(begin + ms(7), 1024).0), []);
+        assert_eq!(texts(&state.take_due(begin + ms(8), 1024).0), [(0, "one two three".to_owned())]);
+        // Some of it may have been in the packet before.
+        assert_eq!(state.due(), Some(begin + ms(16)));
+        assert_eq!(texts(&state.take_due(begin + ms(16), 1024).0), [(0, "one two three".to_owned())]);
+        assert_eq!(state.due(), Some(begin + ms(5) + TEXT_AGE));
+
+        state.text(&piece(turn, 13, "!"), begin + ms(301));
+        assert_eq!(texts(&state.take_due(begin + ms(309), 1024).0), [(13, "!".to_owned())], "the rest is old");
+        let end = begin + ms(301) + TEXT_AGE;
+        assert_eq!(state.due(), Some(end));
+        assert_eq!(texts(&state.take_due(end, 1024).0), []);
+        assert_eq!((state.due(), state.texts.len()), (None, 0));
+    }
+
+    #[test]
+    fn frames_leave_in_order_and_the_oldest_gives_way() {
+        let begin = Instant::now();
+        let mut state = rich(begin);
+        let frames: Vec<_> = (0..FRAMES_MAX + 2).map(|number| Bytes::from(number.to_string())).collect();
+        let gone: Vec<_> = frames.iter().filter_map(|frame| state.frame(frame.clone(), begin)).collect();
+        assert_eq!(gone, frames[..2]);
+        assert_eq!(state.take_due(begin + ms(7), 1024).0, Vec::<Bytes>::new());
+        assert_eq!(state.take_due(begin + DELAY, 1024).0, frames[2..]);
+        assert_eq!(state.due(), None);
+    }
+
+    #[test]
+    fn of_too_many_turns_the_one_that_was_silent_longest_is_not_copied() {
+        let begin = Instant::now();
+        let mut state = rich(begin);
+        let turns: Vec<_> = (0..=TURNS_MAX).map(|_| TurnId::new()).collect();
+        for (turn, at) in turns.iter().zip(0..) {
+            state.text(&piece(*turn, at, "text"), begin);
+        }
+        let copied: Vec<_> = texts(&state.take_due(begin + DELAY, 1024).0).iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(copied, (1..=TURNS_MAX as u64).collect::<Vec<_>>());
     }
 }

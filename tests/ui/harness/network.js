@@ -14,10 +14,29 @@ export async function freePort() {
   return port;
 }
 
-/** Carries UDP to a port on this machine, until it is cut, in one direction or both. @param {number} target */
+/**
+ * Carries UDP to a port on this machine, until it is cut, in one direction or both; it can be slow, and lose some of
+ * what the server sends. @param {number} target
+ */
 export async function udpProxy(target) {
   const port = await freePort();
   let [up, down] = [true, true];
+  let [delay, share, chosen] = [0, 0, null];
+  let [lost, closed] = [0, false];
+  let random = 1;
+  const loses = (packet) => {
+    random = (random * 48_271) % 2_147_483_647;
+    const size = packet.length;
+    const next = chosen !== null && size >= chosen.least && size <= chosen.most;
+    if (next) {
+      chosen.lost(Date.now());
+      chosen = null;
+    }
+    if (!next && random / 2_147_483_647 >= share) return false;
+    lost += 1;
+    return true;
+  };
+  const pass = (deliver) => (delay > 0 ? setTimeout(() => closed || deliver(), delay) : deliver());
   const sockets = [];
   const upstreams = new Map();
   for (const [type, address] of [['udp6', '::1'], ['udp4', '127.0.0.1']]) {
@@ -28,11 +47,13 @@ export async function udpProxy(target) {
       let upstream = upstreams.get(key);
       if (!upstream) {
         upstream = dgram.createSocket('udp4');
-        upstream.on('message', (answer) => down && socket.send(answer, from.port, from.address));
+        upstream.on('message', (answer) => {
+          if (down && !loses(answer)) pass(() => socket.send(answer, from.port, from.address, () => {}));
+        });
         upstream.on('error', () => {});
         upstreams.set(key, upstream);
       }
-      if (up) upstream.send(packet, target, '127.0.0.1');
+      if (up) pass(() => upstream.send(packet, target, '127.0.0.1', () => {}));
     });
     socket.bind(port, address);
     await once(socket, 'listening');
@@ -45,7 +66,20 @@ export async function udpProxy(target) {
     cutUp: () => (up = false),
     /** From now on the client hears nothing, and is heard. */
     cutDown: () => (down = false),
-    close: () => [...sockets, ...upstreams.values()].forEach((socket) => socket.close()),
+    /** Holds packets back for so many milliseconds, in each direction. */
+    slow: (ms) => (delay = ms),
+    /** Loses this share of what the server sends, the same ones in every run that sends the same. */
+    lose: (part) => (share = part),
+    /** Loses the next packet of the server of such a size. @returns {Promise<number>} when */
+    loseNext: (least, most) => new Promise((resolve) => (chosen = { least, most, lost: resolve })),
+    /** How many were lost. */
+    get lost() {
+      return lost;
+    },
+    close: () => {
+      closed = true;
+      for (const socket of [...sockets, ...upstreams.values()]) socket.close();
+    },
   };
 }
 
