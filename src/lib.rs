@@ -108,6 +108,8 @@
 //!   derives from the types. aide infers statuses from handlers' types, of which ours have one; utoipa has schemas of
 //!   its own, which AsyncAPI cannot use.
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
+//! - **A congestion window does not fall below ten packets by single losses.** On a lossy path CUBIC makes an answer wait
+//!   for acknowledgements that the link does not need; quinn's BBR does not share a bottleneck (`transport::congestion`).
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 
@@ -115,6 +117,7 @@ pub mod auth;
 pub mod bus;
 pub mod chat;
 pub mod cli;
+pub mod client;
 mod clock;
 pub mod config;
 pub mod connection;

@@ -1,5 +1,7 @@
 //! HTTP datagrams of one WebTransport session (RFC 9297, section 2.1), to the client only, and what its path loses.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 
 use super::wire;
@@ -47,6 +49,13 @@ impl Datagrams {
         let mut datagram = self.header();
         datagram.extend_from_slice(payload);
         self.quic_conn.send_datagram(datagram.freeze()).is_ok()
+    }
+
+    /// What the path takes in one round trip, in bytes, and how long that is.
+    #[must_use]
+    pub fn window(&self) -> (u64, Duration) {
+        let path = self.quic_conn.stats().path;
+        (path.cwnd, path.rtt)
     }
 
     /// What was sent on the connection, and lost, up to now.

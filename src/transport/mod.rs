@@ -1,6 +1,7 @@
 //! How clients reach the server: QUIC and TCP listeners, WebTransport and WebSocket.
 
 pub mod bind;
+mod congestion;
 pub mod datagrams;
 mod demux;
 mod http3;

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    congestion::ChatConfig,
     http3::{Connect, Event, Http3},
     tls::Tls,
     webtransport::{Host, Rules, Session},
@@ -351,7 +352,8 @@ fn transport() -> TransportConfig {
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
-        .datagram_send_buffer_size(DATAGRAM_BYTES);
+        .datagram_send_buffer_size(DATAGRAM_BYTES)
+        .congestion_controller_factory(Arc::new(ChatConfig::default()));
     transport
 }
 

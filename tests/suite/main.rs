@@ -16,6 +16,7 @@ mod auth; // which tokens are accepted, and which are not
 mod bad_input; // what is refused, how it is told, and that nothing else is harmed
 mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
+mod client_link; // the native client's links: frames over both transports, certificates, ends
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
 mod copies; // datagrams beside the streams of a path that loses packets
@@ -25,6 +26,7 @@ mod endurance; // memory over many reconnects and exchanges
 mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
+mod lab; // the link of the loss lab, and a short run on it
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
