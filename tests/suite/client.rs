@@ -61,8 +61,10 @@ async fn next(session: &mut Session) -> Event {
 /// Waits until the connection is in some state.
 async fn until(client: &Client, wanted: impl Fn(&Status) -> bool) -> Status {
     let mut status = client.status();
-    let found = timeout(PATIENCE, status.wait_for(|status| wanted(status))).await.expect("in time");
-    found.expect("the client lives").clone()
+    match timeout(PATIENCE, status.wait_for(|status| wanted(status))).await {
+        Ok(found) => found.expect("the client lives").clone(),
+        Err(_elapsed) => panic!("it is {:?}", client.status().borrow()),
+    }
 }
 
 /// A server behind a road, answered by a provider.
@@ -133,6 +135,8 @@ async fn an_answer_is_whole_and_proved(via: Via) {
     assert_eq!((page.entries.len(), page.more), (2, false));
     let file = client.export(session.id(), Export::Markdown).await.unwrap();
     assert!(String::from_utf8(file.to_vec()).unwrap().contains("What is chatbox?"));
+    let quic_conns = if via == Via::WebTransport { 2 } else { 0 };
+    assert_eq!(server.metrics.quic_connections_open.get(), quic_conns, "routes go over HTTP/3 where there is QUIC");
     client.rename(session.id(), "Another name").await.unwrap();
     let list = client.sessions(10, None, Some("Another")).await.unwrap();
     assert_eq!(list.sessions.iter().map(|meta| meta.name.as_str()).collect::<Vec<_>>(), ["Another name"]);
@@ -318,6 +322,17 @@ async fn without_udp_a_websocket_is_found_and_remembered() {
     assert!(begun.elapsed() < Duration::from_millis(1400), "took {:?}", begun.elapsed());
     // HTTP goes another way, too.
     assert_eq!(client.sessions(10, None, None).await.unwrap().sessions.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_was_changed_on_its_way_is_read_again() {
+    let site = Site::start(Script::answer(["true ", " words"])).await;
+    let client = Client::new(options(&site.target(), Via::WebSocket, "ann"));
+    let session = open(&client, Open::default()).await;
+    site.road.garble("true ", "false");
+    let reply = session.send("What is it?").unwrap().reply().await.unwrap().unwrap();
+    assert!(site.road.has_garbled());
+    assert_eq!((reply.text.as_str(), reply.verified), ("true  words", true));
 }
 
 #[tokio::test]

@@ -45,7 +45,8 @@ async fn each_line_is_a_message_and_its_answer_is_printed() {
         let (_, asked) = *request.messages().last().unwrap();
         Script::answer(["re: ", asked])
     });
-    let server = Process::start(dir.path(), &provider.await).await;
+    let provider = provider.await;
+    let server = Process::start(dir.path(), &provider).await;
     for transport in ["webtransport", "websocket"] {
         let mut command = chat(&server, &["--transport", transport]);
         command.env("CHATBOX_TOKEN", server.token("ann"));

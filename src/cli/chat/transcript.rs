@@ -71,13 +71,15 @@ impl Transcript {
             Event::Reset => *self = Self::default(),
             Event::Entry(entry) => drop(self.push(message(entry))),
             Event::Turn { turn_id, seq } => {
-                let item = self.reply(*turn_id);
-                item.seq = Some(*seq);
+                if let Some(item) = self.reply(*turn_id) {
+                    item.seq = Some(*seq);
+                }
             }
             Event::Piece { turn_id, content, .. } => {
-                let item = self.reply(*turn_id);
-                item.text.push_str(content);
-                item.note.clear();
+                if let Some(item) = self.reply(*turn_id) {
+                    item.text.push_str(content);
+                    item.note.clear();
+                }
             }
             Event::Reply(reply) => self.end(reply),
             _ => {}
@@ -85,7 +87,7 @@ impl Transcript {
     }
 
     fn end(&mut self, reply: &Reply) {
-        let item = self.reply(reply.turn_id);
+        let Some(item) = self.reply(reply.turn_id) else { return };
         item.seq = Some(reply.seq);
         item.text.clone_from(&reply.text);
         item.note = match reply.state {
@@ -123,14 +125,15 @@ impl Transcript {
         self.items.len() - 1
     }
 
-    fn reply(&mut self, turn_id: TurnId) -> &mut Item {
+    /// The reply of a turn, which begins here if it is new.
+    fn reply(&mut self, turn_id: TurnId) -> Option<&mut Item> {
         let at = self.running.get(&turn_id).copied().unwrap_or_else(|| {
             let item = Item { seq: None, who: Who::Model, text: String::new(), note: "thinks".to_owned() };
             let at = self.push(item);
             self.running.insert(turn_id, at);
             at
         });
-        &mut self.items[at]
+        self.items.get_mut(at)
     }
 
     /// Everything in lines of a width.
