@@ -1,7 +1,7 @@
 //! The way to a server that clients know by one address: it can be cut, and lead to another server afterwards.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -139,14 +139,17 @@ async fn carry_udp(near: Arc<UdpSocket>, mut end: watch::Receiver<Option<End>>) 
             }
             Ok((length, client)) = near.recv_from(&mut buffer) => {
                 let Some(End { quic, .. }) = *end.borrow() else { continue };
-                if !paths.contains_key(&client) {
-                    let any = if quic.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" };
-                    let far = Arc::new(UdpSocket::bind(any).await.expect("a free port"));
-                    far.connect(quic).await.expect("a route");
-                    back.spawn(carry_back(Arc::clone(&far), Arc::clone(&near), client));
-                    paths.insert(client, far);
-                }
-                drop(paths[&client].send(&buffer[..length]).await);
+                let far = match paths.entry(client) {
+                    Entry::Occupied(path) => path.into_mut(),
+                    Entry::Vacant(place) => {
+                        let any = if quic.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" };
+                        let far = Arc::new(UdpSocket::bind(any).await.expect("a free port"));
+                        far.connect(quic).await.expect("a route");
+                        back.spawn(carry_back(Arc::clone(&far), Arc::clone(&near), client));
+                        place.insert(far)
+                    }
+                };
+                drop(far.send(&buffer[..length]).await);
             }
         }
     }
