@@ -19,6 +19,8 @@
 //!                 chat ────────────── the vocabulary; no I/O, no clock
 //! ```
 //!
+//! `client` stands beside `server`: the same frames from the other side, over a stack that is not the server's.
+//!
 //! `tests/suite/tidy.rs` holds the import rules, file lengths and names against the source.
 //!
 //! # What always holds
@@ -110,6 +112,11 @@
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
 //! - **A congestion window does not fall below ten packets by single losses.** On a lossy path CUBIC makes an answer wait
 //!   for acknowledgements that the link does not need; quinn's BBR does not share a bottleneck (`transport::congestion`).
+//! - **The Rust client has two layers.** [`client::Link`] carries frames and has no policy, which is what a load
+//!   generator needs; [`client::Client`] is one task that owns everything that changes, so that resume, outbox and
+//!   copies are decided in one place and in one order.
+//! - **A WebSocket that won is tried first for ten minutes**, with WebTransport 1.5 s later beside it: where UDP is
+//!   blocked nobody waits twice, and where it is not any longer, nobody is stuck.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 

@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+mod chat;
 mod check_config;
 mod healthcheck;
 mod serve;
@@ -52,6 +53,8 @@ enum Command {
     Serve,
     /// Print a token that this deployment accepts
     Token(token::Ask),
+    /// Talk to a server: in the terminal, or line by line through pipes
+    Chat(chat::Ask),
     /// Check the configuration and print what is in effect, without secrets
     CheckConfig,
     /// Ask the running server of this configuration whether it is ready
@@ -103,10 +106,13 @@ impl From<Exit> for ExitCode {
 struct BadUsage(String);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    start_log(&cli.global)?;
+    // A log would be written across what people read and type.
+    let quiet = matches!(cli.command, Some(Command::Chat(_)));
+    start_log(&cli.global, if quiet { "off" } else { "info" })?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {
         Command::Serve => serve::run(&cli.global),
         Command::Token(ask) => token::run(&cli.global, ask),
+        Command::Chat(ask) => chat::run(&cli.global, ask),
         Command::CheckConfig => check_config::run(&cli.global),
         Command::Healthcheck => healthcheck::run(&cli.global),
     }
@@ -138,9 +144,9 @@ fn key_value(text: &str) -> Result<(String, String), BadUsage> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn start_log(global: &Global) -> anyhow::Result<()> {
+fn start_log(global: &Global, usual: &str) -> anyhow::Result<()> {
     let configured = variables().find(|(name, _)| name == environment::LOG).map(|(_, filter)| filter);
-    let filter = global.log.clone().or(configured).unwrap_or_else(|| "info".to_owned());
+    let filter = global.log.clone().or(configured).unwrap_or_else(|| usual.to_owned());
     let filter = EnvFilter::try_new(&filter).map_err(|err| {
         BadUsage(format!("log filter `{filter}` is not one such as `info` or `chatbox=debug`: {err}"))
     })?;
@@ -191,6 +197,6 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert_eq!(names, ["serve", "token", "check-config", "healthcheck"]);
+        assert_eq!(names, ["serve", "token", "chat", "check-config", "healthcheck"]);
     }
 }

@@ -16,6 +16,7 @@ mod auth; // which tokens are accepted, and which are not
 mod bad_input; // what is refused, how it is told, and that nothing else is harmed
 mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
+mod client; // the native client: resume, outbox, races, renewals, refusals
 mod client_link; // the native client's links: frames over both transports, certificates, ends
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
@@ -40,6 +41,7 @@ mod sessions_names; // names that a model gives
 mod sessions_share; // links: what they show, for how long, and to whom
 mod slow; // clients that read slowly or not at all
 mod store; // every store's contract, and the file's own promises
+mod terminal; // `chatbox chat` without a terminal: lines, JSON, exit codes
 mod tickets; // session tickets on TCP
 mod tidy; // the repository's own rules, checked on its text
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists

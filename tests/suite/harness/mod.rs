@@ -6,6 +6,7 @@ pub(crate) mod lossy;
 pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod proxy;
+pub(crate) mod road;
 pub(crate) mod server;
 
 pub(crate) use client::{Client, Via, id};
