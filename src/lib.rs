@@ -105,6 +105,7 @@
 //!   request, code 5 for what is no request.
 
 pub mod auth;
+pub mod bench;
 pub mod bus;
 pub mod chat;
 pub mod cli;
