@@ -109,6 +109,7 @@ pub mod bench;
 pub mod bus;
 pub mod chat;
 pub mod cli;
+pub mod client;
 mod clock;
 pub mod config;
 pub mod connection;

@@ -107,6 +107,36 @@ impl CloseCode {
         }
     }
 
+    /// The meaning of a WebTransport session code; `None` for one that the contract does not know.
+    #[must_use]
+    pub const fn from_webtransport(code: u32) -> Option<Self> {
+        Some(match code {
+            0 => Self::Done,
+            1 => Self::Unauthorized,
+            2 => Self::TokenExpired,
+            3 => Self::GoingAway,
+            4 => Self::SlowConsumer,
+            5 => Self::ProtocolError,
+            6 => Self::TooManyConnections,
+            7 => Self::FrameTooLarge,
+            8 => Self::InternalError,
+            _ => return None,
+        })
+    }
+
+    /// The meaning of a WebSocket close code: a standard one, or 4000 and the session code.
+    #[must_use]
+    pub fn from_websocket(code: u16) -> Option<Self> {
+        match code {
+            1000 => Some(Self::Done),
+            1001 => Some(Self::GoingAway),
+            // 1007 is text that is not UTF-8 (RFC 6455, section 7.4.1).
+            1002 | 1007 => Some(Self::ProtocolError),
+            1009 => Some(Self::FrameTooLarge),
+            code => Self::from_webtransport(u32::from(code.checked_sub(4000)?)),
+        }
+    }
+
     /// A short text for people who look at the wire.
     #[must_use]
     pub const fn reason(self) -> &'static str {

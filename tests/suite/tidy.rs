@@ -44,8 +44,8 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("h3_quinn", &["transport", "client"]),
     ("axum", &["http", "transport", "server"]),
     ("rusqlite", &["store/sqlite"]),
-    // Providers; the keys of an identity provider; the probe that a container runs.
-    ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck"]),
+    // Providers; the keys of an identity provider; the probe that a container runs; a client without QUIC.
+    ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client"]),
 ];
 
 const LINES_MAX: usize = 500;
