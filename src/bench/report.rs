@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, fs};
 
+use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -239,6 +240,42 @@ impl Comparison {
     }
 }
 
+impl Report {
+    /// A report of this machine and this program, with the present load average and nothing measured yet.
+    #[must_use]
+    pub fn new(command: String) -> Self {
+        Self {
+            layout: LAYOUT,
+            command,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            build: build().to_owned(),
+            machine: Machine::here(),
+            load_before: load_average(),
+            load_after: 0.0,
+            stopped: false,
+            settings: BTreeMap::new(),
+            rows: Vec::new(),
+            comparisons: Vec::new(),
+        }
+    }
+
+    /// Reads a report that was written as JSON.
+    ///
+    /// # Errors
+    /// When it is not one, or of another layout than [`LAYOUT`].
+    pub fn read(json: &str) -> anyhow::Result<Self> {
+        let report: Self = serde_json::from_str(json).context("the file is no report of a bench")?;
+        ensure!(report.layout == LAYOUT, "the report is of layout {}, not {LAYOUT}", report.layout);
+        Ok(report)
+    }
+
+    /// What failed in all rows together.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.rows.iter().map(|row| row.failures).sum()
+    }
+}
+
 impl Machine {
     /// This machine. What cannot be read is empty.
     #[must_use]
@@ -271,6 +308,22 @@ pub fn load_average() -> f64 {
 #[must_use]
 pub const fn build() -> &'static str {
     if cfg!(debug_assertions) { "debug" } else { "release" }
+}
+
+/// A report with one row, for tests of what is made of reports.
+#[cfg(test)]
+pub(super) fn sample() -> Report {
+    let row = Row {
+        scenario: "relay".to_owned(),
+        variant: "paced".to_owned(),
+        server: "chatbox".to_owned(),
+        transport: "websocket".to_owned(),
+        n: 100,
+        rounds: 1,
+        cpu_us: Some(12.5),
+        ..Row::default()
+    };
+    Report { rows: vec![row], ..Report::new("chatbox bench relay".to_owned()) }
 }
 
 #[cfg(test)]
@@ -310,30 +363,20 @@ mod tests {
 
     #[test]
     fn a_report_is_the_same_after_json() {
-        let row = Row { scenario: "relay".to_owned(), cpu_us: Some(12.5), ..Row::default() };
-        let comparison = Comparison {
+        let mut report = sample();
+        report.comparisons.push(Comparison {
             name: "relay".to_owned(),
             peer: "echo".to_owned(),
             ratio: 1.5,
             must: Some(1.5),
             moonshot: None,
-        };
-        assert!(comparison.met());
-        let report = Report {
-            layout: LAYOUT,
-            command: "chatbox bench relay".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            build: build().to_owned(),
-            machine: Machine::here(),
-            load_before: load_average(),
-            load_after: 0.5,
-            stopped: false,
-            settings: BTreeMap::from([("pairs".to_owned(), "200".to_owned())]),
-            rows: vec![row],
-            comparisons: vec![comparison],
-        };
+        });
+        assert!(report.comparisons[0].met());
         assert!(report.machine.cores > 0 && report.machine.kernel.len() > 3, "{:?}", report.machine);
         let json = serde_json::to_string_pretty(&report).unwrap();
-        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        assert_eq!(Report::read(&json).unwrap(), report);
+        report.layout += 1;
+        let err = Report::read(&serde_json::to_string(&report).unwrap()).unwrap_err();
+        assert!(err.to_string().contains("layout 2"), "{err}");
     }
 }

@@ -45,7 +45,7 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("axum", &["http", "transport", "server"]),
     ("rusqlite", &["store/sqlite"]),
     // Providers; the keys of an identity provider; the probe that a container runs; a client without QUIC.
-    ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client"]),
+    ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client", "bench/"]),
 ];
 
 const LINES_MAX: usize = 500;
