@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+mod bench;
 mod check_config;
 mod healthcheck;
 mod serve;
@@ -56,6 +57,8 @@ enum Command {
     CheckConfig,
     /// Ask the running server of this configuration whether it is ready
     Healthcheck,
+    /// Load a server, one of its own unless told otherwise, and report what it costs
+    Bench(Box<bench::Ask>),
 }
 
 /// Parses the arguments, runs the command and maps its error to an exit code: 0 done, 1 failed, 64 bad usage or
@@ -109,6 +112,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Token(ask) => token::run(&cli.global, ask),
         Command::CheckConfig => check_config::run(&cli.global),
         Command::Healthcheck => healthcheck::run(&cli.global),
+        Command::Bench(ask) => bench::run(&cli.global, ask),
     }
 }
 
@@ -191,6 +195,6 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert_eq!(names, ["serve", "token", "check-config", "healthcheck"]);
+        assert_eq!(names, ["serve", "token", "check-config", "healthcheck", "bench"]);
     }
 }
