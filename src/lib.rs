@@ -101,6 +101,8 @@
 //!   derives from the types. aide infers statuses from handlers' types, of which ours have one; utoipa has schemas of
 //!   its own, which AsyncAPI cannot use.
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
+//! - **The bench measures from outside**: a child process of the same binary, read through `/proc`, so that what is
+//!   measured is what is shipped; the load has other cores. Requests at a fixed rate are charged from when they were due.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 

@@ -4,9 +4,8 @@
 use super::{
     plot::{self, SERIES},
     report::{Report, Row},
-    table::{figure, name, push},
+    table::{about, figure, name, push, scenarios},
 };
-use crate::bench::plan::Scenario;
 
 /// The whole page.
 ///
@@ -24,13 +23,7 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
         ),
     );
     head(&mut page, report);
-    let mut scenarios: Vec<&str> = Vec::new();
-    for row in &report.rows {
-        if !scenarios.contains(&row.scenario.as_str()) {
-            scenarios.push(&row.scenario);
-        }
-    }
-    for scenario in scenarios {
+    for scenario in scenarios(report) {
         let rows: Vec<_> = report.rows.iter().filter(|row| row.scenario == scenario).collect();
         section(&mut page, scenario, &rows)?;
     }
@@ -65,7 +58,7 @@ fn head(page: &mut String, report: &Report) {
 fn section(page: &mut String, scenario: &str, rows: &[&Row]) -> anyhow::Result<()> {
     push(page, format_args!("<section>\n<h2>{}</h2>\n", escaped(scenario)));
     if let Some(about) = about(scenario) {
-        push(page, format_args!("<p>{}.</p>\n", escaped(&about)));
+        push(page, format_args!("<p>{}.</p>\n", escaped(&about.replace('`', ""))));
     }
     table(page, rows);
     page.push_str("<div class=\"plots\">\n");
@@ -84,12 +77,6 @@ fn section(page: &mut String, scenario: &str, rows: &[&Row]) -> anyhow::Result<(
     figure_of(page, "latency by percentile", &plot::latencies(&curves)?, &names);
     page.push_str("</div>\n</section>\n");
     Ok(())
-}
-
-fn about(scenario: &str) -> Option<String> {
-    use clap::ValueEnum;
-    let value = Scenario::ALL.into_iter().find(|known| known.name() == scenario)?.to_possible_value()?;
-    value.get_help().map(ToString::to_string)
 }
 
 fn label(row: &Row) -> String {
@@ -212,7 +199,7 @@ table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-num
 th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child{text-align:left;font-weight:500}thead th{color:var(--soft);font-weight:500}
 .bad,.bad th{color:var(--bad)}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:16px;margin-top:12px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:16px;margin-top:12px;align-items:start}
 figure{margin:0;border:1px solid var(--line);border-radius:8px;padding:10px;min-width:0;max-width:520px}
 figcaption{font-size:.85rem;color:var(--soft);margin-bottom:6px}
 svg{width:100%;height:auto;display:block}

@@ -27,7 +27,7 @@ pub enum Scenario {
     Stored,
     /// One answer to many devices of one session: CPU time of each delivery, latency to the last one
     Fanout,
-    /// What the server adds to the time to first token, at 50 answers at a time
+    /// What the server adds to the time to first token, while many answers stream
     Ttft,
     /// Many connections at once: CPU time of each, in full and with session tickets
     Storm,

@@ -36,7 +36,8 @@ pub(super) struct Curve<'a> {
 /// # Errors
 /// When the library cannot draw it.
 pub(super) fn latencies(curves: &[Curve<'_>]) -> anyhow::Result<String> {
-    let points = || curves.iter().flat_map(|curve| curve.points).filter(|point| point.1 > 0.0);
+    // The longest of all has no percentile of its own: it would be at infinity.
+    let points = || curves.iter().flat_map(|curve| curve.points).filter(|point| point.1 > 0.0 && point.0 < 1.0);
     let low = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let high = points().map(|point| point.1).fold(0.0, f64::max);
     if !low.is_finite() || high <= 0.0 {

@@ -2,7 +2,12 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Row};
+use clap::ValueEnum;
+
+use super::{
+    plan::Scenario,
+    report::{Report, Row},
+};
 
 /// Where the generated section of a document begins.
 pub const MARK_BEGIN: &str = "<!-- bench:begin (made by `chatbox bench --markdown .github/bench.json`) -->";
@@ -15,6 +20,9 @@ const HEAD: [&str; 11] =
 
 /// How many of the columns are text, and go to the left.
 const TEXTS: usize = 3;
+
+/// The column of failures.
+const FAILED: usize = 4;
 
 /// One line for each row, in columns.
 #[must_use]
@@ -68,9 +76,12 @@ pub fn markdown(report: &Report) -> String {
             report.build,
         ),
     );
-    push(&mut text, format_args!("| {} |\n| {} |\n", HEAD.join(" | "), rules().join(" | ")));
-    for row in &report.rows {
-        push(&mut text, format_args!("| {} |\n", cells(row).join(" | ")));
+    for scenario in scenarios(report) {
+        let rows: Vec<_> = report.rows.iter().filter(|row| row.scenario == scenario).collect();
+        let about = about(scenario).map(|about| format!(": {about}")).unwrap_or_default();
+        push(&mut text, format_args!("**{scenario}**{about}\n\n"));
+        scenario_table(&mut text, &rows);
+        text.push('\n');
     }
     if report.comparisons.is_empty() {
         return text;
@@ -87,10 +98,41 @@ pub fn markdown(report: &Report) -> String {
     text
 }
 
-fn rules() -> [&'static str; HEAD.len()] {
-    let mut rules = ["---:"; HEAD.len()];
-    rules.iter_mut().take(TEXTS).for_each(|rule| *rule = "---");
-    rules
+/// The scenarios that a report has rows of, in its order.
+pub(super) fn scenarios(report: &Report) -> Vec<&str> {
+    let mut found: Vec<&str> = Vec::new();
+    for row in &report.rows {
+        if !found.contains(&row.scenario.as_str()) {
+            found.push(&row.scenario);
+        }
+    }
+    found
+}
+
+/// What a scenario is about; `None` for those of other benches.
+pub(super) fn about(scenario: &str) -> Option<String> {
+    let value = Scenario::ALL.into_iter().find(|known| known.name() == scenario)?.to_possible_value()?;
+    value.get_help().map(ToString::to_string)
+}
+
+/// One scenario's rows. Columns without any value are left out, and so is that of failures when nothing failed.
+fn scenario_table(text: &mut String, rows: &[&Row]) {
+    let cells: Vec<_> = rows.iter().map(|row| cells(row)).collect();
+    let says = |column: usize| {
+        let empty = if column == FAILED { "0" } else { "" };
+        cells.iter().filter_map(|row| row.get(column)).any(|cell| cell != empty)
+    };
+    let others = rows.iter().any(|row| row.server != "chatbox");
+    let shown: Vec<_> = (0..HEAD.len()).filter(|column| if *column == 0 { others } else { says(*column) }).collect();
+    let line = |cells: &[String]| {
+        let cells = shown.iter().filter_map(|column| cells.get(*column));
+        cells.map(String::as_str).collect::<Vec<_>>().join(" | ")
+    };
+    let rules: Vec<_> = shown.iter().map(|column| if *column < TEXTS { "---" } else { "---:" }).collect();
+    push(text, format_args!("| {} |\n| {} |\n", line(&HEAD.map(str::to_owned)), rules.join(" | ")));
+    for row in &cells {
+        push(text, format_args!("| {} |\n", line(row)));
+    }
 }
 
 /// A row's name for people.
@@ -154,14 +196,18 @@ mod tests {
     }
 
     #[test]
-    fn markdown_is_one_table_of_equal_columns() {
+    fn markdown_has_a_table_for_each_scenario_without_empty_columns() {
         let mut report = sample();
         report.rows[0].latency = Some(Latency { p50: 0.4567, p99: 12.34, p999: 123.4, ..Latency::default() });
         let text = markdown(&report);
+        assert!(text.contains(&format!("`{}`", report.command)), "{text}");
+        assert!(text.contains("**relay**: `typing_indicator` from one device to another"), "{text}");
         let table: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
-        assert!(table.iter().all(|line| line.matches(" | ").count() == HEAD.len() - 1), "{text}");
-        assert!(table[2].contains("| 0.457 | 12.3 | 123 |"), "{text}");
-        assert!(text.contains(&report.command), "{text}");
+        let head = "| variant | transport | n | CPU µs | p50 ms | p99 ms | p99.9 ms |";
+        let row = "| paced | websocket | 100 | 12.5 | 0.457 | 12.3 | 123 |";
+        assert_eq!(table, [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |", row]);
+        report.rows[0].failures = 1;
+        assert!(markdown(&report).contains("| n | failed |"));
         let bar = Comparison {
             name: "relay".to_owned(),
             peer: "echo".to_owned(),

@@ -94,15 +94,27 @@ pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
         let message = format!("{needed} open files are needed and {open_files} allowed: raise `ulimit -n`");
         return Err(BadUsage(message).into());
     }
+    // Before cores are given away: the machine is described as it is.
+    let mut report = Report::new(ask.command());
     let cores = Cores::plan().filter(|_| !ask.share_cores && ask.url.is_none());
     if let Some(cores) = cores {
         cores.take_load().context("keep the load off the server's core")?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    let report = runtime.block_on(measure(global, ask, sizes, cores));
+    report.settings = settings(&sizes, cores, &global.overrides);
+    let progress = Arc::new(Progress::new(global.json));
+    let tell = {
+        let progress = Arc::clone(&progress);
+        Tell::new(move |step| progress.show(&step))
+    };
+    let broken = runtime.block_on(async {
+        let place = ask.place(global, cores).await?;
+        anyhow::Ok(measure(Bench { place, sizes, stop: CancellationToken::new(), tell }, ask, &mut report).await)
+    });
+    progress.finish();
     // Connections that are left have nobody to wait for.
     runtime.shutdown_background();
-    let (report, broken) = report?;
+    let broken = broken?;
     write(ask, &report)?;
     super::print(&if global.json { serde_json::to_string(&report)? } else { bench::terminal(&report) })?;
     if ask.scenarios.is_empty() && !ask.full && !global.json {
@@ -115,36 +127,20 @@ pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
     }
 }
 
-async fn measure(
-    global: &Global,
-    ask: &Ask,
-    sizes: Sizes,
-    cores: Option<Cores>,
-) -> anyhow::Result<(Report, Vec<String>)> {
-    let mut report = Report::new(ask.command());
-    report.settings = settings(&sizes, cores, &global.overrides);
-    let stop = CancellationToken::new();
-    let progress = Arc::new(Progress::new(global.json));
-    let tell = {
-        let progress = Arc::clone(&progress);
-        Tell::new(move |step| progress.show(&step))
-    };
-    let place = ask.place(global, cores).await?;
-    let bench = Bench { place, sizes, stop: stop.clone(), tell };
+/// Runs the scenarios, and gives those that could not be measured.
+async fn measure(bench: Bench, ask: &Ask, report: &mut Report) -> Vec<String> {
     let scenarios = if ask.scenarios.is_empty() { Scenario::ALL.to_vec() } else { ask.scenarios.clone() };
     let mut ran = Ran::default();
     tokio::select! {
         biased;
-        () = ended(&stop) => {}
+        () = ended(&bench.stop) => {}
         () = bench.run_all(&scenarios, &mut ran) => {}
     }
-    progress.finish();
-    report.stopped = stop.is_cancelled();
+    report.stopped = bench.stop.is_cancelled();
     report.rows = ran.rows;
     report.load_after = bench::report::load_average();
     // What a run that was ended did not measure is no fault of anybody.
-    let broken = if report.stopped { Vec::new() } else { ran.broken };
-    Ok((report, broken))
+    if report.stopped { Vec::new() } else { ran.broken }
 }
 
 /// Resolves when the run is to be dropped: some time after the first Ctrl-C, which ends it, or at the second.

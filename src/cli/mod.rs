@@ -106,7 +106,7 @@ impl From<Exit> for ExitCode {
 struct BadUsage(String);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    start_log(&cli.global)?;
+    start_log(cli)?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {
         Command::Serve => serve::run(&cli.global),
         Command::Token(ask) => token::run(&cli.global, ask),
@@ -142,9 +142,15 @@ fn key_value(text: &str) -> Result<(String, String), BadUsage> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn start_log(global: &Global) -> anyhow::Result<()> {
+fn start_log(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
     let configured = variables().find(|(name, _)| name == environment::LOG).map(|(_, filter)| filter);
-    let filter = global.log.clone().or(configured).unwrap_or_else(|| "info".to_owned());
+    let default = match cli.command {
+        // Thousands of connections are ended at a time, and WebTransport's client has a line for each.
+        Some(Command::Bench(_)) => "warn,web_transport_quinn=error",
+        _ => "info",
+    };
+    let filter = global.log.clone().or(configured).unwrap_or_else(|| default.to_owned());
     let filter = EnvFilter::try_new(&filter).map_err(|err| {
         BadUsage(format!("log filter `{filter}` is not one such as `info` or `chatbox=debug`: {err}"))
     })?;

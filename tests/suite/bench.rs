@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use chatbox::bench::report::{Report, Unit};
+use chatbox::bench::{
+    MARK_BEGIN, MARK_END,
+    report::{Report, Unit},
+};
 
 use crate::harness::{ALONE, Server};
 
@@ -186,4 +189,16 @@ async fn an_interrupt_ends_it_with_what_there_is() {
     let report = Report::read(&std::fs::read_to_string(dir.path().join("r.json")).unwrap()).unwrap();
     assert!(report.stopped);
     assert_eq!(report.rows.iter().filter(|row| row.scenario == "start").count(), 2, "{:?}", report.rows);
+}
+
+#[test]
+fn the_readme_shows_what_the_committed_report_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, rest) = readme.split_once(MARK_BEGIN).expect("the section begins");
+    let (section, _) = rest.split_once(MARK_END).expect("the section ends");
+    let arguments = ["bench", "--markdown", ".github/bench.json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_chatbox")).args(arguments).current_dir(root).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(section.trim(), String::from_utf8_lossy(&output.stdout).trim(), "chatbox {}", arguments.join(" "));
 }

@@ -31,6 +31,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Pieces of a saturated answer: enough to be behind, and below what a replay would show whole.
 const SATURATED_PIECES: usize = 400;
 
+const WARM_UP_PIECES: usize = 10;
+const WARM_UP_PAUSE: Duration = Duration::from_millis(10);
+
 /// Beyond the answer's own time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,6 +48,9 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
         // One more than watch: it asks, and gets the answer on the exchange.
         let missing = (watchers + 1).saturating_sub(devices.len());
         devices.extend(bench.devices(&target, via, vec![person("fanout", 0); missing]).await?);
+        if devices.len() > watchers {
+            devices = warm_up(bench, devices, &model).await?;
+        }
         let paced = usize::try_from(bench.sizes.duration.as_millis() / PAUSE.as_millis())?.max(2);
         for (pieces, pause) in [(paced, PAUSE), (SATURATED_PIECES, Duration::ZERO)] {
             if bench.stop.is_cancelled() {
@@ -59,6 +65,13 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
     }
     super::close(devices).await;
     Ok(rows)
+}
+
+/// An answer that is not counted: what the first one allocates is there afterwards.
+async fn warm_up(bench: &Bench, devices: Vec<Device>, model: &Model) -> anyhow::Result<Vec<Device>> {
+    let answer = Answer::new(WARM_UP_PIECES, PIECE_BYTES, WARM_UP_PAUSE);
+    let message = model.script().announce(&answer)?;
+    Ok(play(bench, devices, &answer, message, None).await?.1)
 }
 
 /// When the last of the watchers got each piece, in nanoseconds after the epoch.
@@ -148,7 +161,8 @@ async fn watch(mut device: Device, arrivals: &Arrivals) -> anyhow::Result<Device
         // A piece has arrived when its last byte has.
         let (from, to) = (cursor / bytes, end / bytes);
         let whole = usize::try_from(from)?..usize::try_from(to)?;
-        for last in arrivals.last.get(whole).context("an answer is longer than it is")? {
+        let whole = arrivals.last.get(whole).context("an answer is longer than the model's")?;
+        for last in whole {
             last.fetch_max(now, Ordering::AcqRel);
         }
         arrivals.pieces.fetch_add(to - from, Ordering::AcqRel);

@@ -87,7 +87,7 @@ async fn work(storm: Arc<Storm>) -> Vec<Device> {
         if number >= storm.connections {
             break;
         }
-        // Dialers are made, and tokens signed, before the time begins.
+        // Tokens are signed before the time begins.
         let prepared = storm.target.token(&person("storm", number)).and_then(|token| {
             let (fresh, transport) = storm.target.dialer(storm.via)?;
             Ok((storm.shared.clone().unwrap_or(fresh), transport, token))
