@@ -2,7 +2,10 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,8 @@ struct Shared {
     tls: OnceLock<Arc<rustls::ClientConfig>>,
     ipv4: OnceLock<Endpoint>,
     ipv6: OnceLock<Endpoint>,
+    /// whether QUIC is left alone: it failed the last time, or is not wished for
+    quic_avoided: AtomicBool,
     /// drive the sockets, each until its link is closed
     sockets: TaskTracker,
 }
@@ -65,6 +70,7 @@ impl Dialer {
             tls: OnceLock::new(),
             ipv4: OnceLock::new(),
             ipv6: OnceLock::new(),
+            quic_avoided: AtomicBool::new(false),
             sockets: TaskTracker::new(),
         }))
     }
@@ -73,6 +79,16 @@ impl Dialer {
     #[must_use]
     pub fn site(&self) -> &Site {
         &self.0.site
+    }
+
+    /// Whether QUIC has not failed the last time.
+    pub(super) fn quic_works(&self) -> bool {
+        !self.0.quic_avoided.load(Ordering::Relaxed)
+    }
+
+    /// Leaves QUIC alone, except for links that are asked for.
+    pub(super) fn avoid_quic(&self) {
+        self.0.quic_avoided.store(true, Ordering::Relaxed);
     }
 
     /// Opens a link, which is not attached. To be called in a tokio runtime; the link lives as long as that does.
@@ -131,13 +147,15 @@ impl Dialer {
         let name = host(url)?;
         let (config, name) = (&config, name.as_str());
         let addresses = resolve(url).await?;
-        first(url, addresses, |address| async move {
+        let connected = first(url, addresses, |address| async move {
             let endpoint = self.endpoint(address)?;
             let connecting = endpoint.connect_with(config.clone(), address, name);
             let connecting = connecting.map_err(|err| Error::unreachable(address, err))?;
             connecting.await.map_err(|err| Error::quic(address, err))
-        })
-        .await
+        });
+        let connected = connected.await;
+        self.0.quic_avoided.store(connected.is_err(), Ordering::Relaxed);
+        connected
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Endpoint, Error> {

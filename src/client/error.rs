@@ -6,7 +6,7 @@ use http::StatusCode;
 use rustls::Error as TlsError;
 
 use super::Transport;
-use crate::protocol::CloseCode;
+use crate::protocol::{CloseCode, ErrorBody};
 
 /// Why a connection is over.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,6 +88,15 @@ pub enum Error {
     /// the connection is over
     #[error("the connection is closed: {0}")]
     Closed(Closed),
+    /// the server refused a request
+    #[error("{}", .0.message)]
+    Answered(ErrorBody),
+    /// the outbox holds as many messages as it takes
+    #[error("{0} messages wait to be sent already")]
+    Full(usize),
+    /// nobody is signed in
+    #[error("there is no token")]
+    NoToken,
     /// what the server sent is no sequence of frames
     #[error("the server broke the protocol: {0}")]
     Protocol(&'static str),

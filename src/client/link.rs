@@ -64,6 +64,16 @@ enum Inner {
 #[derive(Debug)]
 pub struct Exchange(Stream);
 
+/// The way up of a watch, apart from the way down. Over WebTransport the watch ends when this is dropped.
+#[derive(Debug)]
+pub struct Requests(Way);
+
+#[derive(Debug)]
+enum Way {
+    WebTransport(webtransport::Requests),
+    WebSocket(websocket::Requests),
+}
+
 #[derive(Debug)]
 enum Stream {
     WebTransport(Box<webtransport::Stream>),
@@ -196,6 +206,30 @@ impl Exchange {
         match &mut self.0 {
             Stream::WebTransport(stream) => stream.send(&frame).await,
             Stream::WebSocket(answers) => answers.send(&frame, &asked).await,
+        }
+    }
+
+    /// Takes the way up of an `attach`, so that one can be written while the other is read; `None` when this is none, or
+    /// it was taken already.
+    pub fn requests(&mut self) -> Option<Requests> {
+        let way = match &mut self.0 {
+            Stream::WebTransport(stream) => stream.requests().map(Way::WebTransport),
+            Stream::WebSocket(answers) => answers.requests().map(Way::WebSocket),
+        };
+        way.map(Requests)
+    }
+}
+
+impl Requests {
+    /// Sends a further frame, as [`Exchange::send`] does.
+    ///
+    /// # Errors
+    /// Those of [`Exchange::send`].
+    pub async fn send(&mut self, frame: Bytes) -> Result<(), Error> {
+        let asked = Asked::read(&frame)?;
+        match &mut self.0 {
+            Way::WebTransport(requests) => requests.send(&frame).await,
+            Way::WebSocket(requests) => requests.send(&frame, &asked).await,
         }
     }
 }

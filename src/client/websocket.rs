@@ -80,6 +80,14 @@ pub(super) struct Answers {
     _place: OwnedSemaphorePermit,
 }
 
+/// The way up of a watch.
+#[derive(Debug)]
+pub(super) struct Requests {
+    requests: mpsc::Sender<Request>,
+    answers: mpsc::WeakSender<Answer>,
+    state: Arc<State>,
+}
+
 /// What the task is to write, and where the answers go.
 #[derive(Debug)]
 struct Request {
@@ -174,8 +182,18 @@ impl Answers {
     }
 
     pub(super) async fn send(&self, frame: &[u8], asked: &Asked<'_>) -> Result<(), Error> {
-        let watch = self.answers.as_ref().ok_or(Error::Protocol("a request has one frame"))?;
-        let answers = watch.upgrade().ok_or_else(|| Error::Closed(self.state.end()))?;
+        self.requests().ok_or(Error::Protocol("a request has one frame"))?.send(frame, asked).await
+    }
+
+    pub(super) fn requests(&self) -> Option<Requests> {
+        let answers = self.answers.clone()?;
+        Some(Requests { requests: self.requests.clone(), answers, state: Arc::clone(&self.state) })
+    }
+}
+
+impl Requests {
+    pub(super) async fn send(&self, frame: &[u8], asked: &Asked<'_>) -> Result<(), Error> {
+        let answers = self.answers.upgrade().ok_or_else(|| Error::Closed(self.state.end()))?;
         let request = Request { frame: text(frame)?, id: asked.id, purpose: Purpose::Inline, answers };
         self.state.hand_over(&self.requests, request).await
     }

@@ -1,5 +1,7 @@
 //! A WebTransport session as a link. The stack is not the server's: web-transport-quinn speaks for itself.
 
+use std::sync::OnceLock;
+
 use bytes::{Bytes, BytesMut};
 use tokio::time::timeout;
 use web_transport_quinn::{ReadError, RecvStream, SendStream, SessionError, WebTransportError, WriteError};
@@ -9,12 +11,20 @@ use crate::protocol::CloseCode;
 
 /// One session, which has its QUIC connection for itself.
 #[derive(Debug)]
-pub(super) struct Session(web_transport_quinn::Session);
+pub(super) struct Session {
+    session: web_transport_quinn::Session,
+    /// the code that this side closed it with
+    closing: OnceLock<CloseCode>,
+}
+
+/// The way up of an attach stream.
+#[derive(Debug)]
+pub(super) struct Requests(SendStream);
 
 /// One bidirectional stream.
 pub(super) struct Stream {
     /// open on an attach stream only
-    send: Option<SendStream>,
+    send: Option<Requests>,
     recv: RecvStream,
     lines: Lines,
 }
@@ -27,19 +37,19 @@ impl std::fmt::Debug for Stream {
 
 impl Session {
     pub(super) const fn new(session: web_transport_quinn::Session) -> Self {
-        Self(session)
+        Self { session, closing: OnceLock::new() }
     }
 
     pub(super) async fn exchange(&self, frame: &[u8], stays_open: bool) -> Result<Stream, Error> {
         let opened = async {
-            let (mut send, recv) = self.0.open_bi().await.map_err(|err| Error::Closed(closed(&err)))?;
+            let (mut send, recv) = self.session.open_bi().await.map_err(|err| Error::Closed(closed(&err)))?;
             send.write_all(&line(frame)).await.map_err(|err| write_failed(&err))?;
             Ok((send, recv))
         };
         let (mut send, recv) =
             timeout(OPEN_DEADLINE, opened).await.map_err(|_elapsed| Error::Timeout("a stream"))??;
         let send = if stays_open {
-            Some(send)
+            Some(Requests(send))
         } else {
             // It fails only where the peer wants no more of it; the answers say what became of the request.
             drop(send.finish());
@@ -50,7 +60,7 @@ impl Session {
 
     pub(super) async fn datagram(&self) -> Bytes {
         loop {
-            match self.0.read_datagram().await {
+            match self.session.read_datagram().await {
                 Ok(payload) => return payload,
                 // One of another session of this connection; there is none, so it is of nobody.
                 Err(SessionError::WebTransportError(WebTransportError::UnknownSession)) => {}
@@ -60,15 +70,18 @@ impl Session {
     }
 
     pub(super) async fn closed(&self) -> Closed {
-        closed(&self.0.closed().await)
+        let end = self.session.closed().await;
+        self.closing.get().map_or_else(|| closed(&end), |code| Closed::by(*code))
     }
 
     pub(super) fn close(&self, code: CloseCode) {
-        self.0.close(code.webtransport(), code.reason().as_bytes());
+        self.session.close(code.webtransport(), code.reason().as_bytes());
+        // The first code is the one that is sent.
+        self.closing.get_or_init(|| code);
     }
 
     pub(super) fn stats(&self) -> Stats {
-        let stats = quinn::Connection::stats(&self.0);
+        let stats = quinn::Connection::stats(&self.session);
         Stats {
             rtt: stats.path.rtt,
             sent_packets: stats.path.sent_packets,
@@ -96,9 +109,18 @@ impl Stream {
     }
 
     pub(super) async fn send(&mut self, frame: &[u8]) -> Result<(), Error> {
-        let send = self.send.as_mut().ok_or(Error::Protocol("a request has one frame"))?;
+        self.send.as_mut().ok_or(Error::Protocol("a request has one frame"))?.send(frame).await
+    }
+
+    pub(super) const fn requests(&mut self) -> Option<Requests> {
+        self.send.take()
+    }
+}
+
+impl Requests {
+    pub(super) async fn send(&mut self, frame: &[u8]) -> Result<(), Error> {
         let line = line(frame);
-        let sent = timeout(OPEN_DEADLINE, send.write_all(&line)).await;
+        let sent = timeout(OPEN_DEADLINE, self.0.write_all(&line)).await;
         sent.map_err(|_elapsed| Error::Timeout("a frame"))?.map_err(|err| write_failed(&err))
     }
 }
@@ -116,7 +138,6 @@ fn closed(err: &SessionError) -> Closed {
         SessionError::WebTransportError(WebTransportError::Closed(code, reason)) => {
             Closed { code: CloseCode::from_webtransport(*code), reason: reason.clone() }
         }
-        SessionError::ConnectionError(quinn::ConnectionError::LocallyClosed) => Closed::by(CloseCode::Done),
         other => Closed::lost(other.to_string()),
     }
 }

@@ -16,6 +16,8 @@ mod auth; // which tokens are accepted, and which are not
 mod bad_input; // what is refused, how it is told, and that nothing else is harmed
 mod bench; // the load generator: each scenario in small, what it refuses, how it ends
 mod chat; // one message, end to end, over both transports
+mod cli; // the binary: commands, output, exit codes
+mod client; // the native client: resume, outbox, races, renewals, refusals
 mod client_link; // the native client's links: frames over both transports, certificates, ends
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server

@@ -110,12 +110,12 @@ impl Routes {
     pub(super) fn left(&mut self) -> Vec<String> {
         let left = self.watches.extract_if(.., |watch| watch.answers.is_closed());
         let detach = left.map(|watch| {
-            let mut detach = json!({"type": "detach", "id": Uuid::new_v4()});
-            match watch.watched {
-                Watched::Session(id) => detach["session_id"] = json!(id),
-                Watched::User => detach["scope"] = json!("user"),
-                Watched::Desk => detach["scope"] = json!("desk"),
-            }
+            let id = Uuid::new_v4();
+            let detach = match watch.watched {
+                Watched::Session(session_id) => json!({"type": "detach", "id": id, "session_id": session_id}),
+                Watched::User => json!({"type": "detach", "id": id, "scope": "user"}),
+                Watched::Desk => json!({"type": "detach", "id": id, "scope": "desk"}),
+            };
             detach.to_string()
         });
         detach.collect()

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod proxy;
+pub(crate) mod road;
 pub(crate) mod server;
 
 pub(crate) use client::{Client, Via, id};

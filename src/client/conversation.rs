@@ -1,0 +1,236 @@
+//! What one watch has brought: its place in the log, its replies, and what is told of them. Knows frames, no connection.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use super::{
+    Open,
+    event::{Event, Reply},
+    message::{Stored, Teller},
+    position::Position,
+    turns::{Outcome, Turns},
+};
+use crate::{
+    chat::{
+        RequestId, SessionId,
+        ask::{Attach, Position as Place, Scope},
+    },
+    protocol::{AiResponse, ClientFrame, ConnectionStatus, EntryFrame, Request, ServerFrame, encode_request},
+};
+
+/// One watch of a client.
+pub(super) struct Conversation {
+    pub(super) scope: Scope,
+    /// `None` until it is known which
+    pub(super) session_id: Option<SessionId>,
+    /// what is asked for before it is; the id makes it harmless to repeat
+    open: Open,
+    id: RequestId,
+    pub(super) position: Position,
+    pub(super) turns: Turns,
+    events: mpsc::Sender<Event>,
+    missed: bool,
+}
+
+/// What is to be done about a frame, beyond what was told.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    Nothing,
+    /// attach anew, from where this stands
+    Resume,
+    /// read a reply again: its text is not what was announced
+    Reread(Box<Reply>),
+    /// a message of this user, maybe one of this client that came back in the log
+    Own(Box<EntryFrame>),
+    /// the session does not exist any more
+    Gone,
+}
+
+/// An entry of a type that this version does not know still has its place.
+#[derive(Deserialize)]
+struct Placed {
+    seq: u64,
+}
+
+/// A watch's `attach`, without what the connection adds to it.
+#[derive(Clone)]
+pub(super) struct Attaching {
+    pub(super) id: RequestId,
+    attach: Attach,
+}
+
+impl Attaching {
+    /// The frame, with `datagrams` where the transport has them.
+    pub(super) fn frame(&self, token: &str, datagrams: bool) -> Bytes {
+        let mut attach = self.attach.clone();
+        attach.token = Some(token.to_owned());
+        attach.datagrams &= datagrams;
+        encode_request(&Request { id: Some(self.id), frame: ClientFrame::Attach(Box::new(attach)) }).into()
+    }
+}
+
+impl Conversation {
+    pub(super) fn new(scope: Scope, open: Open, events: mpsc::Sender<Event>) -> Self {
+        let session_id = open.session_id;
+        let position = Position::new(open.history.is_some());
+        let id = RequestId::new_v4();
+        Self { scope, session_id, open, id, position, turns: Turns::default(), events, missed: false }
+    }
+
+    /// Whether anybody still listens.
+    pub(super) fn left(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// The `attach` for where this stands.
+    pub(super) fn attaching(&self) -> Attaching {
+        let begun = self.position.after_seq();
+        // Once it is answered, the wish is granted; what follows are other requests.
+        let asked = self.open.new || self.open.reopen;
+        Attaching {
+            id: if asked { self.id } else { RequestId::new_v4() },
+            attach: Attach {
+                token: None,
+                scope: self.scope,
+                session_id: self.session_id.map(Ok),
+                after_seq: begun.filter(|_| self.scope == Scope::Session),
+                last: self.open.history.filter(|_| begun.is_none()),
+                position: self.turns.place().map(|(turn_id, offset)| Place { turn_id, offset }),
+                new: self.open.new,
+                reopen: self.open.reopen,
+                datagrams: self.scope == Scope::Session,
+            },
+        }
+    }
+
+    /// The watch has begun, or goes on.
+    pub(super) fn attached(&mut self, status: ConnectionStatus) {
+        if self.scope != Scope::Session {
+            return;
+        }
+        if status.recovered == Some(false) {
+            self.position = Position::new(true);
+            self.tell(Event::Reset);
+        }
+        if status.last_seq == Some(0) {
+            self.position = Position::new(false);
+        }
+        self.session_id = status.session_id;
+        (self.open.new, self.open.reopen) = (false, false);
+        self.tell(Event::Session(Box::new(status)));
+    }
+
+    /// Takes a frame of a type that this version does not know.
+    pub(super) fn unknown(&mut self, frame: &Bytes) {
+        if let Ok(Placed { seq }) = serde_json::from_slice(frame) {
+            self.position.hold(seq);
+        }
+    }
+
+    /// Takes a copy that came as a datagram, if it is exactly what comes next; its stream will bring the rest.
+    pub(super) fn copy(&mut self, frame: ServerFrame) -> Wanted {
+        let wanted = match &frame {
+            ServerFrame::UserMessage(entry) => self.position.is_next(entry.seq),
+            ServerFrame::AiResponse(response) => self.turns.wants(response),
+            _ => false,
+        };
+        if wanted { self.frame(frame) } else { Wanted::Nothing }
+    }
+
+    /// Takes a frame that answers nobody's request, or goes on answering a message's.
+    pub(super) fn frame(&mut self, frame: ServerFrame) -> Wanted {
+        match frame {
+            ServerFrame::ConnectionStatus(status) => self.tell(Event::Session(status)),
+            ServerFrame::Loading { turn_id, seq, .. } => {
+                if self.turns.expect(turn_id) {
+                    self.tell(Event::Turn { turn_id, seq });
+                }
+            }
+            ServerFrame::AiResponse(response) => return self.response(&response),
+            ServerFrame::UserMessage(entry) => return self.entry(entry),
+            ServerFrame::SessionUpdate(update) => {
+                let gone = update.deleted && self.session_id == Some(update.session_id);
+                self.tell(Event::Update(update));
+                if gone {
+                    return Wanted::Gone;
+                }
+            }
+            ServerFrame::TypingIndicator { sender, metadata, .. } => {
+                let active = metadata.get("state").is_some_and(|state| state == "start");
+                self.tell(Event::Typing { sender, active });
+            }
+            ServerFrame::Error { turn_id: Some(turn_id), error, .. } => self.turns.failed(turn_id, error),
+            ServerFrame::Error { error, .. } => self.tell(Event::Refused(error)),
+            ServerFrame::Accepted(_) | ServerFrame::Pong { .. } | ServerFrame::GoingAway { .. } => {}
+        }
+        Wanted::Nothing
+    }
+
+    fn response(&mut self, frame: &AiResponse) -> Wanted {
+        if frame.reply.as_ref().is_some_and(|last| self.position.holds(last.seq)) {
+            return Wanted::Nothing;
+        }
+        match self.turns.take(frame) {
+            Outcome::Known => Wanted::Nothing,
+            Outcome::Hole => Wanted::Resume,
+            Outcome::Piece(offset, content) => {
+                self.tell(Event::Piece { turn_id: frame.turn_id, offset, content });
+                Wanted::Nothing
+            }
+            Outcome::Ended(reply) if reply.verified => {
+                self.conclude(reply);
+                Wanted::Nothing
+            }
+            Outcome::Ended(reply) => Wanted::Reread(Box::new(reply)),
+        }
+    }
+
+    /// A reply is what it will be.
+    pub(super) fn conclude(&mut self, reply: Reply) {
+        let reply = Arc::new(reply);
+        self.position.hold(reply.seq);
+        self.turns.conclude(&reply);
+        self.tell(Event::Reply(reply));
+    }
+
+    fn entry(&mut self, entry: Box<EntryFrame>) -> Wanted {
+        if entry.id.is_some() {
+            return Wanted::Own(entry);
+        }
+        self.show(entry);
+        Wanted::Nothing
+    }
+
+    /// Shows an entry, unless it is held.
+    pub(super) fn show(&mut self, entry: Box<EntryFrame>) {
+        if self.position.hold(entry.seq) {
+            self.tell(Event::Entry(entry));
+        }
+    }
+
+    /// A message of this client is stored: its turn is followed.
+    pub(super) fn stored(&mut self, stored: &Stored, lasting: bool, teller: Teller) {
+        // The place of a regenerated reply is no entry that is held.
+        if let Some(seq) = stored.seq.filter(|_| lasting) {
+            self.position.note(seq);
+        }
+        teller.send_modify(|progress| progress.stored = Some(*stored));
+        match stored.turn_id {
+            Some(turn_id) => self.turns.follow(turn_id, teller),
+            None => teller.send_modify(|progress| progress.end = Some(Ok(None))),
+        }
+    }
+
+    /// Tells whoever listens. What they do not read in time is lost to them, and they are told so.
+    pub(super) fn tell(&mut self, event: Event) {
+        if self.missed && self.events.try_send(Event::Missed).is_ok() {
+            self.missed = false;
+        }
+        if self.missed || self.events.try_send(event).is_err() {
+            self.missed = true;
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The routes beside the connection: HTTP/3 where the site has QUIC, else HTTP/2 or 1.1 over TCP.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::{Buf, Bytes};
+use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use super::{Dialer, Error, event::Reply, site, turns};
+use crate::{
+    chat::SessionId,
+    protocol::{ErrorBody, ServerFrame},
+};
+
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Longest answer that is read. An export of a very long session is longer, and an error.
+const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+type Requests = h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>;
+
+/// Sends requests of one client. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Http(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// the HTTP/3 connection of the moment
+    http3: std::sync::Mutex<Option<Requests>>,
+    /// drive HTTP/3 connections, each until it is over
+    drivers: TaskTracker,
+}
+
+/// A request to a route.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    /// below the base, each part encoded
+    pub(super) path: String,
+    pub(super) body: Option<Value>,
+}
+
+impl Call {
+    pub(super) const fn get(path: String) -> Self {
+        Self { method: Method::GET, path, body: None }
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").finish_non_exhaustive()
+    }
+}
+
+impl Http {
+    /// Sends a request and reads the answer as JSON.
+    pub(super) async fn json<T: DeserializeOwned>(&self, dialer: &Dialer, token: &str, call: Call) -> Result<T, Error> {
+        let body = self.bytes(dialer, token, call).await?;
+        let body: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(body).map_err(|_not_json| Error::Protocol("an answer is not what the route gives"))
+    }
+
+    /// Sends a request and reads the answer whole.
+    pub(super) async fn bytes(&self, dialer: &Dialer, token: &str, call: Call) -> Result<Bytes, Error> {
+        let answered = timeout(DEADLINE, self.send(dialer, token, &call)).await;
+        let (status, body) = answered.map_err(|_elapsed| Error::Timeout("the answer"))??;
+        if status.is_success() {
+            return Ok(body);
+        }
+        #[derive(serde::Deserialize)]
+        struct Problem {
+            code: crate::chat::ErrorCode,
+            detail: String,
+            retryable: bool,
+            retry_after_ms: Option<u64>,
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(Problem { code, detail, retryable, retry_after_ms }) => Err(Error::Answered(ErrorBody {
+                code,
+                message: detail,
+                recoverable: retryable,
+                retry_after: retry_after_ms,
+            })),
+            Err(_no_problem) => Err(Error::Refused { what: call.path, status }),
+        }
+    }
+
+    async fn send(&self, dialer: &Dialer, token: &str, call: &Call) -> Result<(StatusCode, Bytes), Error> {
+        if let Some(url) = dialer.site().webtransport.as_ref().filter(|_| dialer.quic_works()) {
+            // Only what was never sent is sent again another way.
+            if let Ok(requests) = self.http3(dialer, url).await {
+                return over_quic(requests, url, dialer.site(), token, call).await;
+            }
+        }
+        over_tcp(dialer.site(), token, call).await
+    }
+
+    async fn http3(&self, dialer: &Dialer, url: &Url) -> Result<Requests, Error> {
+        let held = self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(requests) = held {
+            self.keep(requests.clone());
+            return Ok(requests);
+        }
+        let quic_conn = timeout(Duration::from_secs(2), dialer.quic(url)).await;
+        let quic_conn = quic_conn.map_err(|_elapsed| Error::Timeout("HTTP/3"))??;
+        let built = h3::client::new(h3_quinn::Connection::new(quic_conn)).await;
+        let (mut driver, requests) = built.map_err(|err| Error::unreachable(url, err))?;
+        let shared = Arc::downgrade(&self.0);
+        self.0.drivers.spawn(async move {
+            let _over = std::future::poll_fn(|cx| driver.poll_close(cx)).await;
+            if let Some(shared) = shared.upgrade() {
+                shared.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            }
+        });
+        self.keep(requests.clone());
+        Ok(requests)
+    }
+
+    fn keep(&self, requests: Requests) {
+        *self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(requests);
+    }
+
+    /// Reads a reply again, whose text was not the one that was announced. What cannot be read is left as it is.
+    pub(super) async fn proved(&self, dialer: Option<Dialer>, token: Option<String>, mut reply: Reply) -> Reply {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            entries: Vec<ServerFrame>,
+        }
+        let (Some(dialer), Some(token)) = (dialer, token) else { return reply };
+        let call = Call::get(log_path(reply.session_id, &format!("after_seq={}&limit=1", reply.seq.saturating_sub(1))));
+        let Ok(page) = self.json::<Page>(&dialer, &token, call).await else { return reply };
+        let found = page.entries.into_iter().find_map(|entry| match entry {
+            ServerFrame::AiResponse(frame) if frame.turn_id == reply.turn_id => Some(frame),
+            _ => None,
+        });
+        if let Some((frame, last)) = found.as_ref().and_then(|frame| Some((frame, frame.reply.as_ref()?))) {
+            reply.text = frame.content.as_ref().to_owned();
+            reply.sha256.clone_from(&last.sha256);
+            reply.verified = turns::matches(&reply.text, last.length, &last.sha256);
+        }
+        reply
+    }
+}
+
+/// The log of a session.
+pub(super) fn log_path(session_id: SessionId, query: &str) -> String {
+    format!("/sessions/{session_id}?{query}")
+}
+
+async fn over_quic(
+    mut requests: Requests,
+    url: &Url,
+    at: &site::Site,
+    token: &str,
+    call: &Call,
+) -> Result<(StatusCode, Bytes), Error> {
+    let lost = |err: h3::error::StreamError| Error::unreachable(url, err);
+    let authority = url.authority();
+    let prefix = at.http.path().trim_end_matches('/');
+    let request = http::Request::builder()
+        .method(call.method.clone())
+        .uri(format!("https://{authority}{prefix}{}", call.path))
+        .header("authorization", format!("Bearer {token}"))
+        .header("content-type", "application/json")
+        .header("user-agent", concat!("chatbox/", env!("CARGO_PKG_VERSION")))
+        .body(())
+        .map_err(|err| Error::unreachable(url, err))?;
+    let mut stream = requests.send_request(request).await.map_err(lost)?;
+    if let Some(body) = &call.body {
+        stream.send_data(body.to_string().into()).await.map_err(lost)?;
+    }
+    stream.finish().await.map_err(lost)?;
+    let status = stream.recv_response().await.map_err(lost)?.status();
+    let mut body = Vec::new();
+    while let Some(mut data) = stream.recv_data().await.map_err(lost)? {
+        if body.len() + data.remaining() > BODY_BYTES_MAX {
+            return Err(Error::Protocol("an answer has no end"));
+        }
+        body.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+    }
+    Ok((status, body.into()))
+}
+
+async fn over_tcp(at: &site::Site, token: &str, call: &Call) -> Result<(StatusCode, Bytes), Error> {
+    let url = format!("{}{}", at.http.as_str().trim_end_matches('/'), call.path);
+    let mut request =
+        site::http_client(&at.http, at.certificate_sha256)?.request(call.method.clone(), url).bearer_auth(token);
+    if let Some(body) = &call.body {
+        request = request.json(body);
+    }
+    let mut response = request.send().await.map_err(|err| site::sorted(&at.http, err))?;
+    let status = response.status();
+    let mut body = Vec::new();
+    while let Some(data) = response.chunk().await.map_err(|err| site::sorted(&at.http, err))? {
+        if body.len() + data.len() > BODY_BYTES_MAX {
+            return Err(Error::Protocol("an answer has no end"));
+        }
+        body.extend_from_slice(&data);
+    }
+    Ok((status, body.into()))
+}

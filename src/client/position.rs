@@ -1,0 +1,85 @@
+//! What a client holds of a session's log. Pure bookkeeping: no transport, no clock.
+
+use std::collections::BTreeSet;
+
+/// Places beyond the contiguous part that are remembered. More would be a fault of the server's.
+const AHEAD_MAX: usize = 4096;
+
+/// Which entries are held in their final state.
+#[derive(Debug)]
+pub(super) struct Position {
+    /// the largest n for which every entry up to n is held; `None` until a snapshot's first entry tells where it begins
+    contiguous: Option<u64>,
+    ahead: BTreeSet<u64>,
+}
+
+impl Position {
+    /// Nothing is held. `snapshot`: the first entry that comes is the first that there will be.
+    pub(super) fn new(snapshot: bool) -> Self {
+        Self { contiguous: (!snapshot).then_some(0), ahead: BTreeSet::new() }
+    }
+
+    /// What an `attach` names as `after_seq`; `None` before anything tells.
+    pub(super) const fn after_seq(&self) -> Option<u64> {
+        self.contiguous
+    }
+
+    /// Whether an entry is exactly the one that comes next.
+    pub(super) fn is_next(&self, seq: u64) -> bool {
+        !self.ahead.contains(&seq) && self.contiguous.is_some_and(|held| held + 1 == seq)
+    }
+
+    pub(super) fn holds(&self, seq: u64) -> bool {
+        self.contiguous.is_some_and(|held| seq <= held) || self.ahead.contains(&seq)
+    }
+
+    /// Notes that an entry is held; `false`: it had been before.
+    pub(super) fn hold(&mut self, seq: u64) -> bool {
+        let held = self.contiguous.get_or_insert_with(|| seq.saturating_sub(1));
+        if seq <= *held || !self.ahead.insert(seq) {
+            return false;
+        }
+        while self.ahead.remove(&(*held + 1)) {
+            *held += 1;
+        }
+        if self.ahead.len() > AHEAD_MAX {
+            self.ahead.pop_first();
+        }
+        true
+    }
+
+    /// Notes that an entry is held that came beside the log, so it does not tell where a snapshot begins.
+    pub(super) fn note(&mut self, seq: u64) {
+        if self.contiguous.is_some() {
+            self.hold(seq);
+        } else {
+            self.ahead.insert(seq);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_grows_over_gaps_once_they_are_filled() {
+        let mut position = Position::new(false);
+        assert!(position.hold(1) && position.hold(3) && position.hold(4));
+        assert_eq!(position.after_seq(), Some(1));
+        assert!(position.is_next(2) && !position.is_next(3) && !position.is_next(5));
+        assert!(position.hold(2));
+        assert_eq!(position.after_seq(), Some(4));
+        assert!(!position.hold(3), "it was held");
+    }
+
+    #[test]
+    fn a_snapshot_begins_where_its_first_entry_is() {
+        let mut position = Position::new(true);
+        position.note(9);
+        assert_eq!(position.after_seq(), None);
+        assert!(position.hold(7) && position.hold(8));
+        assert_eq!(position.after_seq(), Some(9));
+        assert!(position.holds(3), "what is before the snapshot is not asked for");
+    }
+}

@@ -1,0 +1,126 @@
+//! The way to a server that clients know by one address: it can be cut, and lead to another server afterwards.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use chatbox::config::Config;
+use tokio::{
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::watch,
+    task::JoinSet,
+};
+
+/// Where a road leads: the plain listener and the QUIC listener of a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct End {
+    http: SocketAddr,
+    quic: SocketAddr,
+}
+
+/// Two addresses, for TCP and for UDP, that lead to one server at a time.
+pub(crate) struct Road {
+    tcp: SocketAddr,
+    udp: SocketAddr,
+    end: Arc<watch::Sender<Option<End>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Road {
+    /// Leads nowhere yet.
+    pub(crate) async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        let (tcp, udp) = (listener.local_addr().expect("an address"), socket.local_addr().expect("an address"));
+        let end = Arc::new(watch::Sender::new(None));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(carry_tcp(listener, end.subscribe()));
+        tasks.spawn(carry_udp(Arc::new(socket), end.subscribe()));
+        Self { tcp, udp, end, _tasks: tasks }
+    }
+
+    /// Has a server's clients come this way.
+    pub(crate) fn name(&self, config: &mut Config) {
+        config.public_url = Some(format!("http://{}", self.tcp).parse().expect("a URL"));
+        config.public_quic_url = Some(format!("https://{}", self.udp).parse().expect("a URL"));
+    }
+
+    /// Leads to a server. Connections to another one are cut.
+    pub(crate) fn lead(&self, http: SocketAddr, quic: SocketAddr) {
+        self.end.send_replace(Some(End { http, quic }));
+    }
+
+    /// Breaks every connection: TCP is reset, UDP is lost until the road leads somewhere again.
+    pub(crate) fn cut(&self) {
+        self.end.send_replace(None);
+    }
+
+    /// Breaks every connection, and lets new ones through.
+    pub(crate) fn break_once(&self) {
+        let end = *self.end.borrow();
+        self.cut();
+        self.end.send_replace(end);
+    }
+}
+
+async fn carry_tcp(listener: TcpListener, end: watch::Receiver<Option<End>>) {
+    let mut carried = JoinSet::new();
+    loop {
+        let (mut client, _) = listener.accept().await.expect("a client");
+        let mut end = end.clone();
+        carried.spawn(async move {
+            let Some(End { http, .. }) = *end.borrow_and_update() else { return };
+            let Ok(mut server) = TcpStream::connect(http).await else { return };
+            tokio::select! {
+                _ = end.changed() => {}
+                _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+            }
+        });
+        while carried.try_join_next().is_some() {}
+    }
+}
+
+async fn carry_udp(near: Arc<UdpSocket>, mut end: watch::Receiver<Option<End>>) {
+    let mut paths: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+    let mut back = JoinSet::new();
+    let mut buffer = vec![0; 65536];
+    loop {
+        tokio::select! {
+            changed = end.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                paths.clear();
+                back.shutdown().await;
+            }
+            Ok((length, client)) = near.recv_from(&mut buffer) => {
+                let Some(End { quic, .. }) = *end.borrow() else { continue };
+                if !paths.contains_key(&client) {
+                    let any = if quic.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" };
+                    let far = Arc::new(UdpSocket::bind(any).await.expect("a free port"));
+                    far.connect(quic).await.expect("a route");
+                    back.spawn(carry_back(Arc::clone(&far), Arc::clone(&near), client));
+                    paths.insert(client, far);
+                }
+                drop(paths[&client].send(&buffer[..length]).await);
+            }
+        }
+    }
+}
+
+async fn carry_back(far: Arc<UdpSocket>, near: Arc<UdpSocket>, client: SocketAddr) {
+    let mut buffer = vec![0; 65536];
+    while let Ok(length) = far.recv(&mut buffer).await {
+        drop(near.send_to(&buffer[..length], client).await);
+    }
+}
+
+/// Fixes the ports of a server, so that it can be started again on them: its plain listener and its QUIC listener.
+pub(crate) fn fix_ports(config: &mut Config) -> (SocketAddr, SocketAddr) {
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("an address")
+    };
+    let (http, quic) = (free(), free());
+    config.listen.http = chatbox::config::Address::Socket(http);
+    config.listen.quic = chatbox::config::Address::Socket(quic);
+    (http, quic)
+}
