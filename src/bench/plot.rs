@@ -66,8 +66,8 @@ pub(super) fn latencies(curves: &[Curve<'_>]) -> anyhow::Result<String> {
             .y_desc("ms")
             .y_labels(6)
             .y_label_formatter(&|ms| plain(*ms))
-            .label_style(text(12))
-            .axis_desc_style(text(12))
+            .label_style(text(14))
+            .axis_desc_style(text(14))
             .draw()
             .map_err(drawn)?;
         for (curve, colour) in curves.iter().zip(SERIES.iter().cycle()) {
@@ -100,10 +100,10 @@ pub(super) fn bars(bars: &[(String, f64, usize)]) -> anyhow::Result<String> {
             let colour = SERIES.get(series % SERIES.len()).copied().unwrap_or(TEXT);
             #[expect(clippy::cast_possible_truncation, reason = "at most the width of the plot")]
             let end = (room * value / high).max(2.0) as i32;
-            root.draw(&Text::new(name.clone(), (0, top), text(12))).map_err(drawn)?;
+            root.draw(&Text::new(name.clone(), (0, top), text(14))).map_err(drawn)?;
             root.draw(&Rectangle::new([(0, top + 16), (end, top + 26)], colour.filled())).map_err(drawn)?;
             let shown = super::table::figure(*value);
-            root.draw(&Text::new(shown, (end + 4, top + 15), text(12))).map_err(drawn)?;
+            root.draw(&Text::new(shown, (end + 4, top + 15), text(14))).map_err(drawn)?;
         }
         root.present().map_err(drawn)?;
     }
