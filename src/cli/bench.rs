@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -143,19 +144,26 @@ async fn measure(bench: Bench, ask: &Ask, report: &mut Report) -> Vec<String> {
     if report.stopped { Vec::new() } else { ran.broken }
 }
 
-/// Resolves when the run is to be dropped: some time after the first Ctrl-C, which ends it, or at the second.
+/// Resolves when the run is to be dropped: some time after the first Ctrl-C or SIGTERM, which ends it, or at the
+/// second. A bench that was killed without a word would leave its server behind.
 async fn ended(stop: &CancellationToken) {
-    let interrupted = || async {
-        // Without a handler, Ctrl-C ends the process as ever.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    interrupted().await;
+    signalled().await;
     stop.cancel();
     tokio::select! {
-        () = interrupted() => {}
+        () = signalled() => {}
         () = tokio::time::sleep(END_DEADLINE) => {}
+    }
+}
+
+/// Resolves at the next Ctrl-C or SIGTERM. Where they cannot be caught they end the process as ever.
+async fn signalled() {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
 }
 

@@ -166,14 +166,24 @@ fn bad_usage_is_told_apart_from_a_server_that_is_not_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_ends_it_with_what_there_is() {
+async fn a_signal_ends_it_with_what_there_is() {
     let _alone = ALONE.acquire().await;
-    let dir = tempfile::tempdir().unwrap();
+    for signal in ["-INT", "-TERM"] {
+        let dir = tempfile::tempdir().unwrap();
+        let report = ended_by(signal, dir.path()).await;
+        assert!(report.stopped, "{signal}");
+        let starts = report.rows.iter().filter(|row| row.scenario == "start").count();
+        assert_eq!(starts, 2, "{signal}: {:?}", report.rows);
+    }
+}
+
+/// What a bench leaves that was ended in its second scenario.
+async fn ended_by(signal: &str, dir: &Path) -> Report {
     let arguments = ["bench", "start", "relay", "--share-cores", "--duration", "10m", "--out", "r.json"];
     let mut process = tokio::process::Command::new(env!("CARGO_BIN_EXE_chatbox"))
         .args(arguments)
         .args(["--connections", "4"])
-        .current_dir(dir.path())
+        .current_dir(dir)
         .env_remove("CHATBOX_TEST_STRICT")
         .stderr(Stdio::piped())
         .stdout(Stdio::piped())
@@ -183,12 +193,10 @@ async fn an_interrupt_ends_it_with_what_there_is() {
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(process.stderr.take().unwrap()));
     while !lines.next_line().await.unwrap().unwrap().starts_with("relay over webtransport") {}
     let pid = process.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     let output = tokio::time::timeout(Duration::from_secs(30), process.wait_with_output()).await.unwrap().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let report = Report::read(&std::fs::read_to_string(dir.path().join("r.json")).unwrap()).unwrap();
-    assert!(report.stopped);
-    assert_eq!(report.rows.iter().filter(|row| row.scenario == "start").count(), 2, "{:?}", report.rows);
+    assert_eq!(output.status.code(), Some(0), "{signal}: {output:?}");
+    Report::read(&std::fs::read_to_string(dir.join("r.json")).unwrap()).unwrap()
 }
 
 #[test]
