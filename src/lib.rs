@@ -19,6 +19,8 @@
 //!                 chat ────────────── the vocabulary; no I/O, no clock
 //! ```
 //!
+//! `client` stands beside `server`: the same frames from the other side, over a stack that is not the server's.
+//!
 //! `tests/suite/tidy.rs` holds the import rules, file lengths and names against the source.
 //!
 //! # What always holds
@@ -101,6 +103,11 @@
 //!   derives from the types. aide infers statuses from handlers' types, of which ours have one; utoipa has schemas of
 //!   its own, which AsyncAPI cannot use.
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
+//! - **The Rust client has two layers.** [`client::Link`] carries frames and has no policy, which is what a load
+//!   generator needs; [`client::Client`] is one task that owns everything that changes, so that resume, outbox and
+//!   copies are decided in one place and in one order.
+//! - **A WebSocket that won is tried first for ten minutes**, with WebTransport 1.5 s later beside it: where UDP is
+//!   blocked nobody waits twice, and where it is not any longer, nobody is stuck.
 //! - **The bench measures from outside**: a child process of the same binary, read through `/proc`, so that what is
 //!   measured is what is shipped; the load has other cores. Requests at a fixed rate are charged from when they were due.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another

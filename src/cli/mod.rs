@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error.
 
 mod bench;
+mod chat;
 mod check_config;
 mod healthcheck;
 mod serve;
@@ -53,6 +54,8 @@ enum Command {
     Serve,
     /// Print a token that this deployment accepts
     Token(token::Ask),
+    /// Talk to a server: in the terminal, or line by line through pipes
+    Chat(chat::Ask),
     /// Check the configuration and print what is in effect, without secrets
     CheckConfig,
     /// Ask the running server of this configuration whether it is ready
@@ -106,10 +109,18 @@ impl From<Exit> for ExitCode {
 struct BadUsage(String);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    start_log(cli)?;
+    let usual = match cli.command {
+        // A log would be written across what people read and type.
+        Some(Command::Chat(_)) => "off",
+        // Thousands of connections are ended at a time, and WebTransport's client has a line for each.
+        Some(Command::Bench(_)) => "warn,web_transport_quinn=error",
+        _ => "info",
+    };
+    start_log(&cli.global, usual)?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {
         Command::Serve => serve::run(&cli.global),
         Command::Token(ask) => token::run(&cli.global, ask),
+        Command::Chat(ask) => chat::run(&cli.global, ask),
         Command::CheckConfig => check_config::run(&cli.global),
         Command::Healthcheck => healthcheck::run(&cli.global),
         Command::Bench(ask) => bench::run(&cli.global, ask),
@@ -142,15 +153,9 @@ fn key_value(text: &str) -> Result<(String, String), BadUsage> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn start_log(cli: &Cli) -> anyhow::Result<()> {
-    let global = &cli.global;
+fn start_log(global: &Global, usual: &str) -> anyhow::Result<()> {
     let configured = variables().find(|(name, _)| name == environment::LOG).map(|(_, filter)| filter);
-    let default = match cli.command {
-        // Thousands of connections are ended at a time, and WebTransport's client has a line for each.
-        Some(Command::Bench(_)) => "warn,web_transport_quinn=error",
-        _ => "info",
-    };
-    let filter = global.log.clone().or(configured).unwrap_or_else(|| default.to_owned());
+    let filter = global.log.clone().or(configured).unwrap_or_else(|| usual.to_owned());
     let filter = EnvFilter::try_new(&filter).map_err(|err| {
         BadUsage(format!("log filter `{filter}` is not one such as `info` or `chatbox=debug`: {err}"))
     })?;
@@ -201,6 +206,6 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert_eq!(names, ["serve", "token", "check-config", "healthcheck", "bench"]);
+        assert_eq!(names, ["serve", "token", "chat", "check-config", "healthcheck", "bench"]);
     }
 }

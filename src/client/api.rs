@@ -74,11 +74,7 @@ impl Client {
     /// # Errors
     /// [`Error::Answered`] when the server refuses it, [`Error::Timeout`] after 15 seconds, [`Error::Unreachable`].
     pub async fn sessions(&self, limit: u32, cursor: Option<&str>, words: Option<&str>) -> Result<SessionPage, Error> {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        query.append_pair("limit", &limit.to_string());
-        cursor.map(|cursor| query.append_pair("cursor", cursor));
-        words.map(|words| query.append_pair("q", words));
-        self.json(Call::get(format!("/sessions?{}", query.finish()))).await
+        self.json(Call::get(list_path(limit, cursor, words))).await
     }
 
     /// Renames a session.
@@ -160,4 +156,15 @@ impl Client {
         };
         self.0.dialer.get_or_try_init(discover).await
     }
+}
+
+fn list_path(limit: u32, cursor: Option<&str>, words: Option<&str>) -> String {
+    let mut query = form_urlencoded::Serializer::for_suffix("/sessions?".to_owned(), "/sessions?".len());
+    query.append_pair("limit", &limit.to_string());
+    for (name, value) in [("cursor", cursor), ("q", words)] {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    query.finish()
 }

@@ -114,6 +114,10 @@ impl Conversation {
         if status.recovered == Some(false) {
             self.position = Position::new(true);
             self.tell(Event::Reset);
+            // What is held of unfinished replies is told once more; finished ones come again by themselves.
+            for (turn_id, content) in self.turns.texts() {
+                self.tell(Event::Piece { turn_id, offset: 0, content });
+            }
         }
         if status.last_seq == Some(0) {
             self.position = Position::new(false);
@@ -232,5 +236,99 @@ impl Conversation {
         if self.missed || self.events.try_send(event).is_err() {
             self.missed = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SESSION: &str = "01a21579-63cf-77f9-8d53-a904e2c57f36";
+    const TURN: &str = "01a21579-79c2-70e9-afe1-f85fef28a5ce";
+
+    fn parsed(frame: Value) -> ServerFrame {
+        serde_json::from_value(frame).unwrap()
+    }
+
+    fn piece(offset: u64, content: &str) -> ServerFrame {
+        parsed(json!({
+            "type": "ai_response", "session_id": SESSION, "turn_id": TURN, "offset": offset, "content": content,
+            "sender": "ai", "metadata": {"streaming": "true", "done": "false"},
+        }))
+    }
+
+    fn last(text: &str) -> ServerFrame {
+        let sha256 = hex::encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()));
+        parsed(json!({
+            "type": "ai_response", "session_id": SESSION, "turn_id": TURN, "offset": text.len(), "content": "",
+            "sender": "ai", "metadata": {"streaming": "true", "done": "true"}, "seq": 2, "reply_to": 1,
+            "state": "complete", "length": text.len(), "sha256": sha256, "timestamp": "2026-01-02T03:04:05.678Z",
+        }))
+    }
+
+    fn entry(seq: u64) -> ServerFrame {
+        parsed(json!({
+            "type": "user_message", "entry_id": TURN, "session_id": SESSION, "seq": seq, "content": "hello",
+            "sender": "user", "timestamp": "2026-01-02T03:04:05.678Z",
+        }))
+    }
+
+    fn told(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
+        let shown = std::iter::from_fn(|| events.try_recv().ok()).map(|event| match event {
+            Event::Piece { offset, content, .. } => format!("{offset} {content}"),
+            Event::Entry(entry) => format!("entry {}", entry.seq),
+            Event::Reply(reply) => format!("reply {} {}", reply.text, reply.verified),
+            other => format!("{other:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn a_copy_is_taken_only_where_it_is_what_comes_next() {
+        let (events, mut heard) = mpsc::channel(64);
+        let mut held = Conversation::new(Scope::Session, Open::default(), events);
+        held.copy(entry(2));
+        held.copy(piece(0, "never "));
+        assert_eq!(told(&mut heard), Vec::<String>::new(), "an entry ahead, and a turn that is not known");
+        held.copy(entry(1));
+        held.copy(entry(1));
+        held.frame(entry(1));
+        held.frame(parsed(json!({"type": "loading", "session_id": SESSION, "turn_id": TURN, "seq": 2})));
+        assert_eq!(told(&mut heard), ["entry 1", "Turn"]);
+        held.copy(piece(4, "too far"));
+        held.copy(last("eins zwei"));
+        held.copy(piece(0, "eins "));
+        held.copy(piece(0, "eins zwei"));
+        assert_eq!(told(&mut heard), ["0 eins ", "5 zwei"]);
+        held.frame(piece(0, "eins "));
+        held.frame(piece(5, "zwei"));
+        held.copy(last("eins zwei"));
+        held.frame(last("eins zwei"));
+        assert_eq!(told(&mut heard), ["reply eins zwei true"]);
+    }
+
+    #[test]
+    fn a_hole_in_a_text_and_a_text_of_another_hash_are_found() {
+        let (events, mut heard) = mpsc::channel(64);
+        let mut held = Conversation::new(Scope::Session, Open::default(), events);
+        assert!(matches!(held.frame(piece(3, "zwei")), Wanted::Resume));
+        held.frame(piece(0, "eins dre"));
+        assert!(matches!(held.frame(last("eins zwe")), Wanted::Reread(reply) if reply.text == "eins dre"));
+        assert_eq!(told(&mut heard), ["0 eins dre"], "a reply is told once it is proved");
+    }
+
+    #[test]
+    fn whoever_reads_no_events_is_told_that_some_are_missed() {
+        let (events, mut heard) = mpsc::channel(1);
+        let mut held = Conversation::new(Scope::Session, Open::default(), events);
+        held.frame(entry(1));
+        held.frame(entry(2));
+        assert_eq!(told(&mut heard), ["entry 1"]);
+        held.frame(entry(3));
+        assert_eq!(told(&mut heard), ["Missed"]);
+        held.frame(entry(4));
+        assert!(held.position.holds(4));
     }
 }

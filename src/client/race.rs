@@ -61,7 +61,7 @@ pub(super) struct Attached {
 pub(super) async fn race(
     dialer: &Dialer,
     order: &[Transport],
-    attach: impl Fn(Transport) -> Bytes,
+    attach: impl Fn(Transport) -> Bytes + Send + Sync,
 ) -> Result<Attached, Error> {
     let mut waiting = order.iter().copied();
     let mut attempts: FuturesUnordered<BoxFuture<'_, Result<Attached, Error>>> = FuturesUnordered::new();

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     chat::{Rating, RequestId, SessionId, SessionUpdate, TurnId, ask::Feedback},
-    protocol::{ClientFrame, ConnectionStatus, ServerFrame},
+    protocol::{ClientFrame, ConnectionStatus},
 };
 
 /// A watched session. Dropping it ends the watch, once its messages are answered.
@@ -77,33 +77,38 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Answered`] with `TURN_NOT_FOUND` when it has ended already; [`Error::Timeout`] after 15 seconds.
-    pub async fn stop(&self, turn_id: TurnId) -> Result<(), Error> {
-        self.ask(ClientFrame::Stop { turn_id }).await.map(drop)
+    pub fn stop(&self, turn_id: TurnId) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.ask(ClientFrame::Stop { turn_id })
     }
 
     /// Chooses the model that answers from now on.
     ///
     /// # Errors
     /// [`Error::Answered`] when there is no such model; [`Error::Timeout`] after 15 seconds.
-    pub async fn select_model(&self, model_id: impl Into<String>) -> Result<(), Error> {
-        self.ask(ClientFrame::ModelSelect { session_id: Some(Ok(self.id)), model_id: model_id.into() }).await.map(drop)
+    pub fn select_model(&self, model_id: String) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.ask(ClientFrame::ModelSelect { session_id: Some(Ok(self.id)), model_id })
     }
 
     /// Says what the reply at `seq` was worth.
     ///
     /// # Errors
     /// [`Error::Answered`] when there is no such reply; [`Error::Timeout`] after 15 seconds.
-    pub async fn rate(&self, seq: u64, rating: Rating, comment: Option<String>) -> Result<(), Error> {
+    pub fn rate(
+        &self,
+        seq: u64,
+        rating: Rating,
+        comment: Option<String>,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let feedback = Feedback { session_id: Some(Ok(self.id)), seq, rating, content: comment };
-        self.ask(ClientFrame::Feedback(Box::new(feedback))).await.map(drop)
+        self.ask(ClientFrame::Feedback(Box::new(feedback)))
     }
 
     /// Asks for a person, or does so no longer.
     ///
     /// # Errors
     /// [`Error::Answered`] when it is refused; [`Error::Timeout`] after 15 seconds.
-    pub async fn ask_for_help(&self, wanted: bool) -> Result<(), Error> {
-        self.ask(ClientFrame::Help { session_id: Some(Ok(self.id)), wanted }).await.map(drop)
+    pub fn ask_for_help(&self, wanted: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.ask(ClientFrame::Help { session_id: Some(Ok(self.id)), wanted })
     }
 
     /// Tells the other participants that somebody types, or has stopped. Lost without a connection.
@@ -117,16 +122,20 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`Client::history`].
-    pub async fn older(&self, before_seq: u64, limit: u32) -> Result<Page, Error> {
-        self.client.history(self.id, before_seq, limit).await
+    pub fn older(&self, before_seq: u64, limit: u32) -> impl Future<Output = Result<Page, Error>> + Send + use<> {
+        let (client, id) = (self.client.clone(), self.id);
+        async move { client.history(id, before_seq, limit).await }
     }
 
-    async fn ask(&self, frame: ClientFrame) -> Result<ServerFrame, Error> {
+    /// The future holds the client, and not this.
+    fn ask(&self, frame: ClientFrame) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (answer, answered) = oneshot::channel();
-        let command = Command::Ask { key: self.key, frame, answer };
-        let gone = Error::Protocol("the client is closed");
-        self.client.0.commands.send(command).await.map_err(|_gone| gone.clone())?;
-        answered.await.map_err(|_gone| gone)?
+        let (client, command) = (self.client.clone(), Command::Ask { key: self.key, frame, answer });
+        async move {
+            let gone = Error::Protocol("the client is closed");
+            client.0.commands.send(command).await.map_err(|_gone| gone.clone())?;
+            answered.await.map_err(|_gone| gone)?.map(drop)
+        }
     }
 }
 

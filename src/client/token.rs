@@ -69,8 +69,8 @@ pub(super) fn life(token: &str) -> Option<Duration> {
     }
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let now = u64::try_from(clock::now().0 / 1000).ok()?;
-    Some(Duration::from_secs(claims.exp.saturating_sub(now)))
+    let now_ms = u64::try_from(clock::now().0).ok()?;
+    Some(Duration::from_millis(claims.exp.saturating_mul(1000).saturating_sub(now_ms)))
 }
 
 #[cfg(test)]

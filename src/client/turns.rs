@@ -57,6 +57,12 @@ impl Turns {
         running.map(|(id, turn)| (*id, turn.text.len() as u64))
     }
 
+    /// What is held of replies that run.
+    pub(super) fn texts(&self) -> Vec<(TurnId, String)> {
+        let running = self.running.iter().filter(|(_, turn)| !turn.ended && !turn.text.is_empty());
+        running.map(|(id, turn)| (*id, turn.text.clone())).collect()
+    }
+
     pub(super) fn any(&self) -> bool {
         !self.running.is_empty()
     }

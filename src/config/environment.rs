@@ -33,6 +33,9 @@ const FILE: &str = "CHATBOX_CONFIG";
 /// The filter of the log, read by the command line.
 pub(crate) const LOG: &str = "CHATBOX_LOG";
 
+/// The token of `chatbox chat`, read by the command line.
+pub(crate) const TOKEN: &str = "CHATBOX_TOKEN";
+
 const PREFIX: &str = "CHATBOX_";
 
 /// Largest file that a `…_FILE` variable may name, in bytes.
@@ -49,7 +52,7 @@ pub(super) fn read(variables: impl IntoIterator<Item = (String, String)>) -> Env
         if name == FILE {
             environment.file = Some(text);
         } else if let Some(key) = name.strip_prefix(PREFIX) {
-            if name != LOG && !service_link(key, &text) {
+            if name != LOG && name != TOKEN && !service_link(key, &text) {
                 environment.own(&name, key, text);
             }
         } else if known(&name) {

@@ -40,6 +40,7 @@ mod sessions_names; // names that a model gives
 mod sessions_share; // links: what they show, for how long, and to whom
 mod slow; // clients that read slowly or not at all
 mod store; // every store's contract, and the file's own promises
+mod terminal; // `chatbox chat` without a terminal: lines, JSON, exit codes
 mod tidy; // the repository's own rules, checked on its text
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain

@@ -111,7 +111,14 @@ impl Engine {
                 };
                 let dialer = match dialer {
                     Some(dialer) => dialer,
-                    None => Dialer::new(Site::discover_pinned(&options.base, options.certificate_sha256).await?),
+                    None => {
+                        let dialer =
+                            Dialer::new(Site::discover_pinned(&options.base, options.certificate_sha256).await?);
+                        if options.transport == Some(Transport::WebSocket) {
+                            dialer.avoid_quic();
+                        }
+                        dialer
+                    }
                 };
                 Ok((token, dialer))
             };
@@ -139,7 +146,7 @@ impl Engine {
         self.token = token.or(self.token.take());
         match attached {
             Ok(attached) => self.adopt(attached, key),
-            Err(err) => self.failed(err, key, fresh),
+            Err(err) => self.failed(&err, key, fresh),
         }
     }
 
@@ -169,14 +176,14 @@ impl Engine {
     }
 
     /// What to do when no connection came about.
-    fn failed(&mut self, err: Error, key: u64, fresh: bool) {
+    fn failed(&mut self, err: &Error, key: u64, fresh: bool) {
         use ErrorCode::{
             ExpiredToken, InsufficientPermissions, InvalidFormat, InvalidToken, MissingField, NotFound, SessionEnded,
             Unauthorized,
         };
         // The address or the pinned certificate may be another one by now.
         self.dialer = None;
-        match &err {
+        match err {
             Error::Answered(ErrorBody { code: InvalidToken | ExpiredToken | Unauthorized, .. }) => {
                 self.unauthorized(err)
             }
@@ -184,7 +191,7 @@ impl Engine {
                 code: NotFound | SessionEnded | InsufficientPermissions | InvalidFormat | MissingField,
                 ..
             }) => {
-                self.forget(key, &err);
+                self.forget(key, err);
                 if !self.watches.is_empty() {
                     self.retry(Duration::ZERO);
                 }
@@ -194,9 +201,9 @@ impl Engine {
                 let wait = self.backoff(CROWDED).max(told);
                 self.retry(wait);
             }
-            Error::NoToken | Error::Document { .. } | Error::Lacking(_) => self.end(&err),
-            Error::Certificate { .. } if fresh => self.end(&err),
-            Error::Refused { status, .. } if fresh && matches!(status.as_u16(), 400..=404) => self.end(&err),
+            Error::NoToken | Error::Document { .. } | Error::Lacking(_) => self.end(err),
+            Error::Certificate { .. } if fresh => self.end(err),
+            Error::Refused { status, .. } if fresh && matches!(status.as_u16(), 400..=404) => self.end(err),
             Error::Closed(closed) => self.proceed(closed.clone()),
             _ => {
                 let wait = self.backoff(Duration::ZERO);
@@ -205,12 +212,12 @@ impl Engine {
         }
     }
 
-    fn unauthorized(&mut self, err: Error) {
+    fn unauthorized(&mut self, err: &Error) {
         if self.options.tokens.renewable() && !self.token_refused {
             self.token_refused = true;
             self.retry(Duration::ZERO);
         } else {
-            self.end(&err);
+            self.end(err);
         }
     }
 
@@ -234,7 +241,7 @@ impl Engine {
             Some(CloseCode::Done | CloseCode::ProtocolError | CloseCode::FrameTooLarge) => {
                 self.end(&Error::Closed(end))
             }
-            Some(CloseCode::Unauthorized | CloseCode::TokenExpired) => self.unauthorized(Error::Closed(end)),
+            Some(CloseCode::Unauthorized | CloseCode::TokenExpired) => self.unauthorized(&Error::Closed(end)),
             Some(CloseCode::TooManyConnections) => {
                 let wait = self.backoff(CROWDED);
                 self.retry(wait);
@@ -279,7 +286,9 @@ impl Engine {
             asked.sent = false;
             ping.is_none_or(|(ping, _)| ping != *id)
         });
-        self.status.send_modify(|status| status.reconnects += 1);
+        if self.ended.is_none() {
+            self.status.send_modify(|status| status.reconnects += 1);
+        }
     }
 
     fn retry(&mut self, wait: Duration) {

@@ -1,0 +1,180 @@
+//! What was said, as it is shown. Pure: events in, lines out.
+
+use std::collections::HashMap;
+
+use ratatui::{
+    style::{Color, Modifier, Style},
+    text::{Line, Span},
+};
+
+use super::composer::wrap;
+use crate::{
+    chat::{Sender, TurnId, TurnState},
+    client::{Event, Reply},
+    protocol::{AiResponse, EntryFrame, ServerFrame},
+};
+
+/// Entries that are kept; older ones are read again.
+const ITEMS_MAX: usize = 2000;
+
+/// One thing that was said.
+#[derive(Debug)]
+struct Item {
+    /// its place in the log, once it has one
+    seq: Option<u64>,
+    who: Who,
+    text: String,
+    /// what is said about it, such as how it ended
+    note: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Who {
+    Me,
+    Model,
+    Staff,
+}
+
+/// The conversation from some entry on.
+#[derive(Debug, Default)]
+pub(super) struct Transcript {
+    items: Vec<Item>,
+    running: HashMap<TurnId, usize>,
+}
+
+impl Transcript {
+    /// The first entry that is shown.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.items.iter().find_map(|item| item.seq)
+    }
+
+    /// The turn that runs, if one does.
+    pub(super) fn running(&self) -> Option<TurnId> {
+        self.running.keys().next().copied()
+    }
+
+    /// Adds a message of this terminal, and says where it is.
+    pub(super) fn say(&mut self, text: &str) -> usize {
+        self.push(Item { seq: None, who: Who::Me, text: text.to_owned(), note: "waits".to_owned() })
+    }
+
+    /// What became of a message of this terminal.
+    pub(super) fn note(&mut self, item: usize, seq: Option<u64>, note: &str) {
+        if let Some(item) = self.items.get_mut(item) {
+            item.seq = seq.or(item.seq);
+            note.clone_into(&mut item.note);
+        }
+    }
+
+    pub(super) fn take(&mut self, event: &Event) {
+        match event {
+            Event::Reset => *self = Self::default(),
+            Event::Entry(entry) => drop(self.push(message(entry))),
+            Event::Turn { turn_id, seq } => {
+                if let Some(item) = self.reply(*turn_id) {
+                    item.seq = Some(*seq);
+                }
+            }
+            Event::Piece { turn_id, content, .. } => {
+                if let Some(item) = self.reply(*turn_id) {
+                    item.text.push_str(content);
+                    item.note.clear();
+                }
+            }
+            Event::Reply(reply) => self.end(reply),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, reply: &Reply) {
+        let Some(item) = self.reply(reply.turn_id) else { return };
+        item.seq = Some(reply.seq);
+        item.text.clone_from(&reply.text);
+        item.note = match reply.state {
+            TurnState::Complete if reply.verified => String::new(),
+            TurnState::Complete => "could not be verified".to_owned(),
+            state => {
+                let why = reply.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
+                format!("{}{why}", format!("{state:?}").to_lowercase())
+            }
+        };
+        self.running.remove(&reply.turn_id);
+    }
+
+    /// Puts older entries before what is shown.
+    pub(super) fn older(&mut self, entries: Vec<ServerFrame>) {
+        let older: Vec<Item> = entries
+            .into_iter()
+            .filter_map(|entry| match entry {
+                ServerFrame::UserMessage(entry) => Some(message(&entry)),
+                ServerFrame::AiResponse(response) => Some(ended(&response)),
+                _ => None,
+            })
+            .collect();
+        for at in self.running.values_mut() {
+            *at += older.len();
+        }
+        self.items.splice(0..0, older);
+    }
+
+    fn push(&mut self, item: Item) -> usize {
+        if self.items.len() >= ITEMS_MAX && self.running.is_empty() {
+            self.items.drain(..ITEMS_MAX / 2);
+        }
+        self.items.push(item);
+        self.items.len() - 1
+    }
+
+    /// The reply of a turn, which begins here if it is new.
+    fn reply(&mut self, turn_id: TurnId) -> Option<&mut Item> {
+        let at = self.running.get(&turn_id).copied().unwrap_or_else(|| {
+            let item = Item { seq: None, who: Who::Model, text: String::new(), note: "thinks".to_owned() };
+            let at = self.push(item);
+            self.running.insert(turn_id, at);
+            at
+        });
+        self.items.get_mut(at)
+    }
+
+    /// Everything in lines of a width.
+    pub(super) fn lines(&self, width: usize) -> Vec<Line<'_>> {
+        let mut lines = Vec::new();
+        for item in &self.items {
+            let (name, colour) = match item.who {
+                Who::Me => ("you", Color::Cyan),
+                Who::Model => ("model", Color::Green),
+                Who::Staff => ("staff", Color::Magenta),
+            };
+            let head = Span::styled(name, Style::new().fg(colour).add_modifier(Modifier::BOLD));
+            let note = Span::styled(format!("  {}", item.note), Style::new().fg(Color::DarkGray));
+            lines.push(Line::from(vec![head, note]));
+            lines.extend(
+                wrap(&item.text, width.saturating_sub(2).max(1))
+                    .into_iter()
+                    .map(|line| Line::from(format!("  {line}"))),
+            );
+            lines.push(Line::default());
+        }
+        lines
+    }
+}
+
+fn message(entry: &EntryFrame) -> Item {
+    let who = match entry.sender {
+        Sender::User => Who::Me,
+        Sender::Ai => Who::Model,
+        Sender::Admin | Sender::System => Who::Staff,
+    };
+    Item { seq: Some(entry.seq), who, text: entry.content.clone(), note: String::new() }
+}
+
+fn ended(response: &AiResponse) -> Item {
+    let reply = response.reply.as_ref();
+    let state = reply.map(|reply| reply.state).filter(|state| *state != TurnState::Complete);
+    Item {
+        seq: reply.map(|reply| reply.seq),
+        who: Who::Model,
+        text: response.content.clone().into_owned(),
+        note: state.map(|state| format!("{state:?}").to_lowercase()).unwrap_or_default(),
+    }
+}

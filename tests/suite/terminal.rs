@@ -1,0 +1,140 @@
+use std::process::{ExitStatus, Stdio};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::Command,
+    time::timeout,
+};
+
+use crate::harness::{
+    client::{PATIENCE, sha256},
+    process::Process,
+    provider::{Gate, Provider, Script},
+};
+
+struct Ended {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
+fn chat(server: &Process, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatbox"));
+    let url = server.url.join("/chatbox").unwrap();
+    command.args(["chat", "--url", url.as_str()]).args(arguments).env_clear().kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Gives a command its input, and waits for its end.
+async fn talk(mut command: Command, input: &str) -> Ended {
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_line_is_a_message_and_its_answer_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start_by(|request| {
+        let (_, asked) = *request.messages().last().unwrap();
+        Script::answer(["re: ", asked])
+    });
+    let provider = provider.await;
+    let server = Process::start(dir.path(), &provider).await;
+    for transport in ["webtransport", "websocket"] {
+        let mut command = chat(&server, &["--transport", transport]);
+        command.env("CHATBOX_TOKEN", server.token("ann"));
+        let ended = talk(command, "one\n\nGröße 漢字\n").await;
+        assert_eq!(ended.stdout, "re: one\nre: Größe 漢字\n", "{}", ended.stderr);
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_json_every_event_is_an_object_on_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start(Script::answer(["Hel", "lo"])).await;
+    let server = Process::start(dir.path(), &provider).await;
+    let ended = talk(chat(&server, &["--json", "--token", &server.token("ann")]), "hi\n").await;
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    let events: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).collect::<Vec<_>>();
+    let stored = of("stored")[0];
+    assert_eq!((stored["seq"].as_u64(), stored["duplicate"].as_bool()), (Some(1), Some(false)), "{stored}");
+    let text: String = of("piece").iter().map(|piece| piece["content"].as_str().unwrap()).collect();
+    let reply = events.last().unwrap();
+    assert_eq!((reply["event"].as_str(), reply["text"].as_str()), (Some("reply"), Some("Hello")), "{reply}");
+    assert_eq!((reply["sha256"].as_str(), &reply["verified"]), (Some(&*sha256("Hello")), &Value::Bool(true)));
+    assert_eq!((text.as_str(), reply["turn_id"].as_str()), ("Hello", stored["turn_id"].as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_fails_ends_with_1_and_bad_usage_with_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start(Script::status(500, "application/json", "{}")).await;
+    let server = Process::start(dir.path(), &provider).await;
+    let ended = talk(chat(&server, &["--token", &server.token("ann")]), "hi\n").await;
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
+    assert!(ended.stderr.contains("the model is not available"), "got {}", ended.stderr);
+
+    let ended = talk(chat(&server, &["--token", "none"]), "hi\n").await;
+    assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), ""));
+    assert!(ended.stderr.contains("the token is not valid"), "got {}", ended.stderr);
+
+    let wrong = "00".repeat(32);
+    let arguments = ["--token", "t", "--transport", "webtransport", "--certificate-sha256", &wrong];
+    let ended = talk(chat(&server, &arguments), "hi\n").await;
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
+    assert!(ended.stderr.contains("a certificate that is not trusted"), "got {}", ended.stderr);
+
+    for usage in [&["--transport", "pigeon"][..], &["--session", "x"], &["--certificate-sha256", "12"]] {
+        let ended = talk(chat(&server, usage), "").await;
+        assert_eq!(ended.status.code(), Some(64), "{usage:?}: {}", ended.stderr);
+    }
+    let mut remote = Command::new(env!("CARGO_BIN_EXE_chatbox"));
+    remote.args(["chat", "--url", "https://chat.example/chatbox"]).env_clear().current_dir(dir.path());
+    remote.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ended = talk(remote, "").await;
+    assert_eq!(ended.status.code(), Some(64), "{}", ended.stderr);
+    assert!(ended.stderr.contains("wants a token"), "got {}", ended.stderr);
+}
+
+/// On loopback a token is made from the secret that the server keeps in its data folder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_loopback_nobody_needs_a_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start(Script::answer(["welcome"])).await;
+    let server = Process::start(dir.path(), &provider).await;
+    let mut command = chat(&server, &["--user", "ann"]);
+    command.current_dir(dir.path());
+    let ended = talk(command, "hi\n").await;
+    assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(0), "welcome\n"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupt_stops_the_answer_and_keeps_what_was_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["begun ", "never said"]).gated(&gate)).await;
+    let server = Process::start(dir.path(), &provider).await;
+    let mut child = chat(&server, &["--token", &server.token("ann")]).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"go\n").await.unwrap();
+    gate.release(1);
+    let mut shown = [0; 6];
+    let mut stdout = child.stdout.take().unwrap();
+    timeout(PATIENCE, stdout.read_exact(&mut shown)).await.expect("a piece in time").unwrap();
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
+    drop(stdin);
+    let mut rest = String::new();
+    timeout(PATIENCE, stdout.read_to_string(&mut rest)).await.expect("an end in time").unwrap();
+    assert_eq!((&shown[..], rest.as_str()), (&b"begun "[..], "\n"));
+    assert_eq!(timeout(PATIENCE, child.wait()).await.unwrap().unwrap().code(), Some(0));
+}
