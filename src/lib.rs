@@ -117,10 +117,13 @@
 //!   copies are decided in one place and in one order.
 //! - **A WebSocket that won is tried first for ten minutes**, with WebTransport 1.5 s later beside it: where UDP is
 //!   blocked nobody waits twice, and where it is not any longer, nobody is stuck.
+//! - **The bench measures from outside**: a child process of the same binary, read through `/proc`, so that what is
+//!   measured is what is shipped; the load has other cores. Requests at a fixed rate are charged from when they were due.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 
 pub mod auth;
+pub mod bench;
 pub mod bus;
 pub mod chat;
 pub mod cli;

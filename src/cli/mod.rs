@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+mod bench;
 mod chat;
 mod check_config;
 mod healthcheck;
@@ -59,6 +60,8 @@ enum Command {
     CheckConfig,
     /// Ask the running server of this configuration whether it is ready
     Healthcheck,
+    /// Load a server, one of its own unless told otherwise, and report what it costs
+    Bench(Box<bench::Ask>),
 }
 
 /// Parses the arguments, runs the command and maps its error to an exit code: 0 done, 1 failed, 64 bad usage or
@@ -106,15 +109,21 @@ impl From<Exit> for ExitCode {
 struct BadUsage(String);
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    // A log would be written across what people read and type.
-    let quiet = matches!(cli.command, Some(Command::Chat(_)));
-    start_log(&cli.global, if quiet { "off" } else { "info" })?;
+    let usual = match cli.command {
+        // A log would be written across what people read and type.
+        Some(Command::Chat(_)) => "off",
+        // Thousands of connections are ended at a time, and WebTransport's client has a line for each.
+        Some(Command::Bench(_)) => "warn,web_transport_quinn=error",
+        _ => "info",
+    };
+    start_log(&cli.global, usual)?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {
         Command::Serve => serve::run(&cli.global),
         Command::Token(ask) => token::run(&cli.global, ask),
         Command::Chat(ask) => chat::run(&cli.global, ask),
         Command::CheckConfig => check_config::run(&cli.global),
         Command::Healthcheck => healthcheck::run(&cli.global),
+        Command::Bench(ask) => bench::run(&cli.global, ask),
     }
 }
 
@@ -197,6 +206,6 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert_eq!(names, ["serve", "token", "chat", "check-config", "healthcheck"]);
+        assert_eq!(names, ["serve", "token", "chat", "check-config", "healthcheck", "bench"]);
     }
 }

@@ -18,6 +18,9 @@ const NAME_BYTES_MAX: usize = 100;
 /// Slowest pace of the demo: an answer of a hundred words still ends within the default deadline.
 const PACE_MAX: Duration = Duration::from_secs(1);
 
+/// Longest `answer` of the demo: what fits a few frames.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
 /// The configured models.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -75,6 +78,8 @@ pub struct ProviderConfig {
     /// of `demo`: the pause before each piece; `0s` for load tests. Absent: [`super::demo::PACE`]
     #[serde(default, with = "crate::config::duration::option")]
     pub pace: Option<Duration>,
+    /// of `demo`: says this to everything, in one piece; for load tests. Absent: picks a text by keyword
+    pub answer: Option<String>,
 }
 
 /// What a provider speaks.
@@ -112,6 +117,7 @@ impl ProviderConfig {
             timeout: None,
             idle_timeout: None,
             pace: None,
+            answer: None,
         }
     }
 
@@ -158,6 +164,9 @@ impl ProviderConfig {
         if self.pace.is_some() {
             report("pace", "is of the type `demo`");
         }
+        if self.answer.is_some() {
+            report("answer", "is of the type `demo`");
+        }
     }
 
     fn check_demo(&self, report: &mut impl FnMut(&str, &str)) {
@@ -171,6 +180,9 @@ impl ProviderConfig {
         }
         if self.pace.is_some_and(|pace| pace > PACE_MAX) {
             report("pace", "must be at most `1s`");
+        }
+        if self.answer.as_ref().is_some_and(|answer| answer.is_empty() || answer.len() > ANSWER_BYTES_MAX) {
+            report("answer", "must be of 1 to 65536 bytes");
         }
     }
 }
@@ -189,6 +201,7 @@ impl fmt::Debug for ProviderConfig {
             .field("timeout", &self.timeout)
             .field("idle_timeout", &self.idle_timeout)
             .field("pace", &self.pace)
+            .field("answer", &self.answer)
             .finish()
     }
 }
@@ -306,6 +319,7 @@ mod tests {
             [providers.slow]
             type = "demo"
             pace = "0s"
+            answer = "Yes."
             label = "Slow one"
             [providers.fast]
             type = "openai"
@@ -323,6 +337,7 @@ mod tests {
         assert_eq!(config.providers.keys().collect::<Vec<_>>(), ["slow", "fast"]);
         assert_eq!((config.timeout, config.idle_timeout), (Duration::from_secs(90), Duration::from_secs(10)));
         assert_eq!(config.providers["slow"].pace, Some(Duration::ZERO));
+        assert_eq!(config.providers["slow"].answer.as_deref(), Some("Yes."));
         let fast = &config.providers["fast"];
         assert_eq!((fast.timeout, fast.idle_timeout), (Some(Duration::from_secs(60)), Some(Duration::from_secs(5))));
         assert_eq!((fast.context_tokens, fast.max_tokens), (Some(8000), Some(500)));
@@ -346,10 +361,12 @@ mod tests {
                 type = "openai"
                 api_key = "two words"
                 max_tokens = 20000
+                answer = "Yes."
                 [providers.b]
                 type = "demo"
                 endpoint = "https://example.com/v1"
                 pace = "1h"
+                answer = ""
                 "#
             ),
             [
@@ -357,9 +374,11 @@ mod tests {
                 "llm.providers.a.endpoint: is missing, such as `https://api.openai.com/v1`",
                 "llm.providers.a.model: is missing: the vendor's name of the model",
                 "llm.providers.a.api_key: must be visible ASCII characters; leave it out for a server that wants none",
+                "llm.providers.a.answer: is of the type `demo`",
                 "llm.providers.a.max_tokens: must be less than `context_tokens`, or no room is left for the prompt",
                 "llm.providers.b.endpoint: is of no use to the type `demo`, which asks nobody; did you mean `openai`?",
                 "llm.providers.b.pace: must be at most `1s`",
+                "llm.providers.b.answer: must be of 1 to 65536 bytes",
                 "llm.default: model `large` is not configured (have `a`, `b`)",
             ]
         );

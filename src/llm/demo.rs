@@ -4,7 +4,7 @@
 //! and end-to-end tests can state it. `count to N` anywhere in a message gives N numbered lines, at most
 //! [`COUNT_MAX`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -19,16 +19,18 @@ pub const PACE: Duration = Duration::from_millis(35);
 pub const COUNT_MAX: u32 = 1000;
 
 /// The demo provider.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Demo {
     pace: Duration,
+    fixed: Option<Arc<str>>,
 }
 
 impl Demo {
-    /// Pauses `pace` before each piece; zero streams as fast as it is read.
+    /// Pauses `pace` before each piece; zero streams as fast as it is read. With `fixed` it says that to everything,
+    /// in one piece: what a load test needs to know the number of frames.
     #[must_use]
-    pub const fn new(pace: Duration) -> Self {
-        Self { pace }
+    pub fn new(pace: Duration, fixed: Option<&str>) -> Self {
+        Self { pace, fixed: fixed.map(Arc::from) }
     }
 }
 
@@ -36,14 +38,17 @@ impl Demo {
 impl Provider for Demo {
     async fn stream(&self, prompt: Prompt) -> Result<Answer, Error> {
         let pace = self.pace;
-        let text = answer(&prompt);
+        let text = self.fixed.as_deref().map_or_else(|| answer(&prompt), str::to_owned);
         let sent = prompt.messages.iter().map(|message| estimate_tokens(&message.content)).sum::<u64>();
         let usage = Usage {
             prompt_tokens: sent + prompt.system.as_deref().map_or(0, estimate_tokens),
             completion_tokens: estimate_tokens(&text),
             estimated: true,
         };
-        let pieces: Vec<_> = text.split_inclusive([' ', '\n']).map(|piece| Chunk::Text(piece.to_owned())).collect();
+        let pieces: Vec<_> = match &self.fixed {
+            Some(_) => vec![Chunk::Text(text)],
+            None => text.split_inclusive([' ', '\n']).map(|piece| Chunk::Text(piece.to_owned())).collect(),
+        };
         let chunks = pieces.into_iter().chain([Chunk::Usage(usage), Chunk::Done]);
         Ok(stream::iter(chunks)
             .then(move |chunk| async move {

@@ -166,7 +166,7 @@ fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model>
         timeout,
         demo: matches!(provider.r#type, Kind::Demo),
         provider: match provider.r#type {
-            Kind::Demo => Arc::new(demo::Demo::new(provider.pace.unwrap_or(demo::PACE))),
+            Kind::Demo => Arc::new(demo::Demo::new(provider.pace.unwrap_or(demo::PACE), provider.answer.as_deref())),
             Kind::Openai => Arc::new(openai::OpenAi::new(openai::Settings {
                 provider: Arc::clone(&id),
                 endpoint: provider.endpoint?,

@@ -421,13 +421,23 @@ async fn the_demo_streams_the_same_words_at_its_pace() {
     let expected = demo::answer(&asked);
     let pieces = u32::try_from(expected.split_inclusive([' ', '\n']).count()).unwrap();
     let start = Instant::now();
-    let (text, usage, end) = collect(Demo::new(Duration::from_millis(1)).stream(asked.clone()).await).await;
+    let (text, usage, end) = collect(Demo::new(Duration::from_millis(1), None).stream(asked.clone()).await).await;
     assert!(start.elapsed() >= Duration::from_millis(1) * pieces, "{pieces} pieces took {:?}", start.elapsed());
     assert_eq!(text, expected);
     let usage = usage.unwrap();
     assert!(usage.estimated && usage.prompt_tokens == 4 && usage.completion_tokens > 100, "{usage:?}");
     end.unwrap();
-    assert_eq!(collect(Demo::new(Duration::ZERO).stream(asked).await).await.0, expected);
+    assert_eq!(collect(Demo::new(Duration::ZERO, None).stream(asked).await).await.0, expected);
+}
+
+#[tokio::test]
+async fn a_fixed_answer_of_the_demo_is_one_piece() {
+    let demo = Demo::new(Duration::ZERO, Some("All of it."));
+    let answer = demo.stream(prompt("count to 3")).await.unwrap();
+    let chunks: Vec<_> = answer.map(|chunk| chunk.unwrap()).collect().await;
+    let texts: Vec<_> = chunks.iter().filter(|chunk| matches!(chunk, Chunk::Text(_))).collect();
+    assert_eq!(texts, [&Chunk::Text("All of it.".to_owned())]);
+    assert_eq!(chunks.last(), Some(&Chunk::Done));
 }
 
 #[test]

@@ -9,9 +9,10 @@ use std::fmt;
 use source::{Source, all, root, words};
 
 /// Who may import whom. Everything may import [`EVERYWHERE`], and itself.
-const IMPORTS: [(&str, &[&str]); 15] = [
+const IMPORTS: [(&str, &[&str]); 16] = [
     ("main", &["cli"]),
-    ("cli", &["server", "client", "config", "auth", "protocol"]),
+    ("cli", &["server", "client", "bench", "config", "auth", "protocol"]),
+    ("bench", &["client", "protocol", "auth", "config", "store"]),
     ("client", &["protocol"]),
     ("http", &["connection", "router", "protocol", "auth", "limit", "transport", "markdown"]),
     ("transport", &["connection", "router", "protocol", "auth", "limit"]),
@@ -33,7 +34,8 @@ const FORMS: [&str; 3] = ["config::secret", "config::duration", "config::Address
 /// These import nothing of ours, not even the above.
 const LEAVES: [&str; 5] = ["chat", "markdown", "metrics", "lifecycle", "woken"];
 /// These wire or describe everything, except what stands above them.
-const WIRING: [(&str, &[&str]); 2] = [("server", &["cli", "client"]), ("config", &["cli", "client", "server"])];
+const WIRING: [(&str, &[&str]); 2] =
+    [("server", &["cli", "client", "bench"]), ("config", &["cli", "client", "bench", "server"])];
 
 /// Crates that may be named in some places only, by the beginning of the path below `src/`.
 const CRATES: [(&str, &[&str]); 6] = [
@@ -43,7 +45,7 @@ const CRATES: [(&str, &[&str]); 6] = [
     ("axum", &["http", "transport", "server"]),
     ("rusqlite", &["store/sqlite"]),
     // Providers; the keys of an identity provider; the probe that a container runs; a client without QUIC.
-    ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client"]),
+    ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client", "bench/"]),
 ];
 
 const LINES_MAX: usize = 500;
