@@ -20,7 +20,11 @@ mod server;
 mod socket;
 mod table;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use chatbox::bench::{
     process::{self, Cores},
@@ -48,6 +52,9 @@ struct Arguments {
     /// measure only these servers, such as `chatbox`, to look at one of them with other tools
     #[arg(long = "peer")]
     peers: Vec<String>,
+    /// measure this binary of chatbox in place of that of this build
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// write the report there
     #[arg(long)]
     json: Option<PathBuf>,
@@ -74,7 +81,7 @@ const FULL: Profile = Profile {
     connections: 1000,
     rounds: 3,
     warm_up: Duration::from_secs(1),
-    duration: Duration::from_secs(4),
+    duration: Duration::from_secs(2),
 };
 
 const QUICK: Profile = Profile {
@@ -140,7 +147,8 @@ fn main() -> anyhow::Result<ExitCode> {
     let needed = if arguments.quick { QUICK } else { FULL }.files();
     anyhow::ensure!(files >= needed, "{needed} open files are needed, and {files} allowed (ulimit -n)");
     let cores = Cores::plan();
-    let programs = Programs::find(cores)?;
+    let binary = arguments.binary.as_deref().unwrap_or_else(|| Path::new(env!("CARGO_BIN_EXE_chatbox")));
+    let programs = Programs::find(cores, binary)?;
     if let Some(cores) = cores {
         cores.take_load()?;
     }

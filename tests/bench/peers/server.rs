@@ -67,6 +67,7 @@ impl Peer {
 /// Where the programs of others are, and which of them there are.
 pub(crate) struct Programs {
     folder: PathBuf,
+    binary: PathBuf,
     cores: Option<Cores>,
 }
 
@@ -102,12 +103,12 @@ impl Running {
 }
 
 impl Programs {
-    /// Looks into the folder that `tests/bench/peers/install` fills.
-    pub(crate) fn find(cores: Option<Cores>) -> anyhow::Result<Self> {
+    /// Looks into the folder that `tests/bench/peers/install` fills. `binary` is chatbox.
+    pub(crate) fn find(cores: Option<Cores>, binary: &Path) -> anyhow::Result<Self> {
         let executable = std::env::current_exe()?;
         // This binary is target/PROFILE/deps/peers-HASH.
         let target = executable.ancestors().nth(3).context("this binary is in no target folder")?;
-        Ok(Self { folder: target.join("bench-peers"), cores })
+        Ok(Self { folder: target.join("bench-peers"), binary: binary.canonicalize()?, cores })
     }
 
     /// Why a peer cannot take part, or nothing.
@@ -192,10 +193,10 @@ impl Programs {
         Ok(Running { process, address, certificate: None, site: None, _home: home })
     }
 
-    /// The binary of this build, with limits that no load of one address reaches, and the model that answers at once.
+    /// chatbox, with limits that no load of one address reaches, and the model that answers at once.
     fn chatbox(&self, home: tempfile::TempDir) -> anyhow::Result<Running> {
         let quic = free_port()?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chatbox"));
+        let mut command = Command::new(&self.binary);
         command.current_dir(home.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let many = "1000000";
         let settings = [
