@@ -1,6 +1,13 @@
 //! One WebTransport client for all servers: web-transport-quinn. With the transport settings that it has by default.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use bytes::{Buf, Bytes, BytesMut};
@@ -14,9 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest answer.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// Opens sessions from one UDP socket.
+/// UDP sockets of the load. What a server sends to a thousand sessions at once is more than one of them holds
+/// (`net.core.rmem_default`, some 280 small packets), and browsers do not share one either.
+const SOCKETS: usize = 32;
+
+/// Opens sessions from [`SOCKETS`] UDP sockets in turn.
 pub(crate) struct Dialer {
-    client: Client,
+    clients: Vec<Client>,
+    opened: AtomicUsize,
     address: SocketAddr,
 }
 
@@ -26,15 +38,21 @@ impl Dialer {
         let mut tls = socket::tls(server)?;
         tls.alpn_protocols = vec![ALPN.as_bytes().to_vec()];
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls)?;
-        let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
-        let client = Client::new(endpoint, quinn::ClientConfig::new(Arc::new(crypto)));
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let client = || {
+            let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
+            anyhow::Ok(Client::new(endpoint, config.clone()))
+        };
+        let clients = (0..SOCKETS).map(|_| client()).collect::<Result<_, _>>()?;
         let address = server.site.as_ref().map_or(server.address, |site| site.quic);
-        Ok(Self { client, address })
+        Ok(Self { clients, opened: AtomicUsize::new(0), address })
     }
 
     pub(crate) async fn open(&self, path: &str) -> anyhow::Result<Session> {
         let url: url::Url = format!("https://{}{path}", self.address).parse()?;
-        Ok(timeout(PATIENCE, self.client.connect(url)).await.context("session in time")??)
+        let turn = self.opened.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        let client = self.clients.get(turn).context("there is a socket")?;
+        Ok(timeout(PATIENCE, client.connect(url)).await.context("session in time")??)
     }
 
     /// A device of a user of chatbox, attached to the session in which the user writes. Returns its id too.
