@@ -90,17 +90,17 @@ impl Http {
     }
 
     async fn send(&self, dialer: &Dialer, token: &str, call: &Call) -> Result<(StatusCode, Bytes), Error> {
-        if let Some(url) = dialer.site().webtransport.as_ref().filter(|_| dialer.quic_works()) {
-            if let Ok(requests) = self.http3(dialer, url).await {
-                let answered = over_quic(requests, url, dialer.site(), token, call).await;
-                // The server may have closed a connection that was kept. What is harmless to repeat goes another way.
-                let again = matches!(answered, Err(Error::Unreachable { .. })) && call.method != Method::POST;
-                if answered.is_err() {
-                    self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-                }
-                if !again {
-                    return answered;
-                }
+        if let Some(url) = dialer.site().webtransport.as_ref().filter(|_| dialer.quic_works())
+            && let Ok(requests) = self.http3(dialer, url).await
+        {
+            let answered = over_quic(requests, url, dialer.site(), token, call).await;
+            // The server may have closed a connection that was kept. What is harmless to repeat goes another way.
+            let again = matches!(answered, Err(Error::Unreachable { .. })) && call.method != Method::POST;
+            if answered.is_err() {
+                self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            }
+            if !again {
+                return answered;
             }
         }
         over_tcp(dialer.site(), token, call).await
