@@ -54,7 +54,7 @@ impl Router {
             failure: None,
             only_lost: Some(self.0.node),
         };
-        if !self.end(end).await? {
+        if self.end(end).await?.is_none() {
             return Ok(());
         }
         info!(turn_id = %turn.id, session_id = %turn.session_id, "abandoned turn ended");

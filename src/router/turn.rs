@@ -49,6 +49,14 @@ impl Ending {
     }
 }
 
+/// What a session has left to answer when a turn of it has ended. A message that comes later starts its own turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Left {
+    Nothing,
+    /// a turn that waits; or nobody knows, as somebody else ended this one, or nobody could
+    Maybe,
+}
+
 impl Router {
     /// Runs a turn that has started, then the queued ones of its session, in order, in a task of its own.
     pub(super) fn spawn_runner(&self, started: StartedTurn) {
@@ -59,8 +67,11 @@ impl Router {
             while let Some(started) = next {
                 let span = info_span!("turn", turn_id = %started.turn.id, %session_id, user_id = %started.user_id);
                 // After a panic the turn's lease runs out, and a sweep ends it with what its log holds.
-                let _ended = router.contained(router.run(started).instrument(span)).await;
-                next = router.next_queued(session_id).await;
+                let ended = router.contained(router.run(started).instrument(span)).await;
+                next = match ended {
+                    Some(Left::Nothing) => None,
+                    _ => router.next_queued(session_id).await,
+                };
             }
         }));
     }
@@ -85,7 +96,7 @@ impl Router {
         }
     }
 
-    async fn run(&self, started: StartedTurn) {
+    async fn run(&self, started: StartedTurn) -> Left {
         let live = self.0.live.begin(started.turn.id);
         let began = Instant::now();
         let _running = Running::begin(self, &started, began);
@@ -99,13 +110,15 @@ impl Router {
         let run =
             Run { router: self, started: &started, live: &live, model_id: started.model_id.as_str().into(), began };
         let ending = self.contained(run.until_end()).await;
-        if let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) {
-            let (complete, text) = (ending.state == TurnState::Complete, live.text());
-            self.finish(&started, ending, Some(text.clone())).await;
-            if complete {
-                self.name_by_model(&started, text);
-            }
+        let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) else {
+            return Left::Maybe;
+        };
+        let (complete, text) = (ending.state == TurnState::Complete, live.text());
+        let left = self.finish(&started, ending, Some(text.clone())).await;
+        if complete {
+            self.name_by_model(&started, text);
         }
+        left
     }
 
     async fn announce(&self, started: &StartedTurn) {
@@ -120,7 +133,7 @@ impl Router {
 
     /// Fixes the end of a turn in the store and tells the watchers. Tries for some seconds while the store fails;
     /// after that the lease runs out and a sweep ends the turn with what its log holds.
-    async fn finish(&self, started: &StartedTurn, ending: Ending, text: Option<String>) {
+    async fn finish(&self, started: &StartedTurn, ending: Ending, text: Option<String>) -> Left {
         let end = EndTurn {
             turn_id: started.turn.id,
             state: ending.state,
@@ -132,19 +145,20 @@ impl Router {
         let mut pause = END_PAUSE;
         for _attempt in 0..END_ATTEMPTS {
             match self.end(end.clone()).await {
-                Ok(_) => return,
+                Ok(ended) => return ended.unwrap_or(Left::Maybe),
                 Err(err) => warn!(error = &err as &dyn std::error::Error, "end of turn is not stored yet"),
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
         error!("end of turn could not be stored; its lease will run out");
+        Left::Maybe
     }
 
-    /// Ends a turn, whoever asks, and tells the watchers. `false` when it had ended before.
-    pub(super) async fn end(&self, end: EndTurn) -> crate::store::Result<bool> {
+    /// Ends a turn, whoever asks, and tells the watchers. `None` when it had ended before.
+    pub(super) async fn end(&self, end: EndTurn) -> crate::store::Result<Option<Left>> {
         let failure = end.failure;
-        let Some(ended) = self.0.parts.store.end_turn(end).await? else { return Ok(false) };
+        let Some(ended) = self.0.parts.store.end_turn(end).await? else { return Ok(None) };
         let reply = Arc::new(ended.reply);
         let state = reply.state.unwrap_or(TurnState::Complete);
         let model = reply.model_id.as_deref().unwrap_or_default();
@@ -158,7 +172,7 @@ impl Router {
         let session_id = reply.session_id;
         let event = Event::Ended { rev: ended.rev, failure, entry: reply };
         self.0.parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
-        Ok(true)
+        Ok(Some(if ended.waiting { Left::Maybe } else { Left::Nothing }))
     }
 
     /// Ends a turn that no task of this node runs: a queued one, or one whose runner has just gone.
@@ -166,8 +180,8 @@ impl Router {
         let end =
             EndTurn { turn_id, state: TurnState::Stopped, text: None, usage: None, failure: None, only_lost: None };
         match self.end(end).await? {
-            true => Ok(()),
-            false => Err(Refusal::new(ErrorCode::TurnNotFound)),
+            Some(_) => Ok(()),
+            None => Err(Refusal::new(ErrorCode::TurnNotFound)),
         }
     }
 }

@@ -210,6 +210,8 @@ pub struct EndedTurn {
     pub reply: Entry,
     /// the session's `rev` after it
     pub rev: u64,
+    /// whether another turn of the session waits to be started
+    pub waiting: bool,
 }
 
 /// What a turn's log holds.

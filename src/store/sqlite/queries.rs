@@ -146,6 +146,9 @@ queries! {
     /// How many turns of a session have not ended, and how many of them wait.
     TURNS_OPEN = "SELECT count(*), coalesce(sum(state = 'queued'), 0) FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL";
+    /// Whether one is next.
+    TURN_WAITS = "SELECT EXISTS (SELECT 1 FROM turns INDEXED BY turns_open \
+        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued')";
     /// The turn that is next.
     TURN_NEXT = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued' ORDER BY position LIMIT 1";

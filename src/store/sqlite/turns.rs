@@ -253,7 +253,8 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     let reply = settle(connection, entry_at(connection, session_id, reply_seq, seal)?, end, text, seal)?;
     count(connection, session_id, end, ending.started_at.map(|started| now.0 - started.0))?;
     let rev = connection.prepare_cached(queries::SESSION_REV)?.query_row([session_id], |row| row.get(0))?;
-    Ok(Some(EndedTurn { reply, rev }))
+    let waiting = connection.prepare_cached(queries::TURN_WAITS)?.query_row([session_id], |row| row.get(0))?;
+    Ok(Some(EndedTurn { reply, rev, waiting }))
 }
 
 /// Moves the session's `rev` and counters: tokens of every reply, number and time of complete ones.

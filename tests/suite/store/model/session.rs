@@ -166,6 +166,7 @@ impl Model {
         self.rev += 1;
         let ended = self.room.end(id, state, text).await.unwrap();
         assert_eq!((ended.reply.seq, ended.reply.reply_to, ended.rev), (reply, Some(message), self.rev));
+        assert_eq!(ended.waiting, !self.queue.is_empty());
         let line = &mut self.log[usize::try_from(reply).unwrap() - 1];
         (line.content, line.state) = (want, Some(state));
         self.ended.push((id, message, reply));
