@@ -110,6 +110,14 @@
 //!   derives from the types. aide infers statuses from handlers' types, of which ours have one; utoipa has schemas of
 //!   its own, which AsyncAPI cannot use.
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
+//! - **An event carries the frame that its watchers share.** The first of them on a node encodes it; the author's own
+//!   devices, which see the message's id, share another one. An exchange's frames name their request and are its own.
+//! - **Waits that rarely end are polled when they were woken**, and not whenever their task runs: a wait for the drain
+//!   takes a lock that all connections wait on.
+//! - **No QPACK streams are opened.** Without a dynamic table they carry nothing (RFC 9204, section 4.2), and an idle
+//!   session would keep their state.
+//! - **What a session has said stays in memory between its turns**, within `sessions.history_bytes`: settled entries do
+//!   not change, so only what follows is read for the next prompt.
 //! - **A congestion window does not fall below ten packets by single losses.** On a lossy path CUBIC makes an answer wait
 //!   for acknowledgements that the link does not need; quinn's BBR does not share a bottleneck (`transport::congestion`).
 //! - **The Rust client has two layers.** [`client::Link`] carries frames and has no policy, which is what a load
