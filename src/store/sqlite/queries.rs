@@ -41,6 +41,10 @@ queries! {
     BEGIN = "BEGIN IMMEDIATE";
     /// Makes it durable.
     COMMIT = "COMMIT";
+    /// Begins a read's snapshot.
+    READ_BEGIN = "BEGIN";
+    /// Ends it.
+    READ_END = "ROLLBACK";
     /// Begins one write of a commit.
     SAVEPOINT = "SAVEPOINT one";
     /// Keeps it.
@@ -147,8 +151,8 @@ queries! {
     TURNS_OPEN = "SELECT count(*), coalesce(sum(state = 'queued'), 0) FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL";
     /// Whether one is next.
-    TURN_WAITS = "SELECT EXISTS (SELECT 1 FROM turns INDEXED BY turns_open \
-        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued')";
+    TURN_WAITS = "SELECT count(*) > 0 FROM turns INDEXED BY turns_open \
+        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued'";
     /// The turn that is next.
     TURN_NEXT = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued' ORDER BY position LIMIT 1";

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     super::{Error, Result},
-    OpenError, schema,
+    OpenError, queries, schema,
 };
 
 /// The pool. A read waits for a free connection until its deadline.
@@ -75,9 +75,22 @@ impl<'a> Lent<'a> {
 
     fn snapshot<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let Some(connection) = &self.connection else { return Err(Error::Overloaded) };
-        // Rolls back as it drops; there is nothing to commit.
-        let _transaction = connection.unchecked_transaction()?;
+        connection.prepare_cached(queries::READ_BEGIN)?.execute([])?;
+        let _snapshot = Snapshot(connection);
         work(connection)
+    }
+}
+
+/// Ends when it is dropped, also when the read panics; there is nothing to commit. rusqlite's own transaction would
+/// have both statements parsed for every read.
+struct Snapshot<'a>(&'a Connection);
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        let ended = self.0.prepare_cached(queries::READ_END).and_then(|mut end| end.execute([]));
+        if let Err(err) = ended {
+            tracing::warn!(error = &err as &dyn std::error::Error, "a read's snapshot does not end");
+        }
     }
 }
 
