@@ -23,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -44,6 +44,10 @@ pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long requests that are being handled may go on when their client has left.
 pub const HANDLE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a connection is kept for its watches to say that the server drains: with thousands of them, some wait for
+/// their turn.
+const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What carries a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -97,7 +101,7 @@ struct Shared {
     copies: AtomicBool,
     asked: Arc<Asked>,
     state: Mutex<State>,
-    /// wakes `over` when the identity changed
+    /// wakes `over` when the identity changed, or the drain was announced
     renewed: Notify,
     _permit: ConnectionPermit,
 }
@@ -206,7 +210,10 @@ impl Connection {
             let expiry = self.principal().map(|principal| remaining(&principal));
             tokio::select! {
                 biased;
-                () = self.0.gate.lifecycle.closing() => return CloseCode::GoingAway,
+                () = self.0.gate.lifecycle.closing() => {
+                    drop(timeout(ANNOUNCE_DEADLINE, self.told_of_drain()).await);
+                    return CloseCode::GoingAway;
+                }
                 () = renewed => {}
                 () = tokio::time::sleep(expiry.unwrap_or(Duration::MAX)), if expiry.is_some() => {
                     if self.principal().is_some_and(|principal| remaining(&principal).is_zero()) {
@@ -214,6 +221,21 @@ impl Connection {
                     }
                 }
             }
+        }
+    }
+
+    /// Resolves when a watch has told the client when to come back, or when there is none to tell it.
+    async fn told_of_drain(&self) {
+        loop {
+            let changed = self.0.renewed.notified();
+            let told = {
+                let state = self.state();
+                state.announced || state.watches.iter().all(|watch| watch.ended.is_cancelled())
+            };
+            if told {
+                return;
+            }
+            changed.await;
         }
     }
 

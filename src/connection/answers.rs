@@ -168,6 +168,7 @@ impl Connection {
         if std::mem::replace(&mut self.state().announced, true) {
             std::future::pending().await
         }
+        self.0.renewed.notify_one();
         let spread = u64::try_from(RETURN_SPREAD.as_millis()).unwrap_or_default();
         // The id is random in its last bits.
         let retry_after = self.0.id.0.as_u64_pair().1 % spread;
