@@ -28,7 +28,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(3600);
 
 #[derive(Args, Debug)]
 pub(super) struct Ask {
-    /// Where the server's routes begin, such as https://chat.example/chatbox; without it, the server of this
+    /// Where the server's routes begin, such as `https://chat.example/chatbox`; without it, the server of this
     /// configuration
     #[arg(long, value_name = "URL")]
     url: Option<Url>,

@@ -136,14 +136,13 @@ impl Conversation {
         }
     }
 
-    /// Takes a copy that came as a datagram, if it is exactly what comes next; its stream will bring the rest.
-    pub(super) fn copy(&mut self, frame: ServerFrame) -> Wanted {
-        let wanted = match &frame {
+    /// Whether a copy that came as a datagram is exactly what comes next; its stream will bring the rest.
+    pub(super) fn wants(&self, copy: &ServerFrame) -> bool {
+        match copy {
             ServerFrame::UserMessage(entry) => self.position.is_next(entry.seq),
             ServerFrame::AiResponse(response) => self.turns.wants(response),
             _ => false,
-        };
-        if wanted { self.frame(frame) } else { Wanted::Nothing }
+        }
     }
 
     /// Takes a frame that answers nobody's request, or goes on answering a message's.
@@ -277,6 +276,12 @@ mod tests {
         }))
     }
 
+    fn copy(held: &mut Conversation, frame: ServerFrame) {
+        if held.wants(&frame) {
+            held.frame(frame);
+        }
+    }
+
     fn told(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
         let shown = std::iter::from_fn(|| events.try_recv().ok()).map(|event| match event {
             Event::Piece { offset, content, .. } => format!("{offset} {content}"),
@@ -291,22 +296,22 @@ mod tests {
     fn a_copy_is_taken_only_where_it_is_what_comes_next() {
         let (events, mut heard) = mpsc::channel(64);
         let mut held = Conversation::new(Scope::Session, Open::default(), events);
-        held.copy(entry(2));
-        held.copy(piece(0, "never "));
+        copy(&mut held, entry(2));
+        copy(&mut held, piece(0, "never "));
         assert_eq!(told(&mut heard), Vec::<String>::new(), "an entry ahead, and a turn that is not known");
-        held.copy(entry(1));
-        held.copy(entry(1));
+        copy(&mut held, entry(1));
+        copy(&mut held, entry(1));
         held.frame(entry(1));
         held.frame(parsed(json!({"type": "loading", "session_id": SESSION, "turn_id": TURN, "seq": 2})));
         assert_eq!(told(&mut heard), ["entry 1", "Turn"]);
-        held.copy(piece(4, "too far"));
-        held.copy(last("eins zwei"));
-        held.copy(piece(0, "eins "));
-        held.copy(piece(0, "eins zwei"));
+        copy(&mut held, piece(4, "too far"));
+        copy(&mut held, last("eins zwei"));
+        copy(&mut held, piece(0, "eins "));
+        copy(&mut held, piece(0, "eins zwei"));
         assert_eq!(told(&mut heard), ["0 eins ", "5 zwei"]);
         held.frame(piece(0, "eins "));
         held.frame(piece(5, "zwei"));
-        held.copy(last("eins zwei"));
+        copy(&mut held, last("eins zwei"));
         held.frame(last("eins zwei"));
         assert_eq!(told(&mut heard), ["reply eins zwei true"]);
     }

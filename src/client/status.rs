@@ -27,4 +27,6 @@ pub struct Status {
     pub reason: Option<String>,
     /// how often it was lost or left
     pub reconnects: u32,
+    /// frames that a datagram brought before their stream, on any connection; a watcher is not woken when it rises
+    pub copies: u64,
 }

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use crate::harness::{
     Server, Via,
     client::{PATIENCE, sha256},
+    lossy::Lossy,
     openai, over_both,
     provider::{Gate, Provider, Script},
     road::{Road, fix_ports},
@@ -368,4 +369,70 @@ async fn the_outbox_is_bounded_and_close_fails_what_waits() {
     client.close().await;
     let err = waiting.pop().unwrap().reply().await.unwrap_err();
     assert!(matches!(&err, Error::Closed(closed) if closed.code == Some(CloseCode::Done)), "got {err:?}");
+}
+
+/// What the demo model says to `count to`.
+fn counted(to: usize) -> String {
+    (1..=to).map(|line| format!("{line}. line\n")).collect()
+}
+
+/// Reads events until a reply has ended. What it was told: entries, and the reply in the end.
+async fn shown(session: &mut Session) -> Vec<(u64, String)> {
+    let (mut shown, mut text) = (Vec::new(), String::new());
+    loop {
+        match next(session).await {
+            Event::Entry(entry) => shown.push((entry.seq, entry.content.clone())),
+            Event::Piece { offset, content, .. } => {
+                assert_eq!(offset, text.len() as u64, "a hole or an overlap");
+                text.push_str(&content);
+            }
+            Event::Reply(reply) => {
+                assert_eq!((reply.text.as_str(), reply.verified), (text.as_str(), true));
+                shown.push((reply.seq, text));
+                return shown;
+            }
+            Event::Missed => panic!("events are read as they come"),
+            _ => {}
+        }
+    }
+}
+
+/// Text comes on the watch and on the exchange that asked for it; both lose packets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_come_before_what_was_lost_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Server::config(dir.path());
+    config.sessions.model_names = false;
+    config.llm.providers.get_mut("demo").unwrap().pace = Some(Duration::from_millis(2));
+    let (_http, quic) = fix_ports(&mut config);
+    let path = Lossy::to(quic).await;
+    config.public_quic_url = Some(format!("https://{}", path.address).parse().unwrap());
+    let server = Server::run(config).await;
+    let far = Client::new(options(&server, Via::WebTransport, "ann"));
+    let near = Client::new(options(&server, Via::WebSocket, "ann"));
+    let mut far_session = open(&far, Open::default()).await;
+    let near_session = open(&near, Open::default()).await;
+    assert_eq!(near_session.id(), far_session.id());
+    path.delay(Duration::from_millis(10));
+    path.lose_one_in(8);
+
+    let copies = || far.status().borrow().copies;
+    let (mut log, mut expected) = (Vec::new(), Vec::new());
+    while copies() < 20 || expected.len() < 24 {
+        let (seq, lines) = (expected.len() as u64 + 1, 20 + expected.len());
+        assert!(lines < 200, "{} copies, {:?}", copies(), path.counts());
+        let own = lines.is_multiple_of(4);
+        let asks = if own { &far_session } else { &near_session };
+        let message = asks.send(format!("count to {lines}")).unwrap();
+        log.extend(shown(&mut far_session).await);
+        assert_eq!(message.reply().await.unwrap().unwrap().text, counted(lines));
+        if own {
+            log.push((seq, format!("count to {lines}")));
+        }
+        expected.extend([(seq, format!("count to {lines}")), (seq + 1, counted(lines))]);
+    }
+    log.sort();
+    assert_eq!(log, expected, "each once, and whole");
+    assert!(path.counts().1 > 0);
+    assert_eq!(far.status().borrow().reconnects, 0, "nothing had to be made good by another connection");
 }

@@ -124,8 +124,13 @@ impl Engine {
         let Ok(frame) = serde_json::from_slice::<ServerFrame>(copy) else { return };
         let session_id = session_of(&frame);
         let Some(key) = self.of_session(session_id) else { return };
-        let Some(conversation) = self.watches.get_mut(&key) else { return };
-        let wanted = conversation.copy(frame);
+        let Some(conversation) = self.watches.get_mut(&key).filter(|watch| watch.wants(&frame)) else { return };
+        // Counted before it is told, and nobody is woken for it.
+        self.status.send_if_modified(|status| {
+            status.copies += 1;
+            false
+        });
+        let wanted = conversation.frame(frame);
         self.want(Source::Watch(key), session_id, wanted);
     }
 
