@@ -281,7 +281,7 @@ impl Connection {
         metrics.frames_received_total.with_label_values(&[frame.name()]).inc();
         let Some(principal) = self.principal() else {
             return match frame {
-                ClientFrame::Attach(attach) => self.authenticate(id, *attach).await,
+                ClientFrame::Attach(attach) => Box::pin(self.authenticate(id, *attach)).await,
                 _ => self.close(id, &Refusal::new(ErrorCode::Unauthorized), CloseCode::Unauthorized),
             };
         };
@@ -295,18 +295,23 @@ impl Connection {
                 },
             );
         }
+        // Boxed, all but the least: a future is moved several times as it is built, with room for the largest of these.
         let outcome = match frame {
-            ClientFrame::Attach(attach) => self.attach(&principal, id, *attach).await,
-            ClientFrame::UserMessage(message) if self.0.old => self.old_message(&principal, id, *message).await,
-            ClientFrame::UserMessage(message) => self.user_message(&principal, id, *message).await,
-            ClientFrame::Regenerate { turn_id } => self.regenerate(&principal, id, turn_id).await,
-            ClientFrame::Auth { token } => return self.renew(&principal, id, &token),
-            ClientFrame::Stop { turn_id } => self.stop(&principal, id, turn_id).await,
-            ClientFrame::ModelSelect { session_id, model_id } => {
-                self.model_select(&principal, id, session_id.as_ref(), model_id).await
+            ClientFrame::Attach(attach) => Box::pin(self.attach(&principal, id, *attach)).await,
+            ClientFrame::UserMessage(message) if self.0.old => {
+                Box::pin(self.old_message(&principal, id, *message)).await
             }
-            ClientFrame::Help { session_id, wanted } => self.help(&principal, id, session_id.as_ref(), wanted).await,
-            ClientFrame::Feedback(feedback) => self.feedback(&principal, id, *feedback).await,
+            ClientFrame::UserMessage(message) => Box::pin(self.user_message(&principal, id, *message)).await,
+            ClientFrame::Regenerate { turn_id } => Box::pin(self.regenerate(&principal, id, turn_id)).await,
+            ClientFrame::Auth { token } => return self.renew(&principal, id, &token),
+            ClientFrame::Stop { turn_id } => Box::pin(self.stop(&principal, id, turn_id)).await,
+            ClientFrame::ModelSelect { session_id, model_id } => {
+                Box::pin(self.model_select(&principal, id, session_id.as_ref(), model_id)).await
+            }
+            ClientFrame::Help { session_id, wanted } => {
+                Box::pin(self.help(&principal, id, session_id.as_ref(), wanted)).await
+            }
+            ClientFrame::Feedback(feedback) => Box::pin(self.feedback(&principal, id, *feedback)).await,
             ClientFrame::Typing { session_id, active } => self.typing(session_id.as_ref(), active).await,
             ClientFrame::Detach { session_id, scope } => self.detach(id, session_id.as_ref(), scope),
             ClientFrame::Ping => Ok(self.answer(&ServerFrame::Pong { re: id })),

@@ -4,26 +4,37 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
 
-use futures_util::{Stream, task::AtomicWaker};
+use futures_util::Stream;
 
 /// A future or stream that is polled when it was woken, and not whenever something else in its task was. For what rarely
 /// happens and is costly to ask: a wait for a drain takes the lock that all connections wait on.
 #[derive(Debug)]
 pub(crate) struct Woken<F> {
     future: F,
-    flag: Arc<Flag>,
+    bell: Bell,
 }
 
+/// Tells which of the things that a task waits for has woken it.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    flag: Arc<Flag>,
+    /// rings it
+    waker: Waker,
+    /// whom it wakes, as the flag has it
+    task: Option<Waker>,
+}
+
+/// Keeps its waker when it wakes: a look that finds the bell silent writes nothing.
 #[derive(Debug)]
 struct Flag {
     woken: AtomicBool,
-    task: AtomicWaker,
+    task: Mutex<Option<Waker>>,
 }
 
 impl Wake for Flag {
@@ -32,15 +43,46 @@ impl Wake for Flag {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Before the lock: whoever changes the task after it looks at the flag later.
         self.woken.store(true, Ordering::Release);
-        self.task.wake();
+        if let Some(task) = &*self.task.lock().unwrap_or_else(PoisonError::into_inner) {
+            task.wake_by_ref();
+        }
+    }
+}
+
+impl Bell {
+    /// One that has rung: the first look asks.
+    pub(crate) fn new() -> Self {
+        let flag = Arc::new(Flag { woken: AtomicBool::new(true), task: Mutex::new(None) });
+        Self { waker: Waker::from(Arc::clone(&flag)), flag, task: None }
+    }
+
+    /// Whether it has rung since the last look; from now on it wakes this task when it does.
+    pub(crate) fn rung(&mut self, cx: &Context<'_>) -> bool {
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+            // Before the look: whoever sets the flag after it wakes this task.
+            self.flag.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.task);
+        }
+        self.flag.woken.load(Ordering::Acquire) && self.flag.woken.swap(false, Ordering::Acquire)
+    }
+
+    /// What rings it.
+    pub(crate) const fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Has the next look ask, without waking the task: what was asked last has not said that it waits.
+    pub(crate) fn again(&self) {
+        self.flag.woken.store(true, Ordering::Relaxed);
     }
 }
 
 impl<F> Woken<F> {
     /// Wraps a future; its first poll is always handed on.
     pub(crate) fn new(future: F) -> Self {
-        Self { future, flag: Arc::new(Flag { woken: AtomicBool::new(true), task: AtomicWaker::new() }) }
+        Self { future, bell: Bell::new() }
     }
 }
 
@@ -48,13 +90,11 @@ impl<F: Future + Unpin> Future for Woken<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // Before the look: whoever sets the flag after it wakes this task.
-        self.flag.task.register(cx.waker());
-        if !self.flag.woken.swap(false, Ordering::Acquire) {
+        if !self.bell.rung(cx) {
             return Poll::Pending;
         }
-        let waker = Waker::from(Arc::clone(&self.flag));
-        Pin::new(&mut self.future).poll(&mut Context::from_waker(&waker))
+        let Self { future, bell } = &mut *self;
+        Pin::new(future).poll(&mut Context::from_waker(bell.waker()))
     }
 }
 
@@ -62,15 +102,13 @@ impl<S: Stream + Unpin> Stream for Woken<S> {
     type Item = S::Item;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        self.flag.task.register(cx.waker());
-        if !self.flag.woken.swap(false, Ordering::Acquire) {
+        if !self.bell.rung(cx) {
             return Poll::Pending;
         }
-        let waker = Waker::from(Arc::clone(&self.flag));
-        let next = Pin::new(&mut self.future).poll_next(&mut Context::from_waker(&waker));
+        let Self { future, bell } = &mut *self;
+        let next = Pin::new(future).poll_next(&mut Context::from_waker(bell.waker()));
         if next.is_ready() {
-            // It has not said that it waits: it is asked again.
-            self.flag.woken.store(true, Ordering::Relaxed);
+            bell.again();
         }
         next
     }
@@ -78,7 +116,7 @@ impl<S: Stream + Unpin> Stream for Woken<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, future::poll_fn};
+    use std::{cell::Cell, future::poll_fn, sync::atomic::AtomicUsize};
 
     use futures_util::{FutureExt, task::noop_waker_ref};
     use tokio::sync::Notify;
@@ -103,6 +141,30 @@ mod tests {
         notify.notify_one();
         assert_eq!(woken.poll_unpin(&mut cx), Poll::Ready(()));
         assert_eq!(polls.get(), 2);
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_bell_wakes_whoever_looked_last_each_time() {
+        let tasks = [Arc::<Count>::default(), Arc::default()];
+        let wakers = tasks.each_ref().map(|task| Waker::from(Arc::clone(task)));
+        let mut bell = Bell::new();
+        let looks = wakers.each_ref().map(|waker| bell.rung(&Context::from_waker(waker)));
+        assert_eq!(looks, [true, false]);
+        for round in 1..=2 {
+            bell.waker().wake_by_ref();
+            assert_eq!(tasks.each_ref().map(|task| task.0.load(Ordering::Relaxed)), [0, round]);
+            let looks = [(); 2].map(|()| bell.rung(&Context::from_waker(&wakers[1])));
+            assert_eq!(looks, [true, false]);
+        }
     }
 
     #[tokio::test]

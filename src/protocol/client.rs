@@ -200,10 +200,10 @@ pub(super) struct Envelope {
 /// # Errors
 /// What was wrong and what is accepted; the caller answers it with one `error` frame.
 pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
-    if std::str::from_utf8(frame).is_err() {
+    let Ok(text) = std::str::from_utf8(frame) else {
         return Err(reject(None, ErrorCode::InvalidFormat, "the frame is not UTF-8".to_owned()));
-    }
-    match serde_json::from_slice::<Envelope>(frame) {
+    };
+    match serde_json::from_str::<Envelope>(text) {
         // An array is read as the fields in their order, which the contract does not know.
         Ok(_) if !frame.trim_ascii_start().starts_with(b"{") => {
             Err(reject(None, ErrorCode::InvalidFormat, "the frame is not an object of the contract".to_owned()))

@@ -24,8 +24,15 @@ use tokio::time::timeout;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
+        Message,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{
+            Role, WebSocketConfig,
+            frame::{
+                Frame,
+                coding::{Data, OpCode},
+            },
+        },
     },
 };
 
@@ -36,7 +43,7 @@ use crate::{
     connection::{self, Connection, Gate, Transport},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    protocol::{ClientFrame, CloseCode, Request as Asked, SUBPROTOCOL},
+    protocol::{ClientFrame, CloseCode, Encoded, Request as Asked, SUBPROTOCOL},
 };
 
 /// How long the 101 may take to reach the client.
@@ -243,4 +250,10 @@ async fn upgrade(hello: Hello, frame_bytes_max: usize) -> Option<WebSocketStream
         .max_message_size(Some(frame_bytes_max))
         .max_frame_size(Some(frame_bytes_max));
     Some(WebSocketStream::from_partially_read(socket, early, Role::Server, Some(config)).await)
+}
+
+/// A frame as a text message. What serde wrote is UTF-8: as a frame of the library's it is not looked through once more
+/// for each receiver.
+fn text(frame: &Encoded) -> Message {
+    Message::Frame(Frame::message(frame.message(), OpCode::Data(Data::Text), true))
 }

@@ -31,12 +31,13 @@ use tokio_tungstenite::{
     },
 };
 
+use super::text;
 use crate::{
     chat::{ErrorCode, RequestId},
     connection::{ATTACH_DEADLINE, Answers, HANDLE_DEADLINE, Outcome, Transport},
     metrics::Metrics,
     protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
-    woken::Woken,
+    woken::{Bell, Woken},
 };
 
 /// Requests that wait for one of `limits.streams` places, and requests that need none, at a time.
@@ -110,7 +111,9 @@ pub(super) struct Driver<S, H> {
     ping_due: bool,
     /// One timer for all deadlines: it fires at the earliest.
     timer: Pin<Box<Sleep>>,
-    timed: bool,
+    due: Bell,
+    /// Rings when the socket may have something to read. To look costs: the library clears its buffer each time.
+    readable: Bell,
     opened: Instant,
     heard: Instant,
     pinged: Instant,
@@ -142,7 +145,8 @@ where
             dirty: false,
             ping_due: false,
             timer: Box::pin(sleep(ATTACH_DEADLINE)),
-            timed: false,
+            due: Bell::new(),
+            readable: Bell::new(),
             opened: now,
             heard: now,
             pinged: now,
@@ -203,7 +207,6 @@ where
 
     /// Makes all the progress that can be made without waiting.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        self.timed = false;
         for _ in 0..BATCH {
             let mut progress = false;
             for step in [Self::poll_timer, Self::poll_read, Self::poll_requests, Self::poll_write] {
@@ -223,13 +226,12 @@ where
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        // Once for each time that the task runs, unless its deadline has changed.
-        if self.timed {
+        if !self.due.rung(cx) {
             return Poll::Pending;
         }
-        self.timed = true;
-        ready!(self.timer.as_mut().poll(cx));
-        self.timed = false;
+        ready!(self.timer.as_mut().poll(&mut Context::from_waker(self.due.waker())));
+        // It is asked again with its next deadline.
+        self.due.again();
         let now = Instant::now();
         if self.opening.is_some() {
             // The client has asked in time; how long the answer takes is up to the server.
@@ -257,10 +259,12 @@ where
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if self.refusals.len() >= REFUSALS_MAX {
+        if self.refusals.len() >= REFUSALS_MAX || !self.readable.rung(cx) {
             return Poll::Pending;
         }
-        let Some(message) = ready!(self.socket.poll_next_unpin(cx)) else {
+        let message = ready!(self.socket.poll_next_unpin(&mut Context::from_waker(self.readable.waker())));
+        self.readable.again();
+        let Some(message) = message else {
             return Poll::Ready(Some(End::Gone));
         };
         let end = match message {
@@ -358,19 +362,27 @@ where
         if self.dirty {
             return self.poll_flush(cx);
         }
+        let held = (self.refusals.len(), self.running.len());
+        let mut all = false;
         for _ in 0..BATCH {
             match Pin::new(&mut self.socket).poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Some(End::Gone)),
-                Poll::Pending => break,
+                Poll::Pending if self.dirty => break,
+                Poll::Pending => return Poll::Pending,
             }
-            let Some(message) = self.poll_message(cx) else { break };
+            let message = self.poll_message(cx);
+            all = message.is_none();
+            let Some(message) = message else { break };
             if Pin::new(&mut self.socket).start_send(message).is_err() {
                 return Poll::Ready(Some(End::Gone));
             }
             self.dirty = true;
         }
-        if self.dirty { self.poll_flush(cx) } else { Poll::Pending }
+        let end = if self.dirty { ready!(self.poll_flush(cx)) } else { None };
+        // What waits has a place now, or what is not read has room; else another round finds nothing to do.
+        let freed = held != (self.refusals.len(), self.running.len());
+        if end.is_none() && all && !self.dirty && !freed { Poll::Pending } else { Poll::Ready(end) }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
@@ -387,7 +399,7 @@ where
                 self.blocked = Some(now);
                 let due = self.timer.deadline().min(now + self.limits.write_timeout);
                 self.timer.as_mut().reset(due);
-                self.timed = false;
+                self.due.again();
                 // The timer is to be asked again.
                 Poll::Ready(None)
             }
@@ -402,7 +414,7 @@ where
         let refusal = self.refusals.pop_front();
         let frame = refusal.or_else(|| next(&mut self.replies, cx)).or_else(|| next(&mut self.running, cx))?;
         self.sent.inc();
-        text(&frame)
+        Some(text(&frame))
     }
 
     /// Writes what is ready, the last frame and the close frame, then waits for the peer's.
@@ -411,7 +423,7 @@ where
             let Some(message) = std::future::poll_fn(|cx| Poll::Ready(self.poll_message(cx))).await else { break };
             self.socket.feed(message).await?;
         }
-        if let Some(message) = frame.as_ref().and_then(text) {
+        if let Some(message) = frame.as_ref().map(text) {
             self.socket.feed(message).await?;
         }
         let code_on_wire = status.unwrap_or_else(|| code.websocket().into());
@@ -474,12 +486,6 @@ const fn re(request: &Incoming) -> Option<RequestId> {
         Ok(request) => request.id,
         Err(rejection) => rejection.re,
     }
-}
-
-fn text(frame: &Encoded) -> Option<Message> {
-    let text = Utf8Bytes::try_from(frame.message());
-    debug_assert!(text.is_ok(), "JSON that serde wrote is UTF-8");
-    text.ok().map(Message::Text)
 }
 
 #[cfg(test)]

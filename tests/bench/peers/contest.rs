@@ -23,7 +23,8 @@ pub(crate) enum Task {
     RelayQuic,
     /// web-transport-quinn sends back what comes on a stream, for each message a new one; chatbox answers a `ping`
     Streams,
-    /// chatbox alone: a message is stored, and answered in one line by the model of the process
+    /// chatbox alone: a message is stored, and answered in one piece by the model of the process. Four frames are
+    /// delivered, to the one device that is there: `accepted`, `loading`, and of the answer the piece and the end
     Stored,
     /// the same over QUIC, on a stream for each message
     StoredQuic,

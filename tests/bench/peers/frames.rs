@@ -41,10 +41,13 @@ pub(crate) fn ping() -> String {
     padded(&format!("{{\"type\":\"ping\",\"id\":\"{}\",\"pad\":\"", uuid::Uuid::new_v4()), "\"}")
 }
 
-/// A message that the demo answers with one line.
+/// What the model says to every message, in one piece.
+pub(crate) const ANSWER: &str = "1";
+
+/// A message to the model.
 pub(crate) fn message() -> String {
     let id = uuid::Uuid::new_v4();
-    padded(&format!("{{\"type\":\"user_message\",\"id\":\"{id}\",\"content\":\"count to 1 "), "\"}")
+    padded(&format!("{{\"type\":\"user_message\",\"id\":\"{id}\",\"content\":\""), "\"}")
 }
 
 /// Whether a frame is of that type. An `error` frame is an error.

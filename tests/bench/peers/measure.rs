@@ -24,6 +24,9 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between an answer and the next request of the same pair.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The same where messages are stored. A conversation stays short, as most are, though each message is sent to the model
+/// with all before it; and one core has time left.
+const PAUSE_STORED: Duration = Duration::from_millis(500);
 /// Messages of fan-out in a second.
 const PER_SECOND: f64 = 20.0;
 /// Connections that are there before memory is read: what the first ones allocate is shared.
@@ -50,6 +53,7 @@ impl Profile {
         let settings = [
             ("pairs", self.pairs.to_string()),
             ("pause_ms", PAUSE.as_millis().to_string()),
+            ("pause_stored_ms", PAUSE_STORED.as_millis().to_string()),
             ("payload_bytes", crate::frames::PAYLOAD_BYTES.to_string()),
             ("subscribers", self.subscribers.to_string()),
             ("fanout_per_second", PER_SECOND.to_string()),
@@ -130,8 +134,9 @@ pub(crate) async fn sample(
 
 async fn exchanges(server: &Running, peer: Peer, task: Task, profile: &Profile) -> anyhow::Result<Row> {
     let pairs = contest::pairs(server, peer, task, profile.pairs).await?;
-    let plan = profile.plan(Pace::Paced(PAUSE));
-    match pairs {
+    let stored = matches!(task, Task::Stored | Task::StoredQuic);
+    let plan = profile.plan(Pace::Paced(if stored { PAUSE_STORED } else { PAUSE }));
+    let mut row = match pairs {
         Pairs::Echo(pairs) => run(server, pairs, &plan, 1).await,
         Pairs::Relay(pairs) => run(server, pairs, &plan, 1).await,
         Pairs::Stored(pairs) => run(server, pairs, &plan, 1).await,
@@ -139,7 +144,14 @@ async fn exchanges(server: &Running, peer: Peer, task: Task, profile: &Profile) 
         Pairs::EchoEach(pairs) => run(server, pairs, &plan, 1).await,
         Pairs::RelayQuic(pairs) => run(server, pairs, &plan, 1).await,
         Pairs::Asks(pairs) => run(server, pairs, &plan, 1).await,
+    }?;
+    if stored {
+        // Of each conversation at the end: a message and its answer for each turn, those of the warm-up included.
+        let time = (profile.warm_up + profile.duration).as_secs_f64() / profile.duration.as_secs_f64();
+        let entries = 2.0 * per(row.n, time) / per(u64::try_from(profile.pairs)?, 1.0);
+        row.settings.insert("entries".to_owned(), format!("{entries:.0}"));
     }
+    Ok(row)
 }
 
 async fn fanout(server: &Running, peer: Peer, quic: bool, profile: &Profile) -> anyhow::Result<Row> {

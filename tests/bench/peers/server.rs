@@ -19,6 +19,8 @@ use chatbox::{
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+use crate::frames;
+
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -193,7 +195,7 @@ impl Programs {
         Ok(Running { process, address, certificate: None, site: None, _home: home })
     }
 
-    /// chatbox, with limits that no load of one address reaches, and the model that answers at once.
+    /// chatbox, with limits that no load of one address reaches, and the model that answers at once, in one piece.
     fn chatbox(&self, home: tempfile::TempDir) -> anyhow::Result<Running> {
         let quic = free_port()?;
         let mut command = Command::new(&self.binary);
@@ -210,6 +212,7 @@ impl Programs {
             ("LIMITS__REQUESTS_PER_MINUTE", many),
             ("LLM__PROVIDERS__DEMO__TYPE", "demo"),
             ("LLM__PROVIDERS__DEMO__PACE", "0s"),
+            ("LLM__PROVIDERS__DEMO__ANSWER", frames::ANSWER),
             ("SESSIONS__MODEL_NAMES", "false"),
         ];
         for (key, value) in settings {

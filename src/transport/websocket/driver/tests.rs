@@ -28,7 +28,8 @@ fn pong(re: Option<RequestId>) -> Encoded {
     Encoded::new(&ServerFrame::Pong { re })
 }
 
-/// Answers as a message's text says: `hang` is answered when it is released, `flood` for ever.
+/// Answers as a message's text says: `hang` is answered when it is released, `silent` ends then, `flood` is answered for
+/// ever.
 fn answer(content: &str, re: Option<RequestId>, release: Arc<tokio::sync::Semaphore>) -> Outcome {
     match content {
         "hang" => {
@@ -37,6 +38,10 @@ fn answer(content: &str, re: Option<RequestId>, release: Arc<tokio::sync::Semaph
                 pong(re)
             });
             Outcome::Answers(answers.boxed())
+        }
+        "silent" => {
+            let answers = stream::once(async move { release.acquire_owned().await.unwrap().forget() });
+            Outcome::Answers(answers.filter_map(async |()| None).boxed())
         }
         "flood" => Outcome::Answers(stream::repeat(pong(re)).boxed()),
         "bye" => Outcome::Close(Some(pong(re)), CloseCode::TokenExpired),
@@ -158,6 +163,20 @@ async fn exchanges_beyond_the_cap_wait_in_order_and_a_ping_does_not() {
     let first = rig.receive().await["re"].clone();
     assert!(ids.iter().any(|id| first == json!(id)), "got {first}, expected one of {ids:?}");
     assert_eq!(rig.receive().await["re"], json!(last));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_that_ends_without_a_frame_makes_room_too() {
+    let mut rig = attached(65536).await;
+    rig.send("user_message", "silent").await;
+    rig.send("user_message", "silent").await;
+    let last = rig.send("user_message", "quick").await;
+    let ping = rig.send("ping", "").await;
+    assert_eq!(rig.receive().await["re"], json!(ping), "the two have all places");
+    let began = Instant::now();
+    rig.release.add_permits(1);
+    assert_eq!(rig.receive().await["re"], json!(last));
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waited for something else to happen");
 }
 
 // checklist 44, 45
