@@ -160,7 +160,7 @@ impl Driver {
     fn begin(&mut self, send: SendStream, receive: RecvStream) {
         let stream = Stream {
             writer: Writer {
-                stopped: Woken::new(send.stopped().boxed().fuse()),
+                stopped: send.stopped().boxed().fuse(),
                 send,
                 timeout: self.write_timeout,
                 copies: Arc::clone(&self.copies),
@@ -326,13 +326,10 @@ impl Stream {
         let unheard = Notify::new();
         // Each ends when the other has: the writer after the answers to all requests, so that no frame is cut;
         // the reader after the request that is being handled.
-        let (end, written) = {
-            let requests = pin!(read_requests(&mut self.reader, &self.connection, inline_tx, &unheard));
-            let written = self.writer.write_watch(answers, inline).inspect(|_written| unheard.notify_one());
-            let written = pin!(written);
-            // Neither looks when only the other was woken: to read takes the lock of the QUIC connection.
-            tokio::join!(Woken::new(requests), Woken::new(written))
-        };
+        let (end, written) = tokio::join!(
+            read_requests(&mut self.reader, &self.connection, inline_tx, &unheard),
+            self.writer.write_watch(answers, inline).inspect(|_written| unheard.notify_one()),
+        );
         match end {
             Request::Close(frame, code) => Box::pin(self.last(frame, code)).await,
             Request::Unread(unread) => Box::pin(self.unwatched(unread, written)).await,
@@ -404,7 +401,7 @@ async fn read_requests(
 /// Writes frames.
 struct Writer {
     send: SendStream,
-    stopped: Woken<Fuse<BoxFuture<'static, Option<StreamError>>>>,
+    stopped: Fuse<BoxFuture<'static, Option<StreamError>>>,
     timeout: Duration,
     copies: Arc<Copies>,
     metrics: Arc<Metrics>,
