@@ -48,8 +48,10 @@ use crate::{
 
 /// How long the 101 may take to reach the client.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-/// Room for usual frames. The library's default of 128 KiB for each direction is most of an idle socket's memory.
-const BUFFER_BYTES: usize = 2 * 1024;
+/// Room for usual frames; a longer one is read and written in parts. The library's default of 128 KiB for each direction
+/// is most of an idle socket's memory.
+const READ_BYTES: usize = 1024;
+const WRITE_BYTES: usize = 2 * 1024;
 
 /// What `GET {prefix}/ws` needs.
 #[derive(Clone)]
@@ -245,8 +247,8 @@ async fn upgrade(hello: Hello, frame_bytes_max: usize) -> Option<WebSocketStream
     let early = read_buf.to_vec();
     drop(read_buf);
     let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(BUFFER_BYTES)
+        .read_buffer_size(READ_BYTES)
+        .write_buffer_size(WRITE_BYTES)
         .max_message_size(Some(frame_bytes_max))
         .max_frame_size(Some(frame_bytes_max));
     Some(WebSocketStream::from_partially_read(socket, early, Role::Server, Some(config)).await)
