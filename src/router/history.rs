@@ -2,7 +2,6 @@
 //! not opened, anew for every reply.
 
 use std::{
-    collections::HashMap,
     num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -16,7 +15,10 @@ use crate::{
 };
 
 /// Entries before a message that a model is told of at most.
-pub(super) const ENTRIES_MAX: u32 = 400;
+const ENTRIES_MAX: u32 = 400;
+
+/// Messages that are kept of one conversation: with their replies they are as many entries.
+const MESSAGES_MAX: usize = 200;
 
 /// Conversations that are kept at a time, whatever their texts take.
 const SESSIONS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
@@ -25,56 +27,78 @@ const SESSIONS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not z
 #[derive(Clone, Default, Debug)]
 pub(super) struct History {
     upto: u64,
+    /// in the order of the messages
     said: Vec<Said>,
+    bytes: usize,
 }
 
+/// A message and its newest reply.
 #[derive(Clone, Debug)]
 struct Said {
     seq: u64,
-    /// the message that it answers; `None`: it is a message
-    reply_to: Option<u64>,
-    text: Arc<str>,
-}
-
-impl Said {
-    fn of(entry: &Entry) -> Option<Self> {
-        let reply_to = match entry.sender {
-            Sender::Ai if !entry.content.is_empty() => Some(entry.reply_to?),
-            Sender::User if entry.kind == EntryKind::Text => None,
-            _ => return None,
-        };
-        Some(Self { seq: entry.seq, reply_to, text: entry.content.as_str().into() })
-    }
+    message: Arc<str>,
+    reply: Option<Arc<str>>,
 }
 
 impl History {
-    /// Takes entries that follow, in order, up to one that has not settled.
+    /// Takes entries that follow, in order; `upto` moves on as far as all of them have settled.
     fn extend(&mut self, entries: &[Entry]) {
-        for entry in entries.iter().take_while(|entry| entry.settled()) {
-            self.upto = entry.seq;
-            self.said.extend(Said::of(entry));
+        let mut whole = true;
+        for entry in entries {
+            whole &= entry.settled();
+            if whole {
+                self.upto = entry.seq;
+            }
+            if entry.settled() {
+                self.note(entry);
+            }
         }
-        let over = self.said.len().saturating_sub(usize::try_from(ENTRIES_MAX).unwrap_or(usize::MAX));
-        self.said.drain(..over);
+        let over = self.said.len().saturating_sub(MESSAGES_MAX);
+        let gone: usize = self.said.drain(..over).map(|said| said.bytes()).sum();
+        self.bytes -= gone;
     }
 
+    /// Notes a message, or a reply to one that is known. What stands behind an entry that has not settled is read again
+    /// and changes nothing.
+    fn note(&mut self, entry: &Entry) {
+        match (entry.sender, entry.reply_to) {
+            (Sender::Ai, Some(message)) if !entry.content.is_empty() => {
+                let Ok(at) = self.said.binary_search_by_key(&message, |said| said.seq) else { return };
+                let Some(said) = self.said.get_mut(at) else { return };
+                self.bytes += entry.content.len();
+                let older = said.reply.replace(entry.content.as_str().into());
+                self.bytes -= older.map_or(0, |older| older.len());
+            }
+            (Sender::User, _) if entry.kind == EntryKind::Text && self.ends_before(entry.seq) => {
+                let said = Said { seq: entry.seq, message: entry.content.as_str().into(), reply: None };
+                self.bytes += said.bytes();
+                self.said.push(said);
+            }
+            _ => {}
+        }
+    }
+
+    fn ends_before(&self, seq: u64) -> bool {
+        self.said.last().is_none_or(|last| last.seq < seq)
+    }
+
+    /// Every message up to `last`, before `last` each with its newest reply.
+    fn conversation(&self, last: u64) -> Vec<Message> {
+        let until = self.said.partition_point(|said| said.seq <= last);
+        let mut told = Vec::with_capacity(2 * until);
+        for said in self.said.iter().take(until) {
+            told.push(Message { role: Role::User, content: Arc::clone(&said.message) });
+            if let Some(reply) = said.reply.as_ref().filter(|_reply| said.seq < last) {
+                told.push(Message { role: Role::Assistant, content: Arc::clone(reply) });
+            }
+        }
+        told
+    }
+}
+
+impl Said {
     fn bytes(&self) -> usize {
-        self.said.iter().map(|said| said.text.len() + size_of::<Said>()).sum()
-    }
-
-    /// Every message up to `last` before its own newest reply, in the order of the messages; `later` was said after
-    /// an entry that has not settled.
-    fn conversation(&self, later: &[Said], last: u64) -> Vec<Message> {
-        let all = || self.said.iter().chain(later);
-        let replies = all().filter_map(|said| Some((said.reply_to.filter(|message| *message < last)?, said)));
-        let replies: HashMap<u64, &Said> = replies.collect();
-        let messages = all().filter(|said| said.reply_to.is_none() && said.seq <= last);
-        let told = messages.flat_map(|message| {
-            let told = |role, said: &Said| Message { role, content: Arc::clone(&said.text) };
-            let reply = replies.get(&message.seq).map(|reply| told(Role::Assistant, reply));
-            std::iter::once(told(Role::User, message)).chain(reply)
-        });
-        told.collect()
+        size_of::<Self>() + self.message.len() + self.reply.as_ref().map_or(0, |reply| reply.len())
     }
 }
 
@@ -115,9 +139,7 @@ impl Histories {
         let mut history = history.unwrap_or_default();
         let ended = entries.iter().any(|entry| entry.seq == reply && entry.settled()) || history.upto >= reply;
         history.extend(&entries);
-        let later = entries.iter().filter(|entry| entry.seq > history.upto && entry.settled());
-        let later: Vec<_> = later.filter_map(Said::of).collect();
-        let told = (!ended).then(|| history.conversation(&later, last));
+        let told = (!ended).then(|| history.conversation(last));
         self.put(session, history);
         Ok(told)
     }
@@ -130,20 +152,20 @@ impl Histories {
     fn take(&self, session: SessionId) -> Option<History> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let history = kept.sessions.pop(&session)?;
-        kept.bytes -= history.bytes();
+        kept.bytes -= history.bytes;
         Some(history)
     }
 
     fn put(&self, session: SessionId, history: History) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.bytes += history.bytes();
+        kept.bytes += history.bytes;
         if let Some((_, replaced)) = kept.sessions.push(session, history) {
-            kept.bytes -= replaced.bytes();
+            kept.bytes -= replaced.bytes;
         }
         while kept.bytes > self.bytes_max
             && let Some((_, oldest)) = kept.sessions.pop_lru()
         {
-            kept.bytes -= oldest.bytes();
+            kept.bytes -= oldest.bytes;
         }
     }
 }
