@@ -249,6 +249,8 @@ impl Drop for Owned {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -270,16 +272,21 @@ mod tests {
         assert!(clock.read().unwrap() >= after);
     }
 
+    /// A shell and its child: other tests of this process start and end children of theirs meanwhile.
     #[test]
-    fn memory_and_children_of_this_process_are_found() {
-        let child = Owned(Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap());
-        let own = std::process::id();
-        let family = family(own).unwrap();
-        assert_eq!(family[0], own);
-        assert!(family.contains(&child.0.id()), "{family:?}");
-        let both = Meter::of(own).unwrap();
-        assert!(both.clocks.len() >= 2);
-        assert!(both.resident_bytes().unwrap() > resident_bytes(child.0.id()).unwrap());
+    fn memory_and_children_of_a_process_are_found() {
+        let piped = std::process::Stdio::piped;
+        let shell = Command::new("sh").args(["-c", "cat; :"]).stdin(piped()).stdout(piped()).spawn();
+        let mut shell = Owned(shell.unwrap());
+        shell.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        // Whoever gives it back is the child.
+        shell.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let found = family(shell.0.id()).unwrap();
+        assert_eq!((found.len(), found[0]), (2, shell.0.id()), "{found:?}");
+        let both = Meter::of(shell.0.id()).unwrap();
+        assert_eq!(both.clocks.len(), 2);
+        let each = found.iter().map(|pid| resident_bytes(*pid).unwrap());
+        assert_eq!(both.resident_bytes().unwrap(), each.sum::<u64>());
     }
 
     #[test]
