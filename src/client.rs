@@ -80,7 +80,7 @@ pub use self::{
     dial::Dialer,
     error::{Closed, Error},
     event::{Event, Reply},
-    link::{Exchange, Link, Requests, Stats, Transport},
+    link::{Exchange, Link, Requests, Stats},
     message::{Message, Stored},
     session::{Session, SessionList},
     site::Site,
@@ -91,6 +91,8 @@ use self::{
     engine::{Begun, Command, Engine, Parts},
     http::Http,
 };
+pub use crate::protocol::Transport;
+
 use crate::chat::{SessionId, ask::Scope};
 
 /// Messages that wait to be stored, of all sessions of a client.

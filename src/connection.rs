@@ -12,6 +12,8 @@ mod watches;
 pub use answers::{Answers, html};
 pub use gate::{Gate, Hello};
 
+pub use crate::protocol::Transport;
+
 use std::{
     panic::AssertUnwindSafe,
     sync::{
@@ -48,26 +50,6 @@ pub const HANDLE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection is kept for its watches to say that the server drains: with thousands of them, some wait for
 /// their turn.
 const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// What carries a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Transport {
-    /// an HTTP/3 WebTransport session
-    WebTransport,
-    /// a WebSocket
-    WebSocket,
-}
-
-impl Transport {
-    /// The name in frames, logs and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::WebTransport => "webtransport",
-            Self::WebSocket => "websocket",
-        }
-    }
-}
 
 /// What a transport is to do with a frame that it handed in.
 pub enum Outcome {

@@ -91,6 +91,26 @@ impl Encoded {
     }
 }
 
+/// What carries a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Transport {
+    /// an HTTP/3 WebTransport session: a QUIC stream for each exchange
+    WebTransport,
+    /// a WebSocket: all exchanges on one socket
+    WebSocket,
+}
+
+impl Transport {
+    /// The name in frames, logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WebTransport => "webtransport",
+            Self::WebSocket => "websocket",
+        }
+    }
+}
+
 /// Why a connection ends: the WebTransport session code. WebSocket adds 4000 or uses the standard code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum CloseCode {

@@ -6,30 +6,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{Closed, Error, websocket, webtransport};
-use crate::protocol::CloseCode;
+use crate::protocol::{CloseCode, Transport};
 
 /// How long a request may wait for a stream, and for room to be written.
 pub(super) const OPEN_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What carries the frames.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Transport {
-    /// an HTTP/3 WebTransport session: a QUIC stream for each exchange
-    WebTransport,
-    /// a WebSocket: all exchanges on one socket
-    WebSocket,
-}
-
-impl Transport {
-    /// Its name in frames and for people.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::WebTransport => "webtransport",
-            Self::WebSocket => "websocket",
-        }
-    }
-}
 
 /// What is known of the path of a WebTransport session, since it was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
