@@ -209,6 +209,15 @@ pub struct Usage {
     pub estimated: bool,
 }
 
+/// From which byte on which model wrote a reply.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Segment {
+    /// UTF-8 byte offset in the reply's text
+    pub offset: u64,
+    /// the model that wrote from there on
+    pub model_id: String,
+}
+
 /// Whether a session takes new messages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -368,8 +377,10 @@ pub struct Entry {
     pub sha256: Option<String>,
     /// on an ended reply: tokens
     pub usage: Option<Usage>,
-    /// on a reply: the model that wrote it
+    /// on a reply: the model that wrote it, or its end
     pub model_id: Option<String>,
+    /// on a reply that several models wrote: who wrote which part; empty for all others
+    pub segments: Vec<Segment>,
     /// on a reply: what the session's owner thinks of it
     pub rating: Option<Rating>,
     /// when it was stored

@@ -30,6 +30,7 @@ pub enum ErrorCode {
     QuotaExceeded,
     FrameTooLarge,
     GoingAway,
+    ContentRefused,
 }
 
 impl ErrorCode {
@@ -59,6 +60,7 @@ impl ErrorCode {
             Self::QuotaExceeded => "QUOTA_EXCEEDED",
             Self::FrameTooLarge => "FRAME_TOO_LARGE",
             Self::GoingAway => "GOING_AWAY",
+            Self::ContentRefused => "CONTENT_REFUSED",
         }
     }
 
@@ -88,6 +90,7 @@ impl ErrorCode {
             Self::QuotaExceeded => "the quota is used up",
             Self::FrameTooLarge => "the frame is too large",
             Self::GoingAway => "the server is restarting; the connection moves in a moment",
+            Self::ContentRefused => "this content is not allowed here",
         }
     }
 }

@@ -107,6 +107,7 @@ const fn status_of(code: ErrorCode) -> StatusCode {
         | ErrorCode::GoingAway
         | ErrorCode::LlmUnavailable
         | ErrorCode::LlmTimeout => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::ContentRefused => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorCode::ServiceError => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

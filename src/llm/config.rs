@@ -1,25 +1,16 @@
 //! What an operator can say about models: the section `llm`.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+mod check;
+mod endpoint;
+
+use std::{fmt, time::Duration};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use url::{Host, Url};
+use url::Url;
 
+use crate::config::duration;
 use crate::config::secret::Secret;
-
-/// Longest provider name, which is the `model_id` of the protocol, in bytes.
-const NAME_BYTES_MAX: usize = 100;
-
-/// Slowest pace of the demo: an answer of a hundred words still ends within the default deadline.
-const PACE_MAX: Duration = Duration::from_secs(1);
-
-/// Longest `answer` of the demo: what fits a few frames.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// The configured models.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -30,13 +21,105 @@ pub struct Config {
     /// what every model is told before the conversation
     pub system_prompt: Option<String>,
     /// deadline of a whole answer
-    #[serde(with = "crate::config::duration")]
+    #[serde(with = "duration")]
     pub timeout: Duration,
-    /// how long a provider may be silent: before its first byte, and between any two
-    #[serde(with = "crate::config::duration")]
+    /// how long a connection to a provider may take to open
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// how long a provider may be silent before the first piece of its answer
+    #[serde(with = "duration")]
+    pub first_byte_timeout: Duration,
+    /// how long a provider may be silent between two pieces
+    #[serde(with = "duration")]
     pub idle_timeout: Duration,
+    /// how often a refused request is repeated, when nothing of an answer has come
+    pub retries: u32,
+    /// pause before the first repetition; it doubles with each, and each is shortened at random by up to a half
+    #[serde(with = "duration")]
+    pub retry_pause: Duration,
+    /// longest pause before a repetition; a provider that asks for a longer one by `Retry-After` is not asked again
+    #[serde(with = "duration")]
+    pub retry_pause_max: Duration,
+    /// failures in a row after which a provider is left alone
+    pub breaker_failures: u32,
+    /// how long a provider is left alone before one request tries it again
+    #[serde(with = "duration")]
+    pub breaker_pause: Duration,
+    /// what becomes of an answer whose provider fails in the middle of it
+    pub after_text: AfterText,
+    /// tokens, prompts included, that the models take for one user in a day of UTC; absent: any number
+    pub tokens_per_user_day: Option<u64>,
+    /// what `price_prompt` and `price_completion` are in, as ISO 4217 names it
+    pub currency: String,
+    /// what makes text of recordings; absent: nothing does
+    pub transcription: Option<Transcription>,
+    /// who is asked whether a text is allowed
+    pub moderation: Moderation,
     /// by name, in the order of the file; empty: one `demo` provider
     pub providers: IndexMap<String, ProviderConfig>,
+}
+
+/// What becomes of an answer whose provider fails in the middle of it; the text so far stays in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterText {
+    /// the next provider of the chain goes on, below a mark; the turn ends `interrupted` when there is none
+    #[default]
+    Continue,
+    /// the turn ends `interrupted`
+    Interrupt,
+}
+
+/// What makes text of recordings, in OpenAI's interface: `POST {endpoint}/audio/transcriptions`.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transcription {
+    /// where it listens, version included: `https://…/v1`
+    pub endpoint: Url,
+    /// what it authenticates us by; absent for servers that want none
+    pub api_key: Option<Secret>,
+    /// the vendor's name of the model
+    pub model: String,
+    /// deadline of one recording
+    #[serde(default = "transcription_timeout", with = "duration")]
+    pub timeout: Duration,
+}
+
+/// Who is asked over HTTP whether a text is allowed; nobody, unless configured.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Moderation {
+    /// asked before a message is stored and sent to a model
+    pub before: Option<Url>,
+    /// asked when a reply is whole, before its turn ends
+    pub after: Option<Url>,
+    /// sent as a bearer token to both
+    pub api_key: Option<Secret>,
+    /// how long it may take
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// what holds when it cannot be asked
+    pub on_failure: Verdict,
+}
+
+/// Whether a text is allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// it is
+    Allow,
+    /// it is not
+    Refuse,
+}
+
+const fn transcription_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+impl Default for Moderation {
+    fn default() -> Self {
+        Self { before: None, after: None, api_key: None, timeout: Duration::from_secs(3), on_failure: Verdict::Allow }
+    }
 }
 
 impl Default for Config {
@@ -45,7 +128,19 @@ impl Default for Config {
             default: None,
             system_prompt: None,
             timeout: Duration::from_secs(120),
+            connect_timeout: Duration::from_secs(10),
+            first_byte_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
+            retries: 2,
+            retry_pause: Duration::from_millis(500),
+            retry_pause_max: Duration::from_secs(10),
+            breaker_failures: 5,
+            breaker_pause: Duration::from_secs(30),
+            after_text: AfterText::Continue,
+            tokens_per_user_day: None,
+            currency: "USD".to_owned(),
+            transcription: None,
+            moderation: Moderation::default(),
             providers: IndexMap::new(),
         }
     }
@@ -57,26 +152,43 @@ impl Default for Config {
 pub struct ProviderConfig {
     /// what it speaks
     pub r#type: Kind,
-    /// where it listens, version included: `https://…/v1`. Required by `openai`
+    /// where it listens, version included: `https://…/v1`. Required by all types but `demo`
     pub endpoint: Option<Url>,
-    /// what it authenticates us by; absent for servers that want none
+    /// what it authenticates us by; absent for servers that want none. Required by `anthropic` and `dify`
     pub api_key: Option<Secret>,
-    /// the vendor's name of the model. Required by `openai`
+    /// the vendor's name of the model. Required by `openai` and `anthropic`; a Dify application has its own
     pub model: Option<String>,
     /// what people read in lists; absent: the provider's name
     pub label: Option<String>,
+    /// what this model is told before the conversation; absent: `llm.system_prompt`. A Dify application has its own
+    pub system_prompt: Option<String>,
     /// tokens that prompt and answer may have together; absent: [`super::CONTEXT_TOKENS`]
     pub context_tokens: Option<u32>,
-    /// tokens that an answer may have; absent: as the provider decides
+    /// tokens that an answer may have; absent: as the provider decides, and 4096 where it wants to be told
     pub max_tokens: Option<u32>,
+    /// how its tokens are counted before it has counted them itself; absent: by the name of its model
+    pub tokenizer: Option<Tokenizer>,
+    /// whether it looks at images
+    #[serde(default)]
+    pub images: bool,
+    /// the names of those that answer in its place when it cannot, in order
+    #[serde(default)]
+    pub fallback: Vec<String>,
+    /// price of a million tokens that it is sent
+    pub price_prompt: Option<f64>,
+    /// price of a million tokens that it writes
+    pub price_completion: Option<f64>,
     /// deadline of a whole answer; absent: `llm.timeout`
-    #[serde(default, with = "crate::config::duration::option")]
+    #[serde(default, with = "duration::option")]
     pub timeout: Option<Duration>,
-    /// how long it may be silent; absent: `llm.idle_timeout`
-    #[serde(default, with = "crate::config::duration::option")]
+    /// how long it may be silent before its first piece; absent: `llm.first_byte_timeout`
+    #[serde(default, with = "duration::option")]
+    pub first_byte_timeout: Option<Duration>,
+    /// how long it may be silent between two pieces; absent: `llm.idle_timeout`
+    #[serde(default, with = "duration::option")]
     pub idle_timeout: Option<Duration>,
     /// of `demo`: the pause before each piece; `0s` for load tests. Absent: [`super::demo::PACE`]
-    #[serde(default, with = "crate::config::duration::option")]
+    #[serde(default, with = "duration::option")]
     pub pace: Option<Duration>,
     /// of `demo`: says this to everything, in one piece; for load tests. Absent: picks a text by keyword
     pub answer: Option<String>,
@@ -88,8 +200,24 @@ pub struct ProviderConfig {
 pub enum Kind {
     /// OpenAI's chat completions, which many other servers speak too
     Openai,
+    /// Anthropic's messages
+    Anthropic,
+    /// an application of Dify, which keeps the conversation itself
+    Dify,
     /// no network and no model; answers about chatbox
     Demo,
+}
+
+/// How tokens of a text are counted before the provider has done it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tokenizer {
+    /// of OpenAI's models since GPT-4o
+    O200k,
+    /// of OpenAI's GPT-4 and GPT-3.5
+    Cl100k,
+    /// a guess of ours by bytes; see [`super::estimate_tokens`]
+    Estimate,
 }
 
 /// One thing that is wrong with the section.
@@ -112,131 +240,24 @@ impl ProviderConfig {
             api_key: None,
             model: None,
             label: None,
+            system_prompt: None,
             context_tokens: None,
             max_tokens: None,
+            tokenizer: None,
+            images: false,
+            fallback: Vec::new(),
+            price_prompt: None,
+            price_completion: None,
             timeout: None,
+            first_byte_timeout: None,
             idle_timeout: None,
             pace: None,
             answer: None,
         }
     }
-
-    fn check(&self, report: &mut impl FnMut(&str, &str)) {
-        match self.r#type {
-            Kind::Openai => self.check_openai(report),
-            Kind::Demo => self.check_demo(report),
-        }
-        if self.label.as_ref().is_some_and(|label| label.trim().is_empty()) {
-            report("label", "is empty");
-        }
-        for (key, value) in [("timeout", self.timeout), ("idle_timeout", self.idle_timeout)] {
-            if value.is_some_and(|value| value.is_zero()) {
-                report(key, "must be longer than `0s`");
-            }
-        }
-        for (key, value) in [("context_tokens", self.context_tokens), ("max_tokens", self.max_tokens)] {
-            if value == Some(0) {
-                report(key, "must be at least 1");
-            }
-        }
-        if self.max_tokens.unwrap_or(0) >= self.context_tokens.unwrap_or(super::CONTEXT_TOKENS) {
-            report("max_tokens", "must be less than `context_tokens`, or no room is left for the prompt");
-        }
-    }
-
-    fn check_openai(&self, report: &mut impl FnMut(&str, &str)) {
-        match &self.endpoint {
-            None => report("endpoint", "is missing, such as `https://api.openai.com/v1`"),
-            Some(url) => {
-                if let Err(reason) = check_endpoint(url) {
-                    report("endpoint", reason);
-                }
-            }
-        }
-        if self.model.as_ref().is_none_or(|model| model.trim().is_empty()) {
-            report("model", "is missing: the vendor's name of the model");
-        }
-        let sendable =
-            |key: &Secret| !key.expose().is_empty() && key.expose().bytes().all(|byte| byte.is_ascii_graphic());
-        if self.api_key.as_ref().is_some_and(|key| !sendable(key)) {
-            report("api_key", "must be visible ASCII characters; leave it out for a server that wants none");
-        }
-        if self.pace.is_some() {
-            report("pace", "is of the type `demo`");
-        }
-        if self.answer.is_some() {
-            report("answer", "is of the type `demo`");
-        }
-    }
-
-    fn check_demo(&self, report: &mut impl FnMut(&str, &str)) {
-        let foreign = [
-            ("endpoint", self.endpoint.is_some()),
-            ("api_key", self.api_key.is_some()),
-            ("model", self.model.is_some()),
-        ];
-        for (key, _) in foreign.into_iter().filter(|(_, present)| *present) {
-            report(key, "is of no use to the type `demo`, which asks nobody; did you mean `openai`?");
-        }
-        if self.pace.is_some_and(|pace| pace > PACE_MAX) {
-            report("pace", "must be at most `1s`");
-        }
-        if self.answer.as_ref().is_some_and(|answer| answer.is_empty() || answer.len() > ANSWER_BYTES_MAX) {
-            report("answer", "must be of 1 to 65536 bytes");
-        }
-    }
-}
-
-/// Shows neither the key nor what a mistaken endpoint may hold beside scheme, host and port.
-impl fmt::Debug for ProviderConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderConfig")
-            .field("type", &self.r#type)
-            .field("endpoint", &self.endpoint.as_ref().map(|url| url.origin().ascii_serialization()))
-            .field("api_key", &self.api_key)
-            .field("model", &self.model)
-            .field("label", &self.label)
-            .field("context_tokens", &self.context_tokens)
-            .field("max_tokens", &self.max_tokens)
-            .field("timeout", &self.timeout)
-            .field("idle_timeout", &self.idle_timeout)
-            .field("pace", &self.pace)
-            .field("answer", &self.answer)
-            .finish()
-    }
 }
 
 impl Config {
-    /// Everything that is wrong, so that an operator mends it in one round; empty when nothing is.
-    #[must_use]
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut report = |key: String, reason: &str| problems.push(Problem { key, reason: reason.to_owned() });
-        if self.timeout.is_zero() {
-            report("llm.timeout".to_owned(), "must be longer than `0s`");
-        }
-        if self.idle_timeout.is_zero() {
-            report("llm.idle_timeout".to_owned(), "must be longer than `0s`");
-        }
-        for (name, provider) in &self.providers {
-            let printable = name.chars().all(|c| !c.is_control() && !c.is_whitespace());
-            if name.is_empty() || name.len() > NAME_BYTES_MAX || !printable {
-                report(format!("llm.providers.{name:?}"), "a name has 1 to 100 bytes, none of them a space");
-            }
-            provider.check(&mut |key, reason| report(format!("llm.providers.{name}.{key}"), reason));
-        }
-        if let Some(default) = &self.default {
-            let names: Vec<_> = self.named().map(|(name, _)| format!("`{name}`")).collect();
-            if !self.named().any(|(name, _)| name == default) {
-                report(
-                    "llm.default".to_owned(),
-                    &format!("model `{default}` is not configured (have {})", names.join(", ")),
-                );
-            }
-        }
-        problems
-    }
-
     /// The providers in order; one `demo` when none is configured.
     pub(super) fn named(&self) -> impl Iterator<Item = (&str, ProviderConfig)> {
         let demo = self.providers.is_empty().then(|| {
@@ -248,199 +269,40 @@ impl Config {
     }
 }
 
-/// Refuses what a prompt and a key must not be sent to: anything but https, except inside; and the addresses at
-/// which clouds hand out credentials, whatever the scheme.
-fn check_endpoint(url: &Url) -> Result<(), &'static str> {
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must hold no user or password; use `api_key`");
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("must end with its path, such as `/v1`");
-    }
-    let Some(host) = url.host() else { return Err("has no host") };
-    let (inside, metadata) = match host {
-        Host::Domain(name) => {
-            let name = name.trim_end_matches('.').to_ascii_lowercase();
-            let local = [".local", ".internal", ".svc", ".cluster.local"].iter().any(|suffix| name.ends_with(suffix));
-            let loopback = name == "localhost" || name.ends_with(".localhost");
-            (local || loopback || !name.contains('.'), matches!(&*name, "metadata" | "metadata.google.internal"))
-        }
-        Host::Ipv4(address) => inside_and_metadata(IpAddr::V4(address)),
-        Host::Ipv6(address) => inside_and_metadata(address.to_canonical()),
-    };
-    match url.scheme() {
-        _ if metadata => Err("is an address at which a cloud hands out credentials, or of no single host"),
-        "https" => Ok(()),
-        "http" if inside => Ok(()),
-        "http" => Err("must be https; http is for loopback, RFC 1918 addresses, names without a dot, \
-                       `.local`, `.internal`, `.svc` and `.cluster.local`"),
-        _ => Err("must begin with `https://`"),
+/// Scheme, host and port: a mistaken URL may hold a secret in the rest.
+fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+/// Shows neither the key nor what a mistaken endpoint may hold beside its origin.
+impl fmt::Debug for ProviderConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderConfig")
+            .field("type", &self.r#type)
+            .field("endpoint", &self.endpoint.as_ref().map(origin))
+            .field("api_key", &self.api_key)
+            .field("model", &self.model)
+            .field("fallback", &self.fallback)
+            .finish_non_exhaustive()
     }
 }
 
-/// Whether plain http may go there, and whether nothing may.
-fn inside_and_metadata(address: IpAddr) -> (bool, bool) {
-    match address {
-        IpAddr::V4(address) => {
-            let odd = address.is_link_local()
-                || address.is_unspecified()
-                || address.is_multicast()
-                || address == Ipv4Addr::BROADCAST;
-            (address.is_loopback() || address.is_private(), odd)
-        }
-        IpAddr::V6(address) => {
-            let aws = address.segments().starts_with(&[0xfd00, 0x0ec2]);
-            let odd = aws || address.is_unicast_link_local() || address.is_unspecified() || address.is_multicast();
-            (address.is_loopback(), odd)
-        }
+/// Like that of [`ProviderConfig`].
+impl fmt::Debug for Transcription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transcription")
+            .field("endpoint", &origin(&self.endpoint))
+            .field("model", &self.model)
+            .finish_non_exhaustive()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, String> {
-        toml::from_str(text).map_err(|err| err.message().to_owned())
-    }
-
-    fn problems(text: &str) -> Vec<String> {
-        parse(text).unwrap().problems().iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn every_key_is_read() {
-        let config = parse(
-            r#"
-            default = "fast"
-            system_prompt = "Be brief."
-            timeout = "90s"
-            idle_timeout = "10s"
-            [providers.slow]
-            type = "demo"
-            pace = "0s"
-            answer = "Yes."
-            label = "Slow one"
-            [providers.fast]
-            type = "openai"
-            endpoint = "https://llm.example.com/v1"
-            api_key = "sk-secret"
-            model = "fast-1"
-            context_tokens = 8000
-            max_tokens = 500
-            timeout = "1m"
-            idle_timeout = "5s"
-            "#,
-        )
-        .unwrap();
-        assert_eq!(config.problems(), []);
-        assert_eq!(config.providers.keys().collect::<Vec<_>>(), ["slow", "fast"]);
-        assert_eq!((config.timeout, config.idle_timeout), (Duration::from_secs(90), Duration::from_secs(10)));
-        assert_eq!(config.providers["slow"].pace, Some(Duration::ZERO));
-        assert_eq!(config.providers["slow"].answer.as_deref(), Some("Yes."));
-        let fast = &config.providers["fast"];
-        assert_eq!((fast.timeout, fast.idle_timeout), (Some(Duration::from_secs(60)), Some(Duration::from_secs(5))));
-        assert_eq!((fast.context_tokens, fast.max_tokens), (Some(8000), Some(500)));
-        assert_eq!(fast.api_key.as_ref().map(Secret::expose), Some("sk-secret"));
-    }
-
-    #[test]
-    fn an_unknown_type_names_what_is_accepted() {
-        let err = parse("[providers.a]\ntype = \"anthropic\"").unwrap_err();
-        assert_eq!(err, "unknown variant `anthropic`, expected `openai` or `demo`");
-    }
-
-    #[test]
-    fn all_problems_are_told_at_once() {
-        assert_eq!(
-            problems(
-                r#"
-                default = "large"
-                timeout = "0s"
-                [providers.a]
-                type = "openai"
-                api_key = "two words"
-                max_tokens = 20000
-                answer = "Yes."
-                [providers.b]
-                type = "demo"
-                endpoint = "https://example.com/v1"
-                pace = "1h"
-                answer = ""
-                "#
-            ),
-            [
-                "llm.timeout: must be longer than `0s`",
-                "llm.providers.a.endpoint: is missing, such as `https://api.openai.com/v1`",
-                "llm.providers.a.model: is missing: the vendor's name of the model",
-                "llm.providers.a.api_key: must be visible ASCII characters; leave it out for a server that wants none",
-                "llm.providers.a.answer: is of the type `demo`",
-                "llm.providers.a.max_tokens: must be less than `context_tokens`, or no room is left for the prompt",
-                "llm.providers.b.endpoint: is of no use to the type `demo`, which asks nobody; did you mean `openai`?",
-                "llm.providers.b.pace: must be at most `1s`",
-                "llm.providers.b.answer: must be of 1 to 65536 bytes",
-                "llm.default: model `large` is not configured (have `a`, `b`)",
-            ]
-        );
-    }
-
-    #[test]
-    fn endpoints_are_https_or_inside() {
-        for accepted in [
-            "https://api.openai.com/v1",
-            "https://203.0.113.7:8443/v1",
-            "http://127.0.0.1:11434/v1",
-            "http://[::1]/v1",
-            "http://[::ffff:10.1.2.3]/v1",
-            "http://10.0.0.1/v1",
-            "http://172.16.0.1/v1",
-            "http://192.168.1.1/v1",
-            "http://localhost/v1",
-            "http://ollama:11434/v1",
-            "http://box.local/v1",
-            "http://llm.corp.internal/v1",
-            "http://vllm.models.svc/v1",
-            "http://vllm.models.svc.cluster.local/v1",
-        ] {
-            assert_eq!(check_endpoint(&accepted.parse().unwrap()), Ok(()), "{accepted}");
-        }
-        for refused in [
-            "http://api.openai.com/v1",
-            "http://8.8.8.8/v1",
-            "http://172.32.0.1/v1",
-            "http://100.64.0.1/v1",
-            "http://169.254.169.254/latest",
-            "https://169.254.169.254/latest",
-            "http://[::ffff:169.254.169.254]/latest",
-            "http://2852039166/latest",
-            "https://[fd00:ec2::254]/latest",
-            "http://[fe80::1]/v1",
-            "http://[fd12::1]/v1",
-            "http://metadata.google.internal/v1",
-            "http://METADATA.google.internal./v1",
-            "http://0.0.0.0/v1",
-            "http://evil.local.example.com/v1",
-            "https://user:pass@api.openai.com/v1",
-            "https://key@api.openai.com/v1",
-            "https://api.openai.com/v1?key=1",
-            "https://api.openai.com/v1#x",
-            "ftp://10.0.0.1/v1",
-            "file:///v1",
-            "unix:/run/llm.sock",
-        ] {
-            assert_ne!(check_endpoint(&refused.parse().unwrap()), Ok(()), "{refused}");
-        }
-    }
-
-    #[test]
-    fn debug_shows_no_secret() {
-        let config = parse(
-            "[providers.a]\ntype = \"openai\"\napi_key = \"sk-secret\"\nmodel = \"m\"\n\
-             endpoint = \"https://user:sk-secret@llm.example.com/v1?key=sk-secret\"",
-        )
-        .unwrap();
-        let shown = format!("{config:?} {:?}", config.problems());
-        assert!(shown.contains("https://llm.example.com"), "{shown}");
-        assert!(!shown.contains("sk-secret"), "{shown}");
+/// Like that of [`ProviderConfig`].
+impl fmt::Debug for Moderation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Moderation")
+            .field("before", &self.before.as_ref().map(origin))
+            .field("after", &self.after.as_ref().map(origin))
+            .finish_non_exhaustive()
     }
 }

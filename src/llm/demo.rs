@@ -36,9 +36,9 @@ impl Demo {
 
 #[async_trait]
 impl Provider for Demo {
-    async fn stream(&self, prompt: Prompt) -> Result<Answer, Error> {
+    async fn stream(&self, prompt: &Prompt) -> Result<Answer, Error> {
         let pace = self.pace;
-        let text = self.fixed.as_deref().map_or_else(|| answer(&prompt), str::to_owned);
+        let text = self.fixed.as_deref().map_or_else(|| answer(prompt), str::to_owned);
         let sent = prompt.messages.iter().map(|message| estimate_tokens(&message.content)).sum::<u64>();
         let usage = Usage {
             prompt_tokens: sent + prompt.system.as_deref().map_or(0, estimate_tokens),
@@ -56,11 +56,15 @@ impl Provider for Demo {
                     Chunk::Text(_) if !pace.is_zero() => tokio::time::sleep(pace).await,
                     // So that a reader that is always ready does not keep others waiting.
                     Chunk::Text(_) => tokio::task::yield_now().await,
-                    Chunk::Usage(_) | Chunk::Done => {}
+                    Chunk::Usage(_) | Chunk::Thread(_) | Chunk::Done => {}
                 }
                 Ok(chunk)
             })
             .boxed())
+    }
+
+    async fn probe(&self) -> Result<(), Error> {
+        std::future::ready(Ok(())).await
     }
 }
 

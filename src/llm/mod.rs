@@ -10,6 +10,7 @@ pub use config::{Config, Kind, Problem, ProviderConfig};
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use indexmap::IndexMap;
 
@@ -19,11 +20,14 @@ use crate::chat::{ErrorCode, Usage, UserId};
 #[derive(Clone, PartialEq, Debug)]
 pub struct Prompt {
     /// what the model is told before the conversation
-    pub system: Option<String>,
+    pub system: Option<Arc<str>>,
     /// the conversation, oldest first; the last one is to be answered
     pub messages: Vec<Message>,
     /// the user whom it answers
     pub user_id: UserId,
+    /// what the provider itself calls this conversation, if it keeps it and holds all messages but the last one;
+    /// [`Chunk::Thread`] told it
+    pub thread: Option<String>,
 }
 
 /// One message of a conversation.
@@ -33,6 +37,28 @@ pub struct Message {
     pub role: Role,
     /// the text
     pub content: Arc<str>,
+    /// what rides with it
+    pub files: Vec<File>,
+}
+
+impl Message {
+    /// A message that is text and nothing else.
+    #[must_use]
+    pub fn text(role: Role, content: impl Into<Arc<str>>) -> Self {
+        Self { role, content: content.into(), files: Vec::new() }
+    }
+}
+
+/// A file that rides with a message. Images go to models that look at them, what is text goes as text; of others
+/// the model is told the name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct File {
+    /// its name, as its owner knows it
+    pub name: Arc<str>,
+    /// its media type (RFC 6838), without parameters
+    pub media_type: Arc<str>,
+    /// what it holds
+    pub bytes: Bytes,
 }
 
 /// Who said a message, as models see it.
@@ -51,6 +77,8 @@ pub enum Chunk {
     Text(String),
     /// tokens of the whole answer; the last report counts
     Usage(Usage),
+    /// what the provider calls the conversation, which it keeps itself: [`Prompt::thread`] of the next message
+    Thread(String),
     /// the answer ended as the model meant it to. A stream that ends without it was cut
     Done,
 }
@@ -61,8 +89,8 @@ pub enum Chunk {
 pub struct Error {
     /// the provider's name in the configuration
     pub provider: Arc<str>,
-    /// `LLM_UNAVAILABLE` or `LLM_TIMEOUT`
-    pub code: ErrorCode,
+    /// what whoever asked can do about it
+    pub failure: Failure,
     /// what happened, for logs; holds no key and no content
     pub reason: String,
     /// what caused it
@@ -70,14 +98,50 @@ pub struct Error {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+/// What kind of failure it was: which decides whether the same provider is asked again, or another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// the request was not sent: no address, no connection, no TLS
+    Unreachable,
+    /// it refused for now, before it did any work: too many requests, overloaded, a fault of its own
+    Busy {
+        /// how long it wants to be left alone, where it says so (RFC 9110, section 10.2.3)
+        retry_after: Option<Duration>,
+    },
+    /// it refused this request, or this key, and will again
+    Refused,
+    /// a deadline passed; it may be working on it, and bill it
+    Late,
+    /// it broke off, or spoke what is not its interface; it may bill it
+    Broken,
+    /// the model, or its vendor's filter, withheld the answer
+    Withheld,
+}
+
+impl Failure {
+    /// What the asker is told.
+    #[must_use]
+    pub const fn code(self) -> ErrorCode {
+        match self {
+            Self::Late => ErrorCode::LlmTimeout,
+            Self::Withheld => ErrorCode::ContentRefused,
+            Self::Unreachable | Self::Busy { .. } | Self::Refused | Self::Broken => ErrorCode::LlmUnavailable,
+        }
+    }
+}
+
 /// An answer in progress. Dropping it cuts the provider's request at once.
 pub type Answer = BoxStream<'static, Result<Chunk, Error>>;
 
-/// A language model behind some interface.
+/// A language model behind some interface. It asks once and repeats nothing.
 #[async_trait]
 pub trait Provider: Send + Sync + std::fmt::Debug + 'static {
     /// Asks for an answer. Returns once the provider has accepted the request.
-    async fn stream(&self, prompt: Prompt) -> Result<Answer, Error>;
+    async fn stream(&self, prompt: &Prompt) -> Result<Answer, Error>;
+
+    /// Asks whether it can be used: it answers, takes the key, and knows the model. Takes no tokens, and is over
+    /// within the first byte's deadline.
+    async fn probe(&self) -> Result<(), Error>;
 }
 
 /// Tokens that prompt and answer may have together when a provider's configuration does not say.
@@ -90,6 +154,8 @@ pub struct Model {
     pub id: Arc<str>,
     /// what people read
     pub label: Arc<str>,
+    /// what it is told before the conversation
+    pub system_prompt: Option<Arc<str>>,
     /// tokens that prompt and answer may have together
     pub context_tokens: u32,
     /// tokens that an answer may have, where the configuration limits them
@@ -107,7 +173,6 @@ pub struct Model {
 pub struct Models {
     models: Arc<IndexMap<Arc<str>, Model>>,
     default: Arc<str>,
-    system_prompt: Option<Arc<str>>,
 }
 
 impl Models {
@@ -127,7 +192,7 @@ impl Models {
             .collect();
         let default = config.default.as_deref().or_else(|| models.keys().next().map(|id| &**id));
         let Some(default) = default.map(Arc::from) else { return Err(problems) };
-        Ok(Self { models: Arc::new(models), default, system_prompt: config.system_prompt.as_deref().map(Into::into) })
+        Ok(Self { models: Arc::new(models), default })
     }
 
     /// Every model, in configured order.
@@ -146,26 +211,24 @@ impl Models {
     pub fn default_id(&self) -> &Arc<str> {
         &self.default
     }
-
-    /// What every model is told before the conversation.
-    #[must_use]
-    pub fn system_prompt(&self) -> Option<&str> {
-        self.system_prompt.as_deref()
-    }
 }
 
 /// `None` only for what [`Config::problems`] reports.
 fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model> {
     let id: Arc<str> = name.into();
     let timeout = provider.timeout.unwrap_or(config.timeout);
+    let first_byte_timeout = provider.first_byte_timeout.unwrap_or(config.first_byte_timeout);
     let idle_timeout = provider.idle_timeout.unwrap_or(config.idle_timeout);
     Some(Model {
         label: provider.label.as_deref().unwrap_or(name).into(),
+        system_prompt: provider.system_prompt.or_else(|| config.system_prompt.clone()).map(Into::into),
         context_tokens: provider.context_tokens.unwrap_or(CONTEXT_TOKENS),
         max_tokens: provider.max_tokens,
         timeout,
         demo: matches!(provider.r#type, Kind::Demo),
         provider: match provider.r#type {
+            // Their interfaces come next.
+            Kind::Anthropic | Kind::Dify => return None,
             Kind::Demo => Arc::new(demo::Demo::new(provider.pace.unwrap_or(demo::PACE), provider.answer.as_deref())),
             Kind::Openai => Arc::new(openai::OpenAi::new(openai::Settings {
                 provider: Arc::clone(&id),
@@ -174,6 +237,8 @@ fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model>
                 model: provider.model?,
                 max_tokens: provider.max_tokens,
                 timeout,
+                connect_timeout: config.connect_timeout,
+                first_byte_timeout,
                 idle_timeout,
             })),
         },

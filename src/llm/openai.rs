@@ -22,16 +22,10 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::{
-    Answer, Chunk, Error, Prompt, Provider, Role,
+    Answer, Chunk, Error, Failure, Prompt, Provider, Role,
     sse::{Decoder, Event},
 };
-use crate::{
-    chat::{ErrorCode, Usage},
-    config::secret::Secret,
-};
-
-/// How long a connection may take to open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::{chat::Usage, config::secret::Secret};
 
 /// How long a refusal's body is waited for, and how much of it is read: only its code is of interest.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,7 +49,11 @@ pub struct Settings {
     pub max_tokens: Option<u32>,
     /// deadline of a whole answer
     pub timeout: Duration,
-    /// how long it may be silent: before the first byte of its answer, and between any two
+    /// how long a connection may take to open
+    pub connect_timeout: Duration,
+    /// how long it may be silent before the first byte of its answer
+    pub first_byte_timeout: Duration,
+    /// how long it may be silent between two pieces
     pub idle_timeout: Duration,
 }
 
@@ -88,7 +86,7 @@ impl OpenAi {
         drop(rustls::crypto::ring::default_provider().install_default());
         let builder = reqwest::Client::builder()
             .user_agent(concat!("chatbox/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(self.settings.connect_timeout)
             // A redirect would carry the conversation to an address that nobody configured.
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -101,13 +99,17 @@ impl OpenAi {
         Ok(self.client.get_or_init(|| client))
     }
 
-    fn error(&self, code: ErrorCode, reason: impl Into<String>) -> Error {
-        Error { provider: Arc::clone(&self.settings.provider), code, reason: reason.into(), source: None }
+    fn error(&self, failure: Failure, reason: impl Into<String>) -> Error {
+        Error { provider: Arc::clone(&self.settings.provider), failure, reason: reason.into(), source: None }
     }
 
     fn caused(&self, reason: &str, source: reqwest::Error) -> Error {
-        let code = if source.is_timeout() { ErrorCode::LlmTimeout } else { ErrorCode::LlmUnavailable };
-        Error { source: Some(source.without_url().into()), ..self.error(code, reason) }
+        let failure = match () {
+            () if source.is_connect() || source.is_builder() => Failure::Unreachable,
+            () if source.is_timeout() => Failure::Late,
+            () => Failure::Broken,
+        };
+        Error { source: Some(source.without_url().into()), ..self.error(failure, reason) }
     }
 
     async fn request(&self, prompt: &Prompt, deadline: Instant) -> Result<reqwest::Response, Error> {
@@ -117,12 +119,12 @@ impl OpenAi {
         if let Some(key) = &settings.api_key {
             request = request.bearer_auth(key.expose());
         }
-        let first_byte = deadline.min(Instant::now() + settings.idle_timeout);
+        let first_byte = deadline.min(Instant::now() + settings.first_byte_timeout);
         match timeout_at(first_byte, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(err)) if err.is_connect() => Err(self.caused("cannot be reached", err)),
             Ok(Err(err)) => Err(self.caused("broke off before it answered", err)),
-            Err(_elapsed) => Err(self.error(ErrorCode::LlmTimeout, "sent no answer in time")),
+            Err(_elapsed) => Err(self.error(Failure::Late, "sent no answer in time")),
         }
     }
 
@@ -162,30 +164,31 @@ impl OpenAi {
             }
         }
         let cause = serde_json::from_slice(&body).ok().and_then(|body: Refusal| kind(&body.error));
-        let code = match status {
-            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => ErrorCode::LlmTimeout,
-            _ => ErrorCode::LlmUnavailable,
+        let failure = match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Failure::Late,
+            StatusCode::TOO_MANY_REQUESTS => Failure::Busy { retry_after: None },
+            _ if status.is_server_error() => Failure::Busy { retry_after: None },
+            _ => Failure::Refused,
         };
         let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
-        self.error(code, format!("refused with status {}{cause}", status.as_u16()))
+        self.error(failure, format!("refused with status {}{cause}", status.as_u16()))
     }
 }
 
 #[async_trait]
 impl Provider for OpenAi {
-    async fn stream(&self, prompt: Prompt) -> Result<Answer, Error> {
+    async fn stream(&self, prompt: &Prompt) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.settings.timeout;
-        let response = self.request(&prompt, deadline).await?;
+        let response = self.request(prompt, deadline).await?;
         if !response.status().is_success() {
             return Err(self.refusal(response).await);
         }
         let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if !media_type.is_empty() && !media_type.to_ascii_lowercase().starts_with("text/event-stream") {
             let media_type: String = media_type.chars().take(100).collect();
-            return Err(self.error(
-                ErrorCode::LlmUnavailable,
-                format!("answered with `{media_type}` instead of `text/event-stream`"),
-            ));
+            return Err(
+                self.error(Failure::Broken, format!("answered with `{media_type}` instead of `text/event-stream`"))
+            );
         }
         let reader = Reader {
             response,
@@ -195,6 +198,10 @@ impl Provider for OpenAi {
             parser: Parser::default(),
         };
         Ok(stream::unfold(Some(reader), Reader::step).boxed())
+    }
+
+    async fn probe(&self) -> Result<(), Error> {
+        std::future::ready(Ok(())).await
     }
 }
 
@@ -272,8 +279,8 @@ impl Reader {
             Ok(Chunk::Done) => Some((Ok(Chunk::Done), None)),
             Ok(chunk) => Some((Ok(chunk), Some(reader))),
             Err(fault) => {
-                let Fault { code, reason, source } = fault;
-                Some((Err(Error { provider: reader.provider, code, reason, source }), None))
+                let Fault { failure, reason, source } = fault;
+                Some((Err(Error { provider: reader.provider, failure, reason, source }), None))
             }
         }
     }
@@ -292,10 +299,10 @@ impl Reader {
             let until = self.deadline.min(Instant::now() + silence);
             match timeout_at(until, self.response.chunk()).await {
                 Ok(Ok(Some(bytes))) => self.parser.push(&bytes),
-                Ok(Ok(None)) => self.parser.fail(Fault::unavailable("ended its answer without finishing it")),
+                Ok(Ok(None)) => self.parser.fail(Fault::broken("ended its answer without finishing it")),
                 Ok(Err(err)) => self.parser.fail(Fault {
                     source: Some(err.without_url().into()),
-                    ..Fault::unavailable("broke off in the middle of its answer")
+                    ..Fault::broken("broke off in the middle of its answer")
                 }),
                 Err(_elapsed) if until < self.deadline => {
                     self.parser.fail(Fault::timeout("fell silent in the middle of its answer"));
@@ -309,18 +316,18 @@ impl Reader {
 /// Why the stream is of no further use; an [`Error`] without the provider's name.
 #[derive(Debug)]
 struct Fault {
-    code: ErrorCode,
+    failure: Failure,
     reason: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Fault {
-    fn unavailable(reason: impl Into<String>) -> Self {
-        Self { code: ErrorCode::LlmUnavailable, reason: reason.into(), source: None }
+    fn broken(reason: impl Into<String>) -> Self {
+        Self { failure: Failure::Broken, reason: reason.into(), source: None }
     }
 
     fn timeout(reason: &str) -> Self {
-        Self { code: ErrorCode::LlmTimeout, reason: reason.to_owned(), source: None }
+        Self { failure: Failure::Late, reason: reason.to_owned(), source: None }
     }
 }
 
@@ -350,7 +357,7 @@ impl Parser {
             }
         }
         if let Err(err) = result {
-            self.fail(Fault { source: Some(err.into()), ..Fault::unavailable("sent an event that is too large") });
+            self.fail(Fault { source: Some(err.into()), ..Fault::broken("sent an event that is too large") });
         }
     }
 
@@ -372,11 +379,11 @@ impl Parser {
         }
         let piece: Piece = serde_json::from_str(&event.data).map_err(|err| Fault {
             source: Some(position(&err).into()),
-            ..Fault::unavailable("sent an event that is no completion")
+            ..Fault::broken("sent an event that is no completion")
         })?;
         if !piece.error.is_null() || event.name == "error" {
             let kind = kind(&piece.error).unwrap_or_else(|| "no type".to_owned());
-            return Err(Fault::unavailable(format!("reported an error in the middle of its answer ({kind})")));
+            return Err(Fault::broken(format!("reported an error in the middle of its answer ({kind})")));
         }
         self.usage = usage(&piece.usage).or(self.usage);
         // Only one choice is asked for.
@@ -387,10 +394,13 @@ impl Parser {
                 // Some servers send an empty reason with every piece.
                 None | Some("") => {}
                 Some("content_filter") => {
-                    return Err(Fault::unavailable("withheld the rest of its answer (content_filter)"));
+                    return Err(Fault {
+                        failure: Failure::Withheld,
+                        ..Fault::broken("withheld the rest of its answer (content_filter)")
+                    });
                 }
                 Some("tool_calls" | "function_call") => {
-                    return Err(Fault::unavailable("called a tool, and none was offered"));
+                    return Err(Fault::broken("called a tool, and none was offered"));
                 }
                 // `stop`, `length`, and what other vendors call the same.
                 Some(_) => self.finished = true,
@@ -433,7 +443,8 @@ mod tests {
 
     #[test]
     fn the_limit_of_tokens_has_the_name_that_the_vendor_takes() {
-        let prompt = Prompt { system: None, messages: Vec::new(), user_id: UserId::parse("alice").unwrap() };
+        let prompt =
+            Prompt { system: None, messages: Vec::new(), user_id: UserId::parse("alice").unwrap(), thread: None };
         for (endpoint, name, other) in [
             ("https://api.openai.com/v1", "max_completion_tokens", "max_tokens"),
             ("https://eu.api.openai.com/v1", "max_completion_tokens", "max_tokens"),
@@ -447,6 +458,8 @@ mod tests {
                 model: "m".to_owned(),
                 max_tokens: Some(7),
                 timeout: Duration::from_secs(1),
+                connect_timeout: Duration::from_secs(1),
+                first_byte_timeout: Duration::from_secs(1),
                 idle_timeout: Duration::from_secs(1),
             });
             let body = serde_json::to_value(openai.body(&prompt)).unwrap();

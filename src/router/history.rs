@@ -87,9 +87,9 @@ impl History {
         let until = self.said.partition_point(|said| said.seq <= last);
         let mut told = Vec::with_capacity(2 * until);
         for said in self.said.iter().take(until) {
-            told.push(Message { role: Role::User, content: Arc::clone(&said.message) });
+            told.push(Message::text(Role::User, Arc::clone(&said.message)));
             if let Some(reply) = said.reply.as_ref().filter(|_reply| said.seq < last) {
-                told.push(Message { role: Role::Assistant, content: Arc::clone(reply) });
+                told.push(Message::text(Role::Assistant, Arc::clone(reply)));
             }
         }
         told

@@ -77,19 +77,19 @@ impl Router {
     async fn ask_for_name(&self, started: &StartedTurn, message: String, reply: String) -> Option<String> {
         let said = |role, mut content: String| {
             content.truncate(super::boundary(&content, SHOWN_BYTES_MAX));
-            Message { role, content: content.into() }
+            Message::text(role, content)
         };
         let messages =
             vec![said(Role::User, message), said(Role::Assistant, reply), said(Role::User, QUESTION.to_owned())];
-        let prompt = Prompt { system: None, messages, user_id: started.user_id.clone() };
+        let prompt = Prompt { system: None, messages, user_id: started.user_id.clone(), thread: None };
         let provider = &self.0.parts.models.get(&started.model_id)?.provider;
         let failed = |err: &crate::llm::Error| debug!(error = err as &dyn std::error::Error, "session is not named");
-        let mut answer = provider.stream(prompt).await.inspect_err(failed).ok()?;
+        let mut answer = provider.stream(&prompt).await.inspect_err(failed).ok()?;
         let mut text = String::new();
         while text.len() < ANSWER_BYTES_MAX {
             match answer.next().await?.inspect_err(failed).ok()? {
                 Chunk::Text(piece) => text.push_str(&piece),
-                Chunk::Usage(_) => {}
+                Chunk::Usage(_) | Chunk::Thread(_) => {}
                 Chunk::Done => break,
             }
         }

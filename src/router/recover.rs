@@ -46,14 +46,7 @@ impl Router {
     /// Ends a turn whose node is gone with what its log holds; one that had shown nothing is asked again.
     async fn interrupt(&self, turn: &Turn) -> Result<()> {
         let nothing_shown = self.0.parts.store.turn_text(turn.id, 0).await?.text.is_empty();
-        let end = EndTurn {
-            turn_id: turn.id,
-            state: TurnState::Interrupted,
-            text: None,
-            usage: None,
-            failure: None,
-            only_lost: Some(self.0.node),
-        };
+        let end = EndTurn { only_lost: Some(self.0.node), ..EndTurn::of(turn.id, TurnState::Interrupted) };
         if self.end(end).await?.is_none() {
             return Ok(());
         }

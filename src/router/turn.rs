@@ -135,12 +135,10 @@ impl Router {
     /// after that the lease runs out and a sweep ends the turn with what its log holds.
     async fn finish(&self, started: &StartedTurn, ending: Ending, text: Option<String>) -> Left {
         let end = EndTurn {
-            turn_id: started.turn.id,
-            state: ending.state,
             text,
             usage: ending.usage,
             failure: ending.failure,
-            only_lost: None,
+            ..EndTurn::of(started.turn.id, ending.state)
         };
         let mut pause = END_PAUSE;
         for _attempt in 0..END_ATTEMPTS {
@@ -177,9 +175,7 @@ impl Router {
 
     /// Ends a turn that no task of this node runs: a queued one, or one whose runner has just gone.
     pub(super) async fn stop_idle(&self, turn_id: TurnId) -> Result<(), Refusal> {
-        let end =
-            EndTurn { turn_id, state: TurnState::Stopped, text: None, usage: None, failure: None, only_lost: None };
-        match self.end(end).await? {
+        match self.end(EndTurn::of(turn_id, TurnState::Stopped)).await? {
             Some(_) => Ok(()),
             None => Err(Refusal::new(ErrorCode::TurnNotFound)),
         }
@@ -239,9 +235,9 @@ impl Run<'_> {
             let model = models.get(&self.started.model_id).or_else(|| models.get(models.default_id()));
             let model = model.ok_or(ErrorCode::LlmUnavailable)?;
             let Some(prompt) = self.prompt(model).await.map_err(|refusal| refusal.code)? else { return Ok(None) };
-            model.provider.stream(prompt).await.map(Some).map_err(|err| {
+            model.provider.stream(&prompt).await.map(Some).map_err(|err| {
                 warn!(error = &err as &dyn std::error::Error, "provider refused");
-                err.code
+                err.failure.code()
             })
         };
         let mut answer = std::pin::pin!(answer);
@@ -298,10 +294,11 @@ impl Run<'_> {
                         log.push(&text);
                     }
                     Some(Ok(Chunk::Usage(reported))) => usage = Some(reported),
+                    Some(Ok(Chunk::Thread(_))) => {}
                     Some(Ok(Chunk::Done)) => break Ending { usage, ..Ending::of(TurnState::Complete) },
                     Some(Err(err)) => {
                         warn!(error = &err as &dyn std::error::Error, "provider failed");
-                        break Ending { usage, ..Ending::failed(err.code) };
+                        break Ending { usage, ..Ending::failed(err.failure.code()) };
                     }
                     None => break Ending { usage, ..Ending::failed(ErrorCode::LlmUnavailable) },
                 },
@@ -332,8 +329,8 @@ impl Run<'_> {
         let Some(mut messages) = said.await? else { return Ok(None) };
         let answer = model.max_tokens.map_or(model.context_tokens / 4, |tokens| tokens.min(model.context_tokens / 2));
         fit(&mut messages, u64::from(model.context_tokens - answer));
-        let system = parts.models.system_prompt().map(str::to_owned);
-        Ok(Some(Prompt { system, messages, user_id: self.started.user_id.clone() }))
+        let system = model.system_prompt.clone();
+        Ok(Some(Prompt { system, messages, user_id: self.started.user_id.clone(), thread: None }))
     }
 }
 

@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::chat::{
-    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, Rating, RequestId, Sender, Session, SessionId, Timestamp,
-    Turn, TurnId, TurnState, Usage, UserId,
+    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, Rating, RequestId, Segment, Sender, Session, SessionId,
+    Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 use crate::clock::now;
 use crate::metrics::Metrics;
@@ -198,9 +198,55 @@ pub struct EndTurn {
     pub usage: Option<Usage>,
     /// why it failed
     pub failure: Option<ErrorCode>,
+    /// who wrote which part of the text, when several models did
+    pub segments: Vec<Segment>,
+    /// what was asked of models for it, in order; each becomes a row
+    pub spent: Vec<Spent>,
+    /// what the last provider calls this conversation, if it keeps one itself
+    pub thread: Option<String>,
     /// only a turn that nobody runs: its lease has run out, or, in a database that one process at a time has
     /// open, its node is another than this one, the caller
     pub only_lost: Option<NodeId>,
+}
+
+impl EndTurn {
+    /// An end that says no more than the state: the text is what the turn's log holds.
+    #[must_use]
+    pub const fn of(turn_id: TurnId, state: TurnState) -> Self {
+        let (text, usage, failure, thread, only_lost) = (None, None, None, None, None);
+        Self { turn_id, state, text, usage, failure, segments: Vec::new(), spent: Vec::new(), thread, only_lost }
+    }
+}
+
+/// What one request to a model took.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Spent {
+    /// the model's name in the configuration
+    pub model_id: String,
+    /// what for
+    pub purpose: Purpose,
+    /// tokens
+    pub usage: Usage,
+    /// price in millionths of the configured currency; `None` without configured prices
+    pub cost: Option<u64>,
+}
+
+/// What a model was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// a reply, or a part of one
+    Reply,
+    /// the name of a session
+    Name,
+}
+
+/// A conversation as a provider that keeps it calls it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Thread {
+    /// the provider's name for it
+    pub reference: String,
+    /// the place of the last reply that it holds
+    pub reply_seq: u64,
 }
 
 /// What `end_turn` did.

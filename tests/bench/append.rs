@@ -156,7 +156,7 @@ async fn write(store: &dyn Store, name: &str, begun: Instant, answered: bool) ->
         if let Some(turn_id) = asked {
             let text = Some("y".repeat(BODY_BYTES));
             let state = TurnState::Complete;
-            let end = EndTurn { turn_id, state, text, usage: None, failure: None, only_lost: None };
+            let end = EndTurn { text, ..EndTurn::of(turn_id, state) };
             assert!(store.end_turn(end).await.unwrap().is_some());
         }
     }

@@ -7,7 +7,6 @@ use chatbox::{
     config::secret::Secret,
     llm::{
         Answer, Chunk, Config, Error, Message, Models, Prompt, Provider as _, Role,
-        demo::{self, Demo},
         openai::{OpenAi, Settings},
     },
 };
@@ -17,6 +16,8 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use crate::harness::provider::{DONE, Gate, Provider, Script, delta, event};
 
+mod demo;
+
 fn settings(provider: &Provider) -> Settings {
     Settings {
         provider: "fast".into(),
@@ -25,13 +26,15 @@ fn settings(provider: &Provider) -> Settings {
         model: "vendor-1".to_owned(),
         max_tokens: None,
         timeout: Duration::from_secs(20),
+        connect_timeout: Duration::from_secs(5),
+        first_byte_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(10),
     }
 }
 
 fn prompt(text: &str) -> Prompt {
-    let messages = vec![Message { role: Role::User, content: text.into() }];
-    Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap() }
+    let messages = vec![Message::text(Role::User, text)];
+    Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap(), thread: None }
 }
 
 /// Everything that came before the error or the end, and which of the two it was.
@@ -48,6 +51,7 @@ async fn collect(answer: Result<Answer, Error>) -> (String, Option<Usage>, Resul
                 text.push_str(&piece);
             }
             Ok(Chunk::Usage(report)) => usage = Some(report),
+            Ok(Chunk::Thread(thread)) => unreachable!("no thread is kept: {thread}"),
             Ok(Chunk::Done) => {
                 assert!(answer.next().await.is_none(), "nothing comes after the end");
                 return (text, usage, Ok(()));
@@ -63,12 +67,12 @@ async fn collect(answer: Result<Answer, Error>) -> (String, Option<Usage>, Resul
 
 async fn ask(script: Script) -> (String, Option<Usage>, Result<(), Error>) {
     let provider = Provider::start(script).await;
-    collect(OpenAi::new(settings(&provider)).stream(prompt("Hi")).await).await
+    collect(OpenAi::new(settings(&provider)).stream(&prompt("Hi")).await).await
 }
 
 fn reason(result: Result<(), Error>) -> (ErrorCode, String) {
     let err = result.unwrap_err();
-    (err.code, err.to_string())
+    (err.failure.code(), err.to_string())
 }
 
 #[tokio::test]
@@ -83,7 +87,7 @@ async fn an_answer_streams_with_its_usage() {
 async fn each_piece_arrives_when_it_is_sent() {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["one", "two"]).gated(&gate)).await;
-    let mut answer = OpenAi::new(settings(&provider)).stream(prompt("Hi")).await.unwrap();
+    let mut answer = OpenAi::new(settings(&provider)).stream(&prompt("Hi")).await.unwrap();
     for piece in ["one", "two"] {
         gate.release(1);
         assert_eq!(answer.next().await.unwrap().unwrap(), Chunk::Text(piece.to_owned()));
@@ -96,18 +100,19 @@ async fn each_piece_arrives_when_it_is_sent() {
 #[tokio::test]
 async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
     let provider = Provider::start(Script::answer(["ok"])).await;
-    let message = |role, content: &str| Message { role, content: content.into() };
+    let message = |role, content: &str| Message::text(role, content);
     let asked = Prompt {
-        system: Some("Be brief.".to_owned()),
+        system: Some("Be brief.".into()),
         messages: vec![
             message(Role::User, "My name is \"Ada\"\n"),
             message(Role::Assistant, "Hello, Ada."),
             message(Role::User, "What is my name?"),
         ],
         user_id: UserId::parse("alice").unwrap(),
+        thread: None,
     };
     let openai = OpenAi::new(Settings { max_tokens: Some(50), ..settings(&provider) });
-    collect(openai.stream(asked).await).await.2.unwrap();
+    collect(openai.stream(&asked).await).await.2.unwrap();
     let request = provider.request(0).await;
     assert_eq!(request.target, "POST /v1/chat/completions");
     assert_eq!(request.header("authorization"), Some("Bearer sk-secret"));
@@ -137,7 +142,7 @@ async fn a_server_without_keys_gets_none_and_a_connection_serves_again() {
     let openai = OpenAi::new(Settings { api_key: None, endpoint, ..settings(&provider) });
     for text in ["one", "two"] {
         provider.script(Script::answer([text]));
-        assert_eq!(collect(openai.stream(prompt("Hi")).await).await.0, text);
+        assert_eq!(collect(openai.stream(&prompt("Hi")).await).await.0, text);
     }
     let request = provider.request(1).await;
     assert_eq!((request.target.as_str(), request.header("authorization")), ("POST /v1/chat/completions", None));
@@ -157,12 +162,12 @@ async fn a_stream_cut_at_any_byte_never_counts_as_finished() {
     for count in 0..bytes.len() {
         for cut in [true, false] {
             provider.script(whole.first_bytes(count, cut));
-            let (text, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+            let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
             assert!("Hello, wörld 😀".starts_with(&text) && text.len() >= seen.len(), "{count}: {text}");
             seen = text;
             assert_eq!(end.is_ok(), count >= complete, "cut behind byte {count} of {}: {end:?}", bytes.len());
             assert_eq!(
-                end.map_err(|err| err.code),
+                end.map_err(|err| err.failure.code()),
                 if count >= complete { Ok(()) } else { Err(ErrorCode::LlmUnavailable) }
             );
         }
@@ -188,8 +193,12 @@ async fn a_stream_may_end_without_done_once_it_has_finished() {
         end.unwrap();
     }
     let provider = Provider::start(Script::answer(["x"]).stall_after(2)).await;
-    let openai = OpenAi::new(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
-    let (text, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+    let openai = OpenAi::new(Settings {
+        first_byte_timeout: Duration::from_millis(200),
+        idle_timeout: Duration::from_millis(200),
+        ..settings(&provider)
+    });
+    let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(text, "x");
     end.unwrap();
 }
@@ -201,31 +210,39 @@ async fn finish_reasons_say_how_an_answer_ended() {
         assert_eq!(text, "x");
         end.unwrap();
     }
-    for (word, told) in [
-        ("content_filter", "provider `fast`: withheld the rest of its answer (content_filter)"),
-        ("tool_calls", "provider `fast`: called a tool, and none was offered"),
+    for (word, code, told) in [
+        (
+            "content_filter",
+            ErrorCode::ContentRefused,
+            "provider `fast`: withheld the rest of its answer (content_filter)",
+        ),
+        ("tool_calls", ErrorCode::LlmUnavailable, "provider `fast`: called a tool, and none was offered"),
     ] {
         let (text, _, end) = ask(Script::answer(["x"]).finish(word)).await;
         assert_eq!(text, "x");
-        assert_eq!(reason(end), (ErrorCode::LlmUnavailable, told.to_owned()));
+        assert_eq!(reason(end), (code, told.to_owned()));
     }
 }
 
 #[tokio::test]
 async fn a_provider_that_stalls_times_out() {
     let provider = Provider::start(Script::answer(["Hel", "lo"]).stall_after(1)).await;
-    let openai = OpenAi::new(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
-    let (text, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+    let openai = OpenAi::new(Settings {
+        first_byte_timeout: Duration::from_millis(200),
+        idle_timeout: Duration::from_millis(200),
+        ..settings(&provider)
+    });
+    let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(text, "Hel");
     let told = "provider `fast`: fell silent in the middle of its answer";
     assert_eq!(reason(end), (ErrorCode::LlmTimeout, told.to_owned()));
     provider.hung_up(1).await;
 
     provider.script(Script::events([]).stall_after(0));
-    assert_eq!(reason(collect(openai.stream(prompt("Hi")).await).await.2), (ErrorCode::LlmTimeout, told.to_owned()));
+    assert_eq!(reason(collect(openai.stream(&prompt("Hi")).await).await.2), (ErrorCode::LlmTimeout, told.to_owned()));
 
     provider.script(Script::silent());
-    let (_, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+    let (_, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(reason(end), (ErrorCode::LlmTimeout, "provider `fast`: sent no answer in time".to_owned()));
     provider.hung_up(3).await;
 }
@@ -234,7 +251,7 @@ async fn a_provider_that_stalls_times_out() {
 async fn a_provider_that_talks_for_ever_meets_the_deadline() {
     let provider = Provider::start(Script::endless("x")).await;
     let openai = OpenAi::new(Settings { timeout: Duration::from_millis(200), ..settings(&provider) });
-    let (text, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+    let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(text.trim_matches('x'), "");
     let told = "provider `fast`: did not finish its answer in time";
     assert_eq!(reason(end), (ErrorCode::LlmTimeout, told.to_owned()));
@@ -260,18 +277,18 @@ async fn refusals_name_the_status_and_the_code_and_quote_nothing() {
     ] {
         let (text, _, end) = ask(Script::status(status, content_type, body)).await;
         let err = end.unwrap_err();
-        assert_eq!((text.as_str(), err.code, err.reason.as_str()), ("", ErrorCode::LlmUnavailable, told));
+        assert_eq!((text.as_str(), err.failure.code(), err.reason.as_str()), ("", ErrorCode::LlmUnavailable, told));
         assert!(!format!("{err:?}").contains("sk-secret"), "{err:?}");
     }
     let (_, _, end) = ask(Script::status(504, "text/html", "")).await;
-    assert_eq!(end.unwrap_err().code, ErrorCode::LlmTimeout);
+    assert_eq!(end.unwrap_err().failure.code(), ErrorCode::LlmTimeout);
 }
 
 #[tokio::test]
 async fn a_refusal_whose_body_never_ends_is_told_all_the_same() {
     let provider = Provider::start(Script::status(500, "text/plain", "x").stall_after(1)).await;
     let openai = OpenAi::new(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
-    let (_, _, end) = collect(openai.stream(prompt("Hi")).await).await;
+    let (_, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(end.unwrap_err().reason, "refused with status 500");
 }
 
@@ -291,7 +308,10 @@ async fn faults_in_the_stream_end_it_after_the_text_before_them() {
     ] {
         let (text, _, end) = ask(Script::events([delta("before"), fault, delta("after"), DONE.to_vec()])).await;
         let err = end.unwrap_err();
-        assert_eq!((text.as_str(), err.code, err.reason.as_str()), ("before", ErrorCode::LlmUnavailable, told));
+        assert_eq!(
+            (text.as_str(), err.failure.code(), err.reason.as_str()),
+            ("before", ErrorCode::LlmUnavailable, told)
+        );
         assert!(!format!("{err:?}").contains("sk-secret"), "{err:?}");
     }
 }
@@ -327,7 +347,7 @@ async fn dropping_the_answer_closes_the_socket_at_once() {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["one", "two"]).gated(&gate)).await;
     let openai = OpenAi::new(settings(&provider));
-    let mut answer = openai.stream(prompt("Hi")).await.unwrap();
+    let mut answer = openai.stream(&prompt("Hi")).await.unwrap();
     gate.release(1);
     assert_eq!(answer.next().await.unwrap().unwrap(), Chunk::Text("one".to_owned()));
     let dropped = Instant::now();
@@ -337,7 +357,8 @@ async fn dropping_the_answer_closes_the_socket_at_once() {
 
     // The same before the provider has said a word.
     provider.script(Script::silent());
-    let waiting = openai.stream(prompt("Hi"));
+    let asked = prompt("Hi");
+    let waiting = openai.stream(&asked);
     tokio::select! {
         _ = waiting => unreachable!("the provider is silent"),
         _ = provider.request(1) => {}
@@ -352,8 +373,8 @@ async fn a_provider_that_is_not_there_is_unavailable() {
     let provider = Provider::start(Script::silent()).await;
     let gone = settings(&provider);
     drop(provider);
-    let err = OpenAi::new(gone).stream(prompt("Hi")).await.err().unwrap();
-    assert_eq!((err.code, err.reason.as_str()), (ErrorCode::LlmUnavailable, "cannot be reached"));
+    let err = OpenAi::new(gone).stream(&prompt("Hi")).await.err().unwrap();
+    assert_eq!((err.failure.code(), err.reason.as_str()), (ErrorCode::LlmUnavailable, "cannot be reached"));
 }
 
 #[tokio::test]
@@ -363,7 +384,8 @@ async fn an_https_provider_is_spoken_to_in_tls_only() {
     let provider = Provider::start(Script::silent()).await;
     let openai = OpenAi::new(Settings { endpoint, ..settings(&provider) });
     let first_byte = async { listener.accept().await.unwrap().0.read_u8().await.unwrap() };
-    let asking = openai.stream(prompt("Hi"));
+    let asked = prompt("Hi");
+    let asking = openai.stream(&asked);
     tokio::pin!(asking, first_byte);
     let err = tokio::select! {
         // A handshake record (RFC 8446, section 5.1), and then the connection closes.
@@ -376,7 +398,7 @@ async fn an_https_provider_is_spoken_to_in_tls_only() {
     if err.reason == "the HTTP client cannot be made" {
         return eprintln!("skipped: this machine has no certificates of authorities");
     }
-    assert_eq!((err.code, err.reason.as_str()), (ErrorCode::LlmUnavailable, "cannot be reached"));
+    assert_eq!((err.failure.code(), err.reason.as_str()), (ErrorCode::LlmUnavailable, "cannot be reached"));
 }
 
 fn configured(toml: &str) -> Models {
@@ -394,11 +416,14 @@ async fn models_answer_by_their_configured_names() {
     ));
     let list: Vec<_> = models.iter().map(|model| (&*model.id, &*model.label)).collect();
     assert_eq!(list, [("try", "Try me"), ("net", "net")]);
-    assert_eq!((&**models.default_id(), models.system_prompt()), ("net", Some("Be brief.")));
+    assert_eq!(
+        (&**models.default_id(), models.get("net").unwrap().system_prompt.as_deref()),
+        ("net", Some("Be brief."))
+    );
     assert!(models.get("other").is_none());
     let net = models.get("net").unwrap();
     assert_eq!((net.max_tokens, net.timeout), (Some(9), Duration::from_secs(7)));
-    assert_eq!(collect(net.provider.stream(prompt("Hi")).await).await.0, "from the network");
+    assert_eq!(collect(net.provider.stream(&prompt("Hi")).await).await.0, "from the network");
     assert_eq!(provider.request(0).await.body["max_tokens"], 9);
 }
 
@@ -413,78 +438,4 @@ async fn no_configuration_means_the_demo() {
 fn a_faulty_configuration_makes_no_models() {
     let config: Config = toml::from_str("default = \"x\"\n[providers.a]\ntype = \"openai\"").unwrap();
     assert_eq!(Models::new(&config).unwrap_err().len(), 3);
-}
-
-#[tokio::test]
-async fn the_demo_streams_the_same_words_at_its_pace() {
-    let asked = prompt("What is chatbox?");
-    let expected = demo::answer(&asked);
-    let pieces = u32::try_from(expected.split_inclusive([' ', '\n']).count()).unwrap();
-    let start = Instant::now();
-    let (text, usage, end) = collect(Demo::new(Duration::from_millis(1), None).stream(asked.clone()).await).await;
-    assert!(start.elapsed() >= Duration::from_millis(1) * pieces, "{pieces} pieces took {:?}", start.elapsed());
-    assert_eq!(text, expected);
-    let usage = usage.unwrap();
-    assert!(usage.estimated && usage.prompt_tokens == 4 && usage.completion_tokens > 100, "{usage:?}");
-    end.unwrap();
-    assert_eq!(collect(Demo::new(Duration::ZERO, None).stream(asked).await).await.0, expected);
-}
-
-#[tokio::test]
-async fn a_fixed_answer_of_the_demo_is_one_piece() {
-    let demo = Demo::new(Duration::ZERO, Some("All of it."));
-    let answer = demo.stream(prompt("count to 3")).await.unwrap();
-    let chunks: Vec<_> = answer.map(|chunk| chunk.unwrap()).collect().await;
-    let texts: Vec<_> = chunks.iter().filter(|chunk| matches!(chunk, Chunk::Text(_))).collect();
-    assert_eq!(texts, [&Chunk::Text("All of it.".to_owned())]);
-    assert_eq!(chunks.last(), Some(&Chunk::Done));
-}
-
-#[test]
-fn the_demo_answers_what_is_asked_and_says_what_it_is() {
-    for (question, heading) in [
-        ("What is chatbox?", "## What chatbox is"),
-        ("Why WebTransport, why not WebSocket?", "## WebTransport first"),
-        ("What if I lose the network?", "## When the network goes away"),
-        ("How do I configure a real model in production?", "## Running it with a real model"),
-        ("Is my data encrypted?", "## Where conversations live"),
-        ("Which limits are there?", "## Limits"),
-        ("Where are conversations stored, and who can read them?", "## Where conversations live"),
-        ("What is QUIC?", "## WebTransport first"),
-        ("Which limits does chatbox have?", "## Limits"),
-        ("<script>alert(1)</script> ![x](y)", "## Hello from chatbox"),
-        ("", "## Hello from chatbox"),
-    ] {
-        let answer = demo::answer(&prompt(question));
-        assert!(answer.starts_with(heading), "{question}: {answer}");
-        assert!(answer.contains("This is the demo provider"), "{question}");
-        assert!(!answer.contains("script>"), "{question}");
-    }
-}
-
-#[test]
-fn the_demo_remembers_what_was_asked() {
-    let mut asked = prompt("Which limits are there?");
-    asked.messages.push(Message { role: Role::Assistant, content: "Many.".into() });
-    asked.messages.push(Message { role: Role::User, content: "And WebTransport?".into() });
-    let answer = demo::answer(&asked);
-    assert!(
-        answer.starts_with("Earlier you asked about **limits**; this is message 2 of our conversation."),
-        "{answer}"
-    );
-}
-
-#[test]
-fn the_demo_counts_on_request() {
-    assert_eq!(demo::answer(&prompt("Please count to 3.")), "1. line\n2. line\n3. line\n");
-    for (request, lines) in [("count to 0", 1), ("COUNT TO 99999999999999", 1000), ("count to 1000", 1000)] {
-        assert_eq!(demo::answer(&prompt(request)).lines().count(), lines, "{request}");
-    }
-}
-
-/// The default deadline leaves room for everything that the demo can say at its default pace.
-#[test]
-fn the_longest_demo_answer_fits_the_deadline() {
-    let pieces = demo::answer(&prompt("count to 1000")).split_inclusive([' ', '\n']).count();
-    assert!(demo::PACE * u32::try_from(pieces).unwrap() < Config::default().timeout);
 }

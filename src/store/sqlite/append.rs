@@ -159,6 +159,7 @@ impl Append {
             sha256: None,
             usage: None,
             model_id: None,
+            segments: Vec::new(),
             rating: None,
             created_at,
         }

@@ -206,6 +206,7 @@ pub(super) fn entry(row: &Row<'_>, seal: &Seal) -> Result<Entry> {
         sha256: open_text(seal, entry_place(&id, "sha256"), columns.next()?)?,
         usage: columns.usage()?,
         model_id: columns.next()?,
+        segments: Vec::new(),
         rating: columns.next()?,
         created_at: columns.next()?,
         id,

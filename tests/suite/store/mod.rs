@@ -153,7 +153,7 @@ fn piece(offset: u64, text: &str) -> TurnText {
 }
 
 fn ending(turn_id: TurnId, state: TurnState) -> EndTurn {
-    EndTurn { turn_id, state, text: None, usage: None, failure: None, only_lost: None }
+    EndTurn::of(turn_id, state)
 }
 
 fn places(log: &[Entry]) -> Vec<u64> {
