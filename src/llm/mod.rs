@@ -2,8 +2,11 @@
 
 pub mod config;
 pub mod demo;
+pub mod http;
 pub mod openai;
+mod refusal;
 mod sse;
+mod stream;
 
 pub use config::{Config, Kind, Problem, ProviderConfig};
 
@@ -147,6 +150,17 @@ pub trait Provider: Send + Sync + std::fmt::Debug + 'static {
 /// Tokens that prompt and answer may have together when a provider's configuration does not say.
 pub const CONTEXT_TOKENS: u32 = 16_384;
 
+/// The vendor's model behind a provider.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VendorModel {
+    /// what the vendor calls it
+    pub name: String,
+    /// tokens that an answer may have
+    pub max_tokens: Option<u32>,
+    /// it looks at images
+    pub images: bool,
+}
+
 /// One model that sessions can choose.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -217,33 +231,38 @@ impl Models {
 fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model> {
     let id: Arc<str> = name.into();
     let timeout = provider.timeout.unwrap_or(config.timeout);
-    let first_byte_timeout = provider.first_byte_timeout.unwrap_or(config.first_byte_timeout);
-    let idle_timeout = provider.idle_timeout.unwrap_or(config.idle_timeout);
     Some(Model {
         label: provider.label.as_deref().unwrap_or(name).into(),
-        system_prompt: provider.system_prompt.or_else(|| config.system_prompt.clone()).map(Into::into),
+        system_prompt: provider.system_prompt.clone().or_else(|| config.system_prompt.clone()).map(Into::into),
         context_tokens: provider.context_tokens.unwrap_or(CONTEXT_TOKENS),
         max_tokens: provider.max_tokens,
         timeout,
         demo: matches!(provider.r#type, Kind::Demo),
-        provider: match provider.r#type {
-            // Their interfaces come next.
-            Kind::Anthropic | Kind::Dify => return None,
-            Kind::Demo => Arc::new(demo::Demo::new(provider.pace.unwrap_or(demo::PACE), provider.answer.as_deref())),
-            Kind::Openai => Arc::new(openai::OpenAi::new(openai::Settings {
-                provider: Arc::clone(&id),
-                endpoint: provider.endpoint?,
-                api_key: provider.api_key,
-                model: provider.model?,
-                max_tokens: provider.max_tokens,
-                timeout,
-                connect_timeout: config.connect_timeout,
-                first_byte_timeout,
-                idle_timeout,
-            })),
-        },
+        provider: answering(config, &id, provider)?,
         id,
     })
+}
+
+fn answering(config: &Config, id: &Arc<str>, provider: ProviderConfig) -> Option<Arc<dyn Provider>> {
+    if provider.r#type == Kind::Demo {
+        let pace = provider.pace.unwrap_or(demo::PACE);
+        return Some(Arc::new(demo::Demo::new(pace, provider.answer.as_deref())));
+    }
+    let settings = http::Settings {
+        provider: Arc::clone(id),
+        endpoint: provider.endpoint?,
+        api_key: provider.api_key,
+        timeout: provider.timeout.unwrap_or(config.timeout),
+        connect_timeout: config.connect_timeout,
+        first_byte_timeout: provider.first_byte_timeout.unwrap_or(config.first_byte_timeout),
+        idle_timeout: provider.idle_timeout.unwrap_or(config.idle_timeout),
+    };
+    let vendor = |name| VendorModel { name, max_tokens: provider.max_tokens, images: provider.images };
+    match provider.r#type {
+        Kind::Openai => Some(Arc::new(openai::OpenAi::new(settings, vendor(provider.model?)))),
+        // Their interfaces come next.
+        Kind::Anthropic | Kind::Dify | Kind::Demo => None,
+    }
 }
 
 /// Tokens of a text, guessed: four bytes each, as most tokenizers come to for English.

@@ -1,78 +1,25 @@
-//! Providers against a scripted server that speaks the vendor's real format.
+//! OpenAI's chat completions.
 
 use std::time::{Duration, Instant};
 
 use chatbox::{
     chat::{ErrorCode, Usage, UserId},
-    config::secret::Secret,
-    llm::{
-        Answer, Chunk, Config, Error, Message, Models, Prompt, Provider as _, Role,
-        openai::{OpenAi, Settings},
-    },
+    llm::{Chunk, Error, Message, Prompt, Provider as _, Role, VendorModel, http::Settings, openai::OpenAi},
 };
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::{io::AsyncReadExt, net::TcpListener};
 
+use super::{collect, impatient, prompt, reason, settings, vendor_model};
 use crate::harness::provider::{DONE, Gate, Provider, Script, delta, event};
 
-mod demo;
-
-fn settings(provider: &Provider) -> Settings {
-    Settings {
-        provider: "fast".into(),
-        endpoint: provider.endpoint().parse().unwrap(),
-        api_key: Some(Secret::new("sk-secret")),
-        model: "vendor-1".to_owned(),
-        max_tokens: None,
-        timeout: Duration::from_secs(20),
-        connect_timeout: Duration::from_secs(5),
-        first_byte_timeout: Duration::from_secs(5),
-        idle_timeout: Duration::from_secs(10),
-    }
-}
-
-fn prompt(text: &str) -> Prompt {
-    let messages = vec![Message::text(Role::User, text)];
-    Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap(), thread: None }
-}
-
-/// Everything that came before the error or the end, and which of the two it was.
-async fn collect(answer: Result<Answer, Error>) -> (String, Option<Usage>, Result<(), Error>) {
-    let (mut text, mut usage) = (String::new(), None);
-    let mut answer = match answer {
-        Ok(answer) => answer,
-        Err(err) => return (text, usage, Err(err)),
-    };
-    while let Some(chunk) = answer.next().await {
-        match chunk {
-            Ok(Chunk::Text(piece)) => {
-                assert_ne!(piece, "");
-                text.push_str(&piece);
-            }
-            Ok(Chunk::Usage(report)) => usage = Some(report),
-            Ok(Chunk::Thread(thread)) => unreachable!("no thread is kept: {thread}"),
-            Ok(Chunk::Done) => {
-                assert!(answer.next().await.is_none(), "nothing comes after the end");
-                return (text, usage, Ok(()));
-            }
-            Err(err) => {
-                assert!(answer.next().await.is_none(), "nothing comes after an error");
-                return (text, usage, Err(err));
-            }
-        }
-    }
-    unreachable!("an answer ends with `Done` or an error")
+fn openai(settings: Settings) -> OpenAi {
+    OpenAi::new(settings, vendor_model())
 }
 
 async fn ask(script: Script) -> (String, Option<Usage>, Result<(), Error>) {
     let provider = Provider::start(script).await;
-    collect(OpenAi::new(settings(&provider)).stream(&prompt("Hi")).await).await
-}
-
-fn reason(result: Result<(), Error>) -> (ErrorCode, String) {
-    let err = result.unwrap_err();
-    (err.failure.code(), err.to_string())
+    collect(openai(settings(&provider)).stream(&prompt("Hi")).await).await
 }
 
 #[tokio::test]
@@ -87,7 +34,7 @@ async fn an_answer_streams_with_its_usage() {
 async fn each_piece_arrives_when_it_is_sent() {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["one", "two"]).gated(&gate)).await;
-    let mut answer = OpenAi::new(settings(&provider)).stream(&prompt("Hi")).await.unwrap();
+    let mut answer = openai(settings(&provider)).stream(&prompt("Hi")).await.unwrap();
     for piece in ["one", "two"] {
         gate.release(1);
         assert_eq!(answer.next().await.unwrap().unwrap(), Chunk::Text(piece.to_owned()));
@@ -111,7 +58,7 @@ async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
         user_id: UserId::parse("alice").unwrap(),
         thread: None,
     };
-    let openai = OpenAi::new(Settings { max_tokens: Some(50), ..settings(&provider) });
+    let openai = OpenAi::new(settings(&provider), VendorModel { max_tokens: Some(50), ..vendor_model() });
     collect(openai.stream(&asked).await).await.2.unwrap();
     let request = provider.request(0).await;
     assert_eq!(request.target, "POST /v1/chat/completions");
@@ -139,7 +86,7 @@ async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
 async fn a_server_without_keys_gets_none_and_a_connection_serves_again() {
     let provider = Provider::start(Script::answer(["ok"])).await;
     let endpoint = format!("{}/", provider.endpoint()).parse().unwrap();
-    let openai = OpenAi::new(Settings { api_key: None, endpoint, ..settings(&provider) });
+    let openai = openai(Settings { api_key: None, endpoint, ..settings(&provider) });
     for text in ["one", "two"] {
         provider.script(Script::answer([text]));
         assert_eq!(collect(openai.stream(&prompt("Hi")).await).await.0, text);
@@ -157,7 +104,7 @@ async fn a_stream_cut_at_any_byte_never_counts_as_finished() {
     let bytes = whole.bytes();
     let complete = 2 + bytes.windows(2).enumerate().filter(|(_, pair)| pair == b"\n\n").nth(4).unwrap().0;
     let provider = Provider::start(whole.clone()).await;
-    let openai = OpenAi::new(settings(&provider));
+    let openai = openai(settings(&provider));
     let mut seen = String::new();
     for count in 0..bytes.len() {
         for cut in [true, false] {
@@ -193,11 +140,7 @@ async fn a_stream_may_end_without_done_once_it_has_finished() {
         end.unwrap();
     }
     let provider = Provider::start(Script::answer(["x"]).stall_after(2)).await;
-    let openai = OpenAi::new(Settings {
-        first_byte_timeout: Duration::from_millis(200),
-        idle_timeout: Duration::from_millis(200),
-        ..settings(&provider)
-    });
+    let openai = openai(impatient(&provider));
     let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(text, "x");
     end.unwrap();
@@ -227,17 +170,14 @@ async fn finish_reasons_say_how_an_answer_ended() {
 #[tokio::test]
 async fn a_provider_that_stalls_times_out() {
     let provider = Provider::start(Script::answer(["Hel", "lo"]).stall_after(1)).await;
-    let openai = OpenAi::new(Settings {
-        first_byte_timeout: Duration::from_millis(200),
-        idle_timeout: Duration::from_millis(200),
-        ..settings(&provider)
-    });
+    let openai = openai(impatient(&provider));
     let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(text, "Hel");
     let told = "provider `fast`: fell silent in the middle of its answer";
     assert_eq!(reason(end), (ErrorCode::LlmTimeout, told.to_owned()));
     provider.hung_up(1).await;
 
+    let told = "provider `fast`: sent no text in time";
     provider.script(Script::events([]).stall_after(0));
     assert_eq!(reason(collect(openai.stream(&prompt("Hi")).await).await.2), (ErrorCode::LlmTimeout, told.to_owned()));
 
@@ -250,7 +190,7 @@ async fn a_provider_that_stalls_times_out() {
 #[tokio::test]
 async fn a_provider_that_talks_for_ever_meets_the_deadline() {
     let provider = Provider::start(Script::endless("x")).await;
-    let openai = OpenAi::new(Settings { timeout: Duration::from_millis(200), ..settings(&provider) });
+    let openai = openai(Settings { timeout: Duration::from_millis(200), ..settings(&provider) });
     let (text, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(text.trim_matches('x'), "");
     let told = "provider `fast`: did not finish its answer in time";
@@ -287,7 +227,7 @@ async fn refusals_name_the_status_and_the_code_and_quote_nothing() {
 #[tokio::test]
 async fn a_refusal_whose_body_never_ends_is_told_all_the_same() {
     let provider = Provider::start(Script::status(500, "text/plain", "x").stall_after(1)).await;
-    let openai = OpenAi::new(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
+    let openai = openai(Settings { idle_timeout: Duration::from_millis(200), ..settings(&provider) });
     let (_, _, end) = collect(openai.stream(&prompt("Hi")).await).await;
     assert_eq!(end.unwrap_err().reason, "refused with status 500");
 }
@@ -346,7 +286,7 @@ async fn an_empty_finish_reason_finishes_nothing() {
 async fn dropping_the_answer_closes_the_socket_at_once() {
     let gate = Gate::new();
     let provider = Provider::start(Script::answer(["one", "two"]).gated(&gate)).await;
-    let openai = OpenAi::new(settings(&provider));
+    let openai = openai(settings(&provider));
     let mut answer = openai.stream(&prompt("Hi")).await.unwrap();
     gate.release(1);
     assert_eq!(answer.next().await.unwrap().unwrap(), Chunk::Text("one".to_owned()));
@@ -373,7 +313,7 @@ async fn a_provider_that_is_not_there_is_unavailable() {
     let provider = Provider::start(Script::silent()).await;
     let gone = settings(&provider);
     drop(provider);
-    let err = OpenAi::new(gone).stream(&prompt("Hi")).await.err().unwrap();
+    let err = openai(gone).stream(&prompt("Hi")).await.err().unwrap();
     assert_eq!((err.failure.code(), err.reason.as_str()), (ErrorCode::LlmUnavailable, "cannot be reached"));
 }
 
@@ -382,7 +322,7 @@ async fn an_https_provider_is_spoken_to_in_tls_only() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("https://{}/v1", listener.local_addr().unwrap()).parse().unwrap();
     let provider = Provider::start(Script::silent()).await;
-    let openai = OpenAi::new(Settings { endpoint, ..settings(&provider) });
+    let openai = openai(Settings { endpoint, ..settings(&provider) });
     let first_byte = async { listener.accept().await.unwrap().0.read_u8().await.unwrap() };
     let asked = prompt("Hi");
     let asking = openai.stream(&asked);
@@ -399,43 +339,4 @@ async fn an_https_provider_is_spoken_to_in_tls_only() {
         return eprintln!("skipped: this machine has no certificates of authorities");
     }
     assert_eq!((err.failure.code(), err.reason.as_str()), (ErrorCode::LlmUnavailable, "cannot be reached"));
-}
-
-fn configured(toml: &str) -> Models {
-    Models::new(&toml::from_str::<Config>(toml).unwrap()).unwrap()
-}
-
-#[tokio::test]
-async fn models_answer_by_their_configured_names() {
-    let provider = Provider::start(Script::answer(["from the network"])).await;
-    let models = configured(&format!(
-        "default = \"net\"\nsystem_prompt = \"Be brief.\"\n\
-         [providers.try]\ntype = \"demo\"\npace = \"0s\"\nlabel = \"Try me\"\n\
-         [providers.net]\ntype = \"openai\"\nendpoint = \"{}\"\nmodel = \"m\"\nmax_tokens = 9\ntimeout = \"7s\"\n",
-        provider.endpoint()
-    ));
-    let list: Vec<_> = models.iter().map(|model| (&*model.id, &*model.label)).collect();
-    assert_eq!(list, [("try", "Try me"), ("net", "net")]);
-    assert_eq!(
-        (&**models.default_id(), models.get("net").unwrap().system_prompt.as_deref()),
-        ("net", Some("Be brief."))
-    );
-    assert!(models.get("other").is_none());
-    let net = models.get("net").unwrap();
-    assert_eq!((net.max_tokens, net.timeout), (Some(9), Duration::from_secs(7)));
-    assert_eq!(collect(net.provider.stream(&prompt("Hi")).await).await.0, "from the network");
-    assert_eq!(provider.request(0).await.body["max_tokens"], 9);
-}
-
-#[tokio::test]
-async fn no_configuration_means_the_demo() {
-    let models = Models::new(&Config::default()).unwrap();
-    let list: Vec<_> = models.iter().map(|model| (&*model.id, &*model.label)).collect();
-    assert_eq!((list, &**models.default_id()), (vec![("demo", "Demo")], "demo"));
-}
-
-#[test]
-fn a_faulty_configuration_makes_no_models() {
-    let config: Config = toml::from_str("default = \"x\"\n[providers.a]\ntype = \"openai\"").unwrap();
-    assert_eq!(Models::new(&config).unwrap_err().len(), 3);
 }
