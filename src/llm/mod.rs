@@ -7,8 +7,10 @@ pub mod openai;
 mod refusal;
 mod sse;
 mod stream;
+pub mod tokens;
 
-pub use config::{Config, Kind, Problem, ProviderConfig};
+pub use config::{Config, Kind, Problem, ProviderConfig, Tokenizer};
+pub use tokens::estimate as estimate_tokens;
 
 use std::{sync::Arc, time::Duration};
 
@@ -174,6 +176,10 @@ pub struct Model {
     pub context_tokens: u32,
     /// tokens that an answer may have, where the configuration limits them
     pub max_tokens: Option<u32>,
+    /// what counts the tokens of a text before the provider has done it
+    pub tokenizer: Tokenizer,
+    /// it looks at images
+    pub images: bool,
     /// deadline of a whole answer; the provider keeps it
     pub timeout: Duration,
     /// it says what it is told to, and no model is behind it
@@ -231,11 +237,17 @@ impl Models {
 fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model> {
     let id: Arc<str> = name.into();
     let timeout = provider.timeout.unwrap_or(config.timeout);
+    let tokenizer = provider.tokenizer.unwrap_or_else(|| match provider.r#type {
+        Kind::Openai => Tokenizer::of_model(provider.model.as_deref().unwrap_or_default()),
+        Kind::Anthropic | Kind::Dify | Kind::Demo => Tokenizer::Estimate,
+    });
     Some(Model {
         label: provider.label.as_deref().unwrap_or(name).into(),
         system_prompt: provider.system_prompt.clone().or_else(|| config.system_prompt.clone()).map(Into::into),
         context_tokens: provider.context_tokens.unwrap_or(CONTEXT_TOKENS),
         max_tokens: provider.max_tokens,
+        tokenizer,
+        images: provider.images,
         timeout,
         demo: matches!(provider.r#type, Kind::Demo),
         provider: answering(config, &id, provider)?,
@@ -263,10 +275,4 @@ fn answering(config: &Config, id: &Arc<str>, provider: ProviderConfig) -> Option
         // Their interfaces come next.
         Kind::Anthropic | Kind::Dify | Kind::Demo => None,
     }
-}
-
-/// Tokens of a text, guessed: four bytes each, as most tokenizers come to for English.
-#[must_use]
-pub fn estimate_tokens(text: &str) -> u64 {
-    u64::try_from(text.len().div_ceil(4)).unwrap_or(u64::MAX)
 }
