@@ -3,6 +3,7 @@
 pub mod config;
 pub mod demo;
 pub mod http;
+pub mod moderation;
 pub mod openai;
 mod refusal;
 mod sse;
@@ -20,6 +21,7 @@ use futures_util::stream::BoxStream;
 use indexmap::IndexMap;
 
 use crate::chat::{ErrorCode, Usage, UserId};
+use moderation::Moderator;
 
 /// What goes to a model.
 #[derive(Clone, PartialEq, Debug)]
@@ -193,6 +195,7 @@ pub struct Model {
 pub struct Models {
     models: Arc<IndexMap<Arc<str>, Model>>,
     default: Arc<str>,
+    moderator: Arc<Moderator>,
 }
 
 impl Models {
@@ -212,7 +215,8 @@ impl Models {
             .collect();
         let default = config.default.as_deref().or_else(|| models.keys().next().map(|id| &**id));
         let Some(default) = default.map(Arc::from) else { return Err(problems) };
-        Ok(Self { models: Arc::new(models), default })
+        let moderator = Arc::new(Moderator::new(&config.moderation, config.connect_timeout));
+        Ok(Self { models: Arc::new(models), default, moderator })
     }
 
     /// Every model, in configured order.
@@ -230,6 +234,12 @@ impl Models {
     #[must_use]
     pub fn default_id(&self) -> &Arc<str> {
         &self.default
+    }
+
+    /// Who is asked whether a text is allowed.
+    #[must_use]
+    pub fn moderator(&self) -> &Moderator {
+        &self.moderator
     }
 }
 

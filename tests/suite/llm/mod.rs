@@ -1,6 +1,7 @@
 //! Providers against a scripted server that speaks the vendor's real format.
 
 mod demo; // answers without a model
+mod moderation; // the hook that is asked whether a text is allowed
 mod openai; // OpenAI's chat completions
 
 use std::time::Duration;
