@@ -3,9 +3,11 @@
 //! Plain data that every other module speaks in. It knows no transport, no database, no I/O and no clock.
 
 pub mod ask;
+mod day;
 mod error;
 mod scalar;
 
+pub use day::Day;
 pub use error::ErrorCode;
 pub use scalar::{Metadata, Scalar};
 

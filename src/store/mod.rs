@@ -6,10 +6,12 @@
 pub mod seal;
 mod sessions;
 pub mod sqlite;
+mod usage;
 
 pub use sessions::{
     Change, Changed, Found, ListSessions, NewShare, Open, OpenSession, Opened, Order, Page, Place, Search, Share,
 };
+pub use usage::{DaySpent, Purpose, Spend, Spent, Thread};
 
 use std::{
     path::{Path, PathBuf},
@@ -21,8 +23,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::chat::{
-    Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, Rating, RequestId, Segment, Sender, Session, SessionId,
-    Timestamp, Turn, TurnId, TurnState, Usage, UserId,
+    Day, Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, Rating, RequestId, Segment, Sender, Session,
+    SessionId, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 use crate::clock::now;
 use crate::metrics::Metrics;
@@ -198,11 +200,13 @@ pub struct EndTurn {
     pub usage: Option<Usage>,
     /// why it failed
     pub failure: Option<ErrorCode>,
-    /// who wrote which part of the text, when several models did
+    /// who wrote which part of the text; empty: all of it is by the model that the turn started with. The last one
+    /// becomes the reply's `model_id`; with one alone no segments are kept
     pub segments: Vec<Segment>,
     /// what was asked of models for it, in order; each becomes a row
     pub spent: Vec<Spent>,
-    /// what the last provider calls this conversation, if it keeps one itself
+    /// what the provider of the reply's `model_id` calls this conversation, if it keeps one itself. It holds
+    /// everything up to this reply
     pub thread: Option<String>,
     /// only a turn that nobody runs: its lease has run out, or, in a database that one process at a time has
     /// open, its node is another than this one, the caller
@@ -216,37 +220,6 @@ impl EndTurn {
         let (text, usage, failure, thread, only_lost) = (None, None, None, None, None);
         Self { turn_id, state, text, usage, failure, segments: Vec::new(), spent: Vec::new(), thread, only_lost }
     }
-}
-
-/// What one request to a model took.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Spent {
-    /// the model's name in the configuration
-    pub model_id: String,
-    /// what for
-    pub purpose: Purpose,
-    /// tokens
-    pub usage: Usage,
-    /// price in millionths of the configured currency; `None` without configured prices
-    pub cost: Option<u64>,
-}
-
-/// What a model was asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Purpose {
-    /// a reply, or a part of one
-    Reply,
-    /// the name of a session
-    Name,
-}
-
-/// A conversation as a provider that keeps it calls it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Thread {
-    /// the provider's name for it
-    pub reference: String,
-    /// the place of the last reply that it holds
-    pub reply_seq: u64,
 }
 
 /// What `end_turn` did.
@@ -296,6 +269,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn change_session(&self, id: SessionId, owner: Option<UserId>, change: Change) -> Result<Changed>;
 
     /// Deletes a session of `owner` with everything in it. Gives the session as it was, and the turns that were open.
+    /// What its requests took stays in the user's account, without a link to it.
     ///
     /// # Errors
     /// `NotFound`.
@@ -351,6 +325,15 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Ends a turn: the one compare-and-set that fixes its text. `None` when it had ended before, is unknown, or
     /// is not lost although only a lost one was meant.
     async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>>;
+
+    /// Notes what requests outside of turns took, once for each `id`.
+    async fn spend(&self, spend: Spend) -> Result<()>;
+
+    /// Reads what a user's requests took from the beginning of a day on: by day, then by model, oldest first.
+    async fn spent(&self, user: &UserId, since: Day) -> Result<Vec<DaySpent>>;
+
+    /// Reads what the provider of a model calls a session's conversation, as the last `end_turn` that named it said.
+    async fn thread(&self, session: SessionId, model_id: &str) -> Result<Option<Thread>>;
 
     /// Reads the turns of a session that have not ended, in the order of its queue.
     async fn open_turns(&self, session: SessionId) -> Result<Vec<Turn>>;

@@ -11,10 +11,12 @@ use std::{
 };
 
 use chatbox::{
-    chat::{EntryId, EntryKind, Metadata, NodeId, RequestId, Sender, Session, SessionId, TurnId, TurnState, UserId},
+    chat::{
+        EntryId, EntryKind, Metadata, NodeId, RequestId, Sender, Session, SessionId, TurnId, TurnState, Usage, UserId,
+    },
     metrics::Metrics,
     store::{
-        EndTurn, Lease, NewEntry, NewTurn, Open, OpenSession, Range, Store,
+        EndTurn, Lease, NewEntry, NewTurn, Open, OpenSession, Purpose, Range, Spent, Store,
         seal::Seal,
         sqlite::{Options, Sqlite},
     },
@@ -27,6 +29,16 @@ const ROUND: Duration = Duration::from_secs(2);
 const BODY_BYTES: usize = 200;
 /// Enough rows that a scan at start would show.
 const STORED: u64 = 100_000;
+
+/// What is stored in each step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Each {
+    Message,
+    /// a message, its turn, and the turn's end
+    Answered,
+    /// the same, and what its request took
+    Charged,
+}
 
 /// One round: how long each acknowledgement took.
 struct Round {
@@ -58,14 +70,21 @@ fn main() {
     let path = dir.path().join("chatbox.db");
     let metrics = Metrics::new();
     let store = open(&path, &metrics);
-    let names = ["one commit per message", "1 writer", "64 writers", "64 writers, message + turn + end"];
-    let mut rounds: [Vec<Round>; 4] = Default::default();
+    let names = [
+        "one commit per message",
+        "1 writer",
+        "64 writers",
+        "64 writers, message + turn + end",
+        "64 writers, the same + usage",
+    ];
+    let mut rounds: [Vec<Round>; 5] = Default::default();
     for _ in 0..ROUNDS {
-        let [plain, one, many, turns] = &mut rounds;
+        let [plain, one, many, turns, charged] = &mut rounds;
         plain.push(one_commit_per_message(&dir.path().join("plain.db")));
-        one.push(runtime.block_on(appends(&store, &metrics, 1, false)));
-        many.push(runtime.block_on(appends(&store, &metrics, 64, false)));
-        turns.push(runtime.block_on(appends(&store, &metrics, 64, true)));
+        one.push(runtime.block_on(appends(&store, &metrics, 1, Each::Message)));
+        many.push(runtime.block_on(appends(&store, &metrics, 64, Each::Message)));
+        turns.push(runtime.block_on(appends(&store, &metrics, 64, Each::Answered)));
+        charged.push(runtime.block_on(appends(&store, &metrics, 64, Each::Charged)));
     }
     println!("{:32} {:>10} {:>6} {:>8} {:>8} {:>9}", "", "messages/s", "ratio", "p50 ms", "p99 ms", "commits/s");
     let base = median(rounds[0].iter().map(Round::per_second));
@@ -131,32 +150,32 @@ fn one_commit_per_message(path: &Path) -> Round {
     Round { commits: took.len().try_into().unwrap(), took, whole: begun.elapsed() }
 }
 
-async fn appends(store: &Arc<dyn Store>, metrics: &Metrics, writers: usize, answered: bool) -> Round {
+async fn appends(store: &Arc<dyn Store>, metrics: &Metrics, writers: usize, each: Each) -> Round {
     let before = metrics.store_commit_writes.get_sample_count();
     let mut tasks = JoinSet::new();
     let begun = Instant::now();
     for writer in 0..writers {
         let store = Arc::clone(store);
-        tasks.spawn(async move { write(&*store, &format!("user {writer}"), begun, answered).await });
+        tasks.spawn(async move { write(&*store, &format!("user {writer}"), begun, each).await });
     }
     let took = tasks.join_all().await.into_iter().flatten().collect();
     Round { took, whole: begun.elapsed(), commits: metrics.store_commit_writes.get_sample_count() - before }
 }
 
 /// Appends one message after the other to a session of its own.
-async fn write(store: &dyn Store, name: &str, begun: Instant, answered: bool) -> Vec<Duration> {
+async fn write(store: &dyn Store, name: &str, begun: Instant, each: Each) -> Vec<Duration> {
     let session = session(store, name).await;
     let mut took = Vec::new();
     while begun.elapsed() < ROUND {
         let began = Instant::now();
-        let turn = answered.then(turn);
+        let turn = (each != Each::Message).then(turn);
         let asked = turn.as_ref().map(|turn| turn.id);
         store.append(message(&session, turn)).await.unwrap();
         took.push(began.elapsed());
         if let Some(turn_id) = asked {
             let text = Some("y".repeat(BODY_BYTES));
-            let state = TurnState::Complete;
-            let end = EndTurn { text, ..EndTurn::of(turn_id, state) };
+            let spent = if each == Each::Charged { vec![spent()] } else { Vec::new() };
+            let end = EndTurn { text, spent, ..EndTurn::of(turn_id, TurnState::Complete) };
             assert!(store.end_turn(end).await.unwrap().is_some());
         }
     }
@@ -188,6 +207,11 @@ fn turn() -> NewTurn {
     let (node, reply_id) = (NodeId::new(), EntryId::new());
     let lease = Lease { node, ttl: Duration::from_secs(10), default_model: "demo".to_owned(), reply_id };
     NewTurn { id: TurnId::new(), lease, queued_max: 16 }
+}
+
+fn spent() -> Spent {
+    let usage = Usage { prompt_tokens: 500, completion_tokens: 50, estimated: false };
+    Spent { model_id: "demo".to_owned(), purpose: Purpose::Reply, usage, cost: Some(700) }
 }
 
 fn message(session: &Session, turn: Option<NewTurn>) -> NewEntry {

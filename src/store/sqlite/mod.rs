@@ -16,6 +16,7 @@ mod search;
 mod sessions;
 mod shares;
 mod turns;
+mod usage;
 mod values;
 mod writer;
 
@@ -35,13 +36,13 @@ use uuid::Uuid;
 
 use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
 use super::{
-    Appended, Change, Changed, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry, NewShare,
-    OpenSession, Opened, Page, Range, Rate, Regenerate, Regenerated, Result, Revs, Search, Share, StartedTurn, Store,
-    TurnText, now,
+    Appended, Change, Changed, DaySpent, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry,
+    NewShare, OpenSession, Opened, Page, Range, Rate, Regenerate, Regenerated, Result, Revs, Search, Share, Spend,
+    StartedTurn, Store, Thread, TurnText, now,
     seal::{KeyError, Seal},
 };
 use crate::{
-    chat::{Entry, NodeId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
+    chat::{Day, Entry, NodeId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
     metrics::Metrics,
 };
 
@@ -265,6 +266,20 @@ impl Store for Sqlite {
 
     async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>> {
         self.write("end_turn", move |connection, seal| turns::end(connection, &end, seal)).await
+    }
+
+    async fn spend(&self, spend: Spend) -> Result<()> {
+        self.write("spend", move |connection, _seal| usage::spend(connection, &spend)).await
+    }
+
+    async fn spent(&self, user: &UserId, since: Day) -> Result<Vec<DaySpent>> {
+        let user = user.clone();
+        self.read("spent", move |connection, _seal| usage::spent(connection, &user, since)).await
+    }
+
+    async fn thread(&self, session: SessionId, model_id: &str) -> Result<Option<Thread>> {
+        let model_id = model_id.to_owned();
+        self.read("thread", move |connection, seal| usage::thread(connection, session, &model_id, seal)).await
     }
 
     async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool> {

@@ -20,7 +20,7 @@ macro_rules! session_columns {
 macro_rules! entry_columns {
     () => {
         "session_id, seq, id, user_id, client_id, turn_id, reply_to, sender, kind, content, files, metadata, state, \
-         length, sha256, prompt_tokens, completion_tokens, usage_estimated, model_id, rating, created_at"
+         length, sha256, prompt_tokens, completion_tokens, usage_estimated, model_id, segments, rating, created_at"
     };
 }
 
@@ -52,6 +52,8 @@ queries! {
 
     /// One session.
     SESSION = "SELECT ", session_columns!(), " FROM sessions WHERE id = ?1";
+    /// Whether there is such a session.
+    SESSION_KNOWN = "SELECT id FROM sessions WHERE id = ?1";
     /// One session's `rev`.
     SESSION_REV = "SELECT rev FROM sessions WHERE id = ?1";
     /// What a write needs to know of its session.
@@ -89,7 +91,7 @@ queries! {
     SESSION_SETTLED = "UPDATE sessions SET rev = rev + 1, prompt_tokens = prompt_tokens + ?2, \
         completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
         response_ms_sum = response_ms_sum + ?5, response_ms_max = max(response_ms_max, ?5) WHERE id = ?1";
-    /// A session goes, and takes its log, turns and shares along.
+    /// A session goes, and takes its log, turns, threads and shares along.
     SESSION_DELETE = "DELETE FROM sessions WHERE id = ?1";
     /// Sessions of a user behind a place, latest activity first. The index has them by quarters, which are sorted
     /// one at a time.
@@ -133,7 +135,8 @@ queries! {
         model_id, created_at, client_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'ai', 'text', ?7, ?8, ?9, ?10)";
     /// A reply gets its text.
     REPLY_SETTLE = "UPDATE entries SET content = ?3, state = ?4, length = ?5, sha256 = ?6, prompt_tokens = ?7, \
-        completion_tokens = ?8, usage_estimated = ?9 WHERE session_id = ?1 AND seq = ?2";
+        completion_tokens = ?8, usage_estimated = ?9, model_id = ?10, segments = ?11 \
+        WHERE session_id = ?1 AND seq = ?2";
     /// What somebody thinks of a settled reply.
     REPLY_RATE = "UPDATE entries SET rating = ?3, rating_why = ?4 WHERE session_id = ?1 AND seq = ?2 \
         AND sender = 'ai' AND state NOT IN ('queued', 'running')";
@@ -199,6 +202,29 @@ queries! {
         (SELECT max(\"offset\") FROM turn_chunks WHERE turn_id = ?1 AND \"offset\" <= ?2), 0) ORDER BY \"offset\"";
     /// The log of an ended turn goes: its text is the reply's content.
     CHUNKS_DELETE = "DELETE FROM turn_chunks WHERE turn_id = ?1";
+
+    /// What a request to a model took, unless its row is there.
+    USAGE_INSERT = "INSERT INTO usage (id, user_id, session_id, turn_id, model_id, purpose, prompt_tokens, \
+        completion_tokens, usage_estimated, cost, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) \
+        ON CONFLICT DO NOTHING";
+    /// It adds to its user's day.
+    USAGE_DAILY_ADD = "INSERT INTO usage_daily (user_id, day, model_id, requests, prompt_tokens, completion_tokens, \
+        estimated_tokens, cost) VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET \
+        requests = requests + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens, \
+        completion_tokens = completion_tokens + excluded.completion_tokens, \
+        estimated_tokens = estimated_tokens + excluded.estimated_tokens, \
+        cost = coalesce(cost + excluded.cost, cost, excluded.cost)";
+    /// What a user's requests took from a day on.
+    USAGE_DAILY = "SELECT day, model_id, requests, prompt_tokens, completion_tokens, estimated_tokens, cost \
+        FROM usage_daily WHERE user_id = ?1 AND day >= ?2 ORDER BY day, model_id";
+    /// A session goes, and what its requests took stays without it.
+    USAGE_UNLINK = "UPDATE usage SET session_id = NULL, turn_id = NULL WHERE user_id = ?1 AND session_id = ?2";
+
+    /// What a provider calls a conversation.
+    THREAD_KEEP = "INSERT INTO threads (session_id, model_id, reference, reply_seq) VALUES (?1, ?2, ?3, ?4) \
+        ON CONFLICT DO UPDATE SET reference = excluded.reference, reply_seq = excluded.reply_seq";
+    /// The same, read.
+    THREAD = "SELECT reference, reply_seq FROM threads WHERE session_id = ?1 AND model_id = ?2";
 
     /// A share.
     SHARE_INSERT = "INSERT INTO shares (id, session_id, name, last_seq, running_seq, created_at, expires_at) \

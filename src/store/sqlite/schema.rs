@@ -23,7 +23,7 @@ const STATEMENTS_CACHED: usize = 96;
 pub(super) const PAGE_BYTES: u32 = 2048;
 
 /// Every migration, oldest first. One that was released never changes; a new one is added at the end.
-pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND];
+pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND, THIRD];
 
 const FIRST: &str = r#"
     CREATE TABLE sessions (
@@ -148,6 +148,52 @@ const SECOND: &str = r#"
     CREATE INDEX shares_of_session ON shares (session_id);
 "#;
 
+const THIRD: &str = r#"
+    -- who wrote which part of a reply, as JSON; NULL when one model wrote it all
+    ALTER TABLE entries ADD COLUMN segments TEXT;
+
+    -- one row for each request to a model, by ids that sort by time, so that rows lie in the order of their making.
+    -- They outlive their session and its turns, without the links
+    CREATE TABLE usage (
+        id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        user_id TEXT NOT NULL,
+        session_id BLOB,
+        turn_id BLOB,
+        model_id TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        usage_estimated INTEGER NOT NULL,
+        -- in millionths of the currency that was configured
+        cost INTEGER,
+        created_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- finds the rows of a session that goes, and those of a person
+    CREATE INDEX usage_of_user ON usage (user_id, session_id);
+
+    CREATE TABLE usage_daily (
+        user_id TEXT NOT NULL,
+        -- days of UTC since 1970
+        day INTEGER NOT NULL,
+        model_id TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        estimated_tokens INTEGER NOT NULL,
+        cost INTEGER,
+        PRIMARY KEY (user_id, day, model_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE threads (
+        session_id BLOB NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+        model_id TEXT NOT NULL,
+        -- the provider's name for the conversation
+        reference BLOB NOT NULL,
+        reply_seq INTEGER NOT NULL,
+        PRIMARY KEY (session_id, model_id)
+    ) STRICT, WITHOUT ROWID;
+"#;
+
 /// Opens the connection that writes, and brings the file to the newest version.
 pub(super) fn writer(path: &Path) -> Result<Connection, OpenError> {
     let mut connection = Connection::open_with_flags(
@@ -221,9 +267,12 @@ mod tests {
         *,
     };
     use crate::{
-        chat::{EntryId, NodeId, Rating, Session, SessionId, Timestamp, TurnId, UserId},
+        chat::{Day, EntryId, NodeId, Rating, Session, SessionId, Timestamp, TurnId, Usage, UserId},
         metrics::Metrics,
-        store::{Change, Lease, ListSessions, Order, Place, Range, Rate, Regenerate, Store, seal::Seal},
+        store::{
+            Change, Lease, ListSessions, Order, Place, Purpose, Range, Rate, Regenerate, Spend, Spent, Store,
+            seal::Seal,
+        },
     };
 
     const EXTRA: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
@@ -338,6 +387,27 @@ mod tests {
         );
         assert_eq!(store.delete_session(session(1), ada).await.unwrap().open_turns.len(), 1);
         assert_eq!(store.session(session(1)).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn file_of_the_second_version_keeps_its_replies_and_counts_from_there_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chatbox.db");
+        first_version(&path);
+        migrate(&mut Connection::open(&path).unwrap(), &[FIRST, SECOND]).unwrap();
+        let store = Sqlite::open(&path, Seal::new(&[]).unwrap(), &Options::default(), Metrics::new()).unwrap();
+        let ada = UserId::parse("ada").unwrap();
+        assert_eq!(store.spent(&ada, Day(0)).await.unwrap(), []);
+        let reply = store.entries(session(1), Range::Last(1)).await.unwrap().remove(0);
+        assert_eq!((reply.content.as_str(), reply.segments.len()), ("hi", 0));
+        let usage = Usage { prompt_tokens: 3, completion_tokens: 4, estimated: true };
+        let spent = Spent { model_id: "small".to_owned(), purpose: Purpose::Name, usage, cost: None };
+        let spend = Spend { id: Uuid::now_v7(), user_id: ada.clone(), session_id: session(1), spent };
+        store.spend(spend).await.unwrap();
+        let days = store.spent(&ada, Day(0)).await.unwrap();
+        assert_eq!((days.len(), days[0].requests, days[0].estimated_tokens), (1, 1, 7));
+        assert!(store.delete_session(session(1), ada.clone()).await.unwrap().changed);
+        assert_eq!(store.spent(&ada, Day(0)).await.unwrap(), days);
     }
 
     // checklist 92

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use ring::digest;
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
+use uuid::Uuid;
 
 use super::{
-    super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, TurnText, now, seal::Seal},
+    super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, Thread, TurnText, now, seal::Seal},
     queries, reads,
     sessions::{self, Head},
-    values,
+    usage, values,
 };
 use crate::chat::{
-    Entry, EntryId, NodeId, RequestId, SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, UserId,
+    Entry, EntryId, NodeId, RequestId, SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 
 /// A turn that is about to start.
@@ -224,7 +225,7 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     if !end.state.ended() {
         return Err(Error::Database(format!("{:?} is not a state that a turn ends in", end.state).into()));
     }
-    let now = now();
+    let (now, tokens) = (now(), end.usage.map(usage::counted));
     let Some(ending) = Ending::read(connection, end.turn_id)? else { return Ok(None) };
     if ending.turn.state.ended() || end.only_lost.is_some_and(|caller| !ending.lost(caller, now)) {
         return Ok(None);
@@ -244,23 +245,39 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
         text.len(),
         reply_seq,
         now,
-        end.usage.map(|usage| usage.prompt_tokens),
-        end.usage.map(|usage| usage.completion_tokens),
-        end.usage.map(|usage| usage.estimated),
+        tokens.map(|usage| usage.prompt_tokens),
+        tokens.map(|usage| usage.completion_tokens),
+        tokens.map(|usage| usage.estimated),
         end.failure
     ])?;
     connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
-    let reply = settle(connection, entry_at(connection, session_id, reply_seq, seal)?, end, text, seal)?;
-    count(connection, session_id, end, ending.started_at.map(|started| now.0 - started.0))?;
+    let reply = Entry { usage: tokens, ..entry_at(connection, session_id, reply_seq, seal)? };
+    let reply = settle(connection, reply, end, text, seal)?;
+    account(connection, &reply, end, now, seal)?;
+    let took_ms = ending.started_at.map(|started| now.0 - started.0);
+    count(connection, session_id, tokens, took_ms.filter(|_took| end.state == TurnState::Complete))?;
     let rev = connection.prepare_cached(queries::SESSION_REV)?.query_row([session_id], |row| row.get(0))?;
     let waiting = connection.prepare_cached(queries::TURN_WAITS)?.query_row([session_id], |row| row.get(0))?;
     Ok(Some(EndedTurn { reply, rev, waiting }))
 }
 
+/// Writes what was asked of models for a reply, and what the provider calls the conversation from here on.
+fn account(connection: &Connection, reply: &Entry, end: &EndTurn, now: Timestamp, seal: &Seal) -> Result<()> {
+    let (session_id, turn_id) = (Some(reply.session_id), Some(end.turn_id));
+    let of_reply = usage::Account { user_id: &reply.user_id, session_id, turn_id };
+    for spent in &end.spent {
+        usage::insert(connection, Uuid::now_v7(), &of_reply, spent, now)?;
+    }
+    if let (Some(reference), Some(model_id)) = (&end.thread, &reply.model_id) {
+        let thread = Thread { reference: reference.clone(), reply_seq: reply.seq };
+        usage::keep_thread(connection, reply.session_id, model_id, &thread, seal)?;
+    }
+    Ok(())
+}
+
 /// Moves the session's `rev` and counters: tokens of every reply, number and time of complete ones.
-fn count(connection: &Connection, session: SessionId, end: &EndTurn, took_ms: Option<i64>) -> Result<()> {
-    let usage = end.usage.unwrap_or_default();
-    let response_ms = took_ms.filter(|_took| end.state == TurnState::Complete);
+fn count(connection: &Connection, session: SessionId, usage: Option<Usage>, response_ms: Option<i64>) -> Result<()> {
+    let usage = usage.unwrap_or_default();
     connection.prepare_cached(queries::SESSION_SETTLED)?.execute(params![
         session,
         usage.prompt_tokens,
@@ -299,11 +316,13 @@ fn place(connection: &Connection, turn: &Turn, now: Timestamp, seal: &Seal) -> R
 /// Gives a reply its text.
 fn settle(connection: &Connection, reply: Entry, end: &EndTurn, text: String, seal: &Seal) -> Result<Entry> {
     let sha256 = hex::encode(digest::digest(&digest::SHA256, text.as_bytes()));
+    let last = end.segments.last().map(|segment| segment.model_id.clone());
     let settled = Entry {
         state: Some(end.state),
         length: Some(u64::try_from(text.len()).unwrap_or(u64::MAX)),
-        usage: end.usage,
         content: text,
+        model_id: last.or(reply.model_id),
+        segments: if end.segments.len() > 1 { end.segments.clone() } else { Vec::new() },
         ..reply
     };
     connection.prepare_cached(queries::REPLY_SETTLE)?.execute(params![
@@ -313,9 +332,11 @@ fn settle(connection: &Connection, reply: Entry, end: &EndTurn, text: String, se
         settled.state,
         settled.length,
         values::close_text(seal, values::entry_place(&settled.id, "sha256"), &sha256)?,
-        end.usage.map(|usage| usage.prompt_tokens),
-        end.usage.map(|usage| usage.completion_tokens),
-        end.usage.map(|usage| usage.estimated),
+        settled.usage.map(|usage| usage.prompt_tokens),
+        settled.usage.map(|usage| usage.completion_tokens),
+        settled.usage.map(|usage| usage.estimated),
+        settled.model_id,
+        values::segments_text(&settled.segments)?,
     ])?;
     Ok(Entry { sha256: Some(sha256), ..settled })
 }

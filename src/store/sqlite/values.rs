@@ -7,10 +7,10 @@ use rusqlite::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::super::{Error, Result, Share, seal::Place, seal::Seal};
+use super::super::{Error, Purpose, Result, Share, seal::Place, seal::Seal};
 use crate::chat::{
-    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Rating, Sender, Session, SessionId, SessionState,
-    Timestamp, Turn, TurnId, TurnState, Usage, UserId,
+    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Rating, Segment, Sender, Session, SessionId,
+    SessionState, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 
 macro_rules! ids {
@@ -57,6 +57,7 @@ words! {
     Sender { User = "user", Ai = "ai", Admin = "admin", System = "system" }
     EntryKind { Text = "text", File = "file", Voice = "voice", Notice = "notice" }
     Rating { Up = "up", Down = "down" }
+    Purpose { Reply = "reply", Name = "name" }
     SessionState { Active = "active", Ended = "ended" }
     TurnState {
         Queued = "queued", Running = "running", Complete = "complete", Stopped = "stopped",
@@ -136,6 +137,25 @@ pub(super) fn chunk_place(row: &[u8; 24]) -> Place<'_> {
     Place { table: "turn_chunks", row, field: "text" }
 }
 
+/// The row of a thread: the session, and the model's name.
+pub(super) fn thread_row(session: SessionId, model_id: &str) -> Vec<u8> {
+    [session.0.as_bytes(), model_id.as_bytes()].concat()
+}
+
+/// The name of a sealed thread.
+pub(super) fn thread_place(row: &[u8]) -> Place<'_> {
+    Place { table: "threads", row, field: "reference" }
+}
+
+/// Who wrote which part of a reply, on its way in: no words of anybody's. One part takes no room.
+pub(super) fn segments_text(segments: &[Segment]) -> Result<Option<String>> {
+    if segments.len() > 1 { Ok(Some(serde_json::to_string(segments)?)) } else { Ok(None) }
+}
+
+fn segments(stored: Option<String>) -> Result<Vec<Segment>> {
+    stored.map_or_else(|| Ok(Vec::new()), |stored| Ok(serde_json::from_str(&stored)?))
+}
+
 /// A text on its way in; an empty one takes no room.
 pub(super) fn close_text(seal: &Seal, place: Place<'_>, text: &str) -> Result<Option<Vec<u8>>> {
     if text.is_empty() { Ok(None) } else { seal.close(place, text.as_bytes()).map(Some) }
@@ -206,7 +226,7 @@ pub(super) fn entry(row: &Row<'_>, seal: &Seal) -> Result<Entry> {
         sha256: open_text(seal, entry_place(&id, "sha256"), columns.next()?)?,
         usage: columns.usage()?,
         model_id: columns.next()?,
-        segments: Vec::new(),
+        segments: segments(columns.next()?)?,
         rating: columns.next()?,
         created_at: columns.next()?,
         id,

@@ -11,6 +11,7 @@ mod model; // random schedules against a model in memory
 mod shares; // shares
 mod sqlite; // the file: locks, modes, versions, what it shows to a reader of the disk
 mod turns; // turns
+mod usage; // what requests to models took, who wrote what, threads
 
 use std::{sync::Arc, time::Duration};
 

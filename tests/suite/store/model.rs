@@ -3,7 +3,7 @@
 mod session;
 
 use chatbox::{
-    chat::{NodeId, RequestId, SessionId, TurnState},
+    chat::{Day, NodeId, RequestId, SessionId, TurnState},
     store::{Change, ListSessions, Open, OpenSession, Order, Range},
 };
 use proptest::{
@@ -13,7 +13,7 @@ use proptest::{
     test_runner::{Config, TestCaseError, TestRunner},
 };
 
-use self::session::Model;
+use self::session::{LAST, Model};
 use super::{Room, Shelf, user};
 
 /// How many sessions are active at a time.
@@ -89,6 +89,8 @@ struct World {
     room: Room,
     sessions: Vec<Model>,
     requests: Vec<(RequestId, Made)>,
+    /// what sessions had spent that are gone
+    spent: (u64, u64),
 }
 
 /// What a request has made, and in which session.
@@ -159,12 +161,14 @@ impl World {
             return;
         }
         let model = self.sessions.remove(nth);
+        self.spent = (self.spent.0 + model.spent.0, self.spent.1 + model.spent.1);
         let id = model.room.session;
         let deleted = self.room.store.delete_session(id, self.room.user.clone()).await.unwrap();
         assert_eq!((deleted.session.rev, deleted.changed), (model.rev, true));
         assert_eq!(deleted.open_turns.iter().map(|turn| turn.id).collect::<Vec<_>>(), model.open());
         assert_eq!(self.room.store.session(id).await.unwrap(), None);
         assert_eq!(self.room.store.entries(id, Range::Last(9)).await.unwrap(), []);
+        assert_eq!(self.room.store.thread(id, LAST).await.unwrap(), None);
         for turn in model.open() {
             assert_eq!(self.room.store.turn(turn).await.unwrap(), None);
         }
@@ -207,6 +211,10 @@ impl World {
         let revs = vec![(user_id.clone(), listed.iter().map(|row| (row.id, row.rev)).collect())];
         assert_eq!(self.room.store.sessions(ask).await.unwrap().sessions, listed);
         assert_eq!(self.room.store.user_revs(&[user_id], limit).await.unwrap(), revs);
+        let sum = |spent: (u64, u64), next: (u64, u64)| (spent.0 + next.0, spent.1 + next.1);
+        let want = self.sessions.iter().map(|model| model.spent).fold(self.spent, sum);
+        let days = self.room.store.spent(&self.room.user, Day(0)).await.unwrap();
+        assert_eq!(days.iter().map(|day| (day.requests, day.tokens())).fold((0, 0), sum), want);
         let active = self.sessions.iter().filter(|model| model.active).count();
         assert!(active <= usize::try_from(ACTIVE_MAX).unwrap(), "{active} are active");
     }
@@ -214,7 +222,7 @@ impl World {
 
 async fn check(room: Room, steps: Vec<Step>) {
     let first = Model::new(room.beside(room.session));
-    let mut world = World { room, sessions: vec![first], requests: Vec::new() };
+    let mut world = World { room, sessions: vec![first], requests: Vec::new(), spent: (0, 0) };
     for step in steps {
         world.step(step).await;
         world.compare().await;

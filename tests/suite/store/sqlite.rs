@@ -3,18 +3,19 @@
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 use chatbox::{
-    chat::{Rating, RequestId, TurnState},
+    chat::{Rating, RequestId, TurnState, Usage},
     config::secret::Secret,
     metrics::Metrics,
     store::{
-        self, Change, Error, NewEntry, NewShare, Open, OpenSession, Range, Rate, Search, Store,
+        self, Change, EndTurn, Error, NewEntry, NewShare, Open, OpenSession, Purpose, Range, Rate, Search, Spend,
+        Spent, Store,
         seal::{Key, KeyError, Seal},
         sqlite::{OpenError, Options, Sqlite},
     },
 };
 use rusqlite::Connection;
 
-use super::{Room, Shelf, user};
+use super::{Room, Shelf, ending, open, user};
 
 impl Shelf {
     fn path(&self) -> PathBuf {
@@ -131,7 +132,8 @@ async fn sealed_file_shows_nobody_what_was_said() {
         bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
     };
     assert!(!scan(), "while the turn runs");
-    let reply = room.end(turn, TurnState::Complete, None).await.unwrap().reply;
+    let end = EndTurn { thread: Some(format!("{secret} thread")), ..ending(turn, TurnState::Complete) };
+    let reply = room.store.end_turn(end).await.unwrap().unwrap().reply;
     assert_eq!(reply.content, format!("{secret} answer"));
     let why = Some(format!("{secret} why"));
     let (id, session_id, owner) = (RequestId::new_v4(), room.session, room.user.clone());
@@ -154,9 +156,43 @@ async fn sealed_file_shows_nobody_what_was_said() {
     let rotated = shelf.try_open(&[key(8, "E"), key(7, "A")]).unwrap();
     assert_eq!(rotated.entries(room.session, Range::Last(9)).await.unwrap(), log, "the old key still opens");
     assert_eq!(rotated.shared(id).await.unwrap().unwrap().name, Some(format!("{secret} name")));
+    let thread = rotated.thread(room.session, "small").await.unwrap().unwrap();
+    assert_eq!((thread.reference, thread.reply_seq), (format!("{secret} thread"), 2));
     let (user_id, text) = (room.user, format!("{secret} QUESTION"));
     let ask = Search { user_id, text, after: None, limit: 9, entries_max: 9 };
     assert_eq!(rotated.search(ask).await.unwrap().sessions[0].1, format!("{secret} question"));
+}
+
+#[tokio::test]
+async fn deleted_session_leaves_rows_of_its_user_that_nothing_leads_to() {
+    let shelf = Shelf::new();
+    let room = Room::new(shelf.open()).await;
+    let kept = open(&*room.store, &room.user, Open::New, 2).await.id;
+    let usage = Usage { prompt_tokens: 3, completion_tokens: 4, estimated: false };
+    for session in [room.session, kept] {
+        let room = room.beside(session);
+        let turn = room.ask("so?").await.turn.id;
+        let spent = Spent { model_id: "small".to_owned(), purpose: Purpose::Reply, usage, cost: Some(9) };
+        let name = Spent { purpose: Purpose::Name, ..spent.clone() };
+        let end = EndTurn { spent: vec![spent], ..ending(turn, TurnState::Complete) };
+        assert!(room.store.end_turn(end).await.unwrap().is_some());
+        let spend = Spend { id: RequestId::new_v4(), user_id: room.user.clone(), session_id: session, spent: name };
+        room.store.spend(spend).await.unwrap();
+    }
+    room.store.delete_session(room.session, room.user.clone()).await.unwrap();
+    room.store.close().await;
+    let rows = |links: &str| {
+        let sql = format!(
+            "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost), group_concat(purpose) FROM \
+             (SELECT * FROM usage WHERE user_id = 'ada' AND {links} ORDER BY purpose)"
+        );
+        let connection = Connection::open(shelf.path()).unwrap();
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
+        connection.query_row(&sql, [], read).unwrap()
+    };
+    let two: (u32, u32, u32, u32, String) = (2, 6, 8, 18, "name,reply".to_owned());
+    assert_eq!(rows("session_id IS NULL AND turn_id IS NULL"), two);
+    assert_eq!(rows(&format!("session_id = x'{}'", kept.0.simple())), two);
 }
 
 #[tokio::test]
@@ -226,8 +262,8 @@ async fn counters_of_a_session_move_once() {
     let room = Room::new(shelf.open()).await;
     for (state, prompt_tokens) in [(TurnState::Complete, 10), (TurnState::Stopped, 5)] {
         let turn = room.ask("go").await.turn.id;
-        let usage = Some(chatbox::chat::Usage { prompt_tokens, completion_tokens: 2, estimated: false });
-        let end = store::EndTurn { usage, ..super::ending(turn, state) };
+        let usage = Some(Usage { prompt_tokens, completion_tokens: 2, estimated: false });
+        let end = EndTurn { usage, ..ending(turn, state) };
         assert!(room.store.end_turn(end.clone()).await.unwrap().is_some());
         assert_eq!(room.store.end_turn(end).await.unwrap(), None);
     }

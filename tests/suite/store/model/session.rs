@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use chatbox::{
-    chat::{Rating, RequestId, Session, SessionId, SessionState, Timestamp, TurnId, TurnState},
-    store::{Change, Error, NewEntry, Regenerate},
+    chat::{Rating, RequestId, Segment, Session, SessionId, SessionState, Timestamp, TurnId, TurnState, Usage},
+    store::{Change, EndTurn, Error, NewEntry, Purpose, Regenerate, Spent, Thread},
 };
 
 use super::{
-    super::{LONG, Room, piece, places},
+    super::{LONG, Room, ending, piece, places},
     Made,
 };
 
@@ -28,7 +28,14 @@ pub(super) struct Model {
     named: bool,
     model_id: Option<String>,
     help: bool,
+    /// the newest one of the model that ends every reply
+    thread: Option<Thread>,
+    /// requests to that model, and the tokens that they took
+    pub(super) spent: (u64, u64),
 }
+
+/// The model that ends every reply, whichever has begun it.
+pub(super) const LAST: &str = "last";
 
 #[derive(Clone, PartialEq, Debug)]
 struct Line {
@@ -36,6 +43,7 @@ struct Line {
     state: Option<TurnState>,
     reply_to: Option<u64>,
     rating: Option<Rating>,
+    segments: Vec<Segment>,
 }
 
 struct Running {
@@ -47,6 +55,17 @@ struct Running {
 
 fn place(length: usize) -> u64 {
     u64::try_from(length).unwrap()
+}
+
+/// A text of some length has two writers.
+fn segments(text: &str) -> Vec<Segment> {
+    let by = |offset, model_id: &str| Segment { offset, model_id: model_id.to_owned() };
+    if text.len() < 2 { vec![by(0, LAST)] } else { vec![by(0, "first"), by(1, LAST)] }
+}
+
+fn spent(text: &str) -> Spent {
+    let usage = Usage { prompt_tokens: 1, completion_tokens: place(text.len()), estimated: false };
+    Spent { model_id: LAST.to_owned(), purpose: Purpose::Reply, usage, cost: None }
 }
 
 impl Model {
@@ -65,6 +84,8 @@ impl Model {
             named: false,
             model_id: None,
             help: false,
+            thread: None,
+            spent: (0, 0),
         }
     }
 
@@ -75,7 +96,7 @@ impl Model {
     }
 
     fn add(&mut self, content: &str, state: Option<TurnState>, reply_to: Option<u64>) -> u64 {
-        self.log.push(Line { content: content.to_owned(), state, reply_to, rating: None });
+        self.log.push(Line { content: content.to_owned(), state, reply_to, rating: None, segments: Vec::new() });
         place(self.log.len())
     }
 
@@ -164,11 +185,24 @@ impl Model {
             return;
         };
         self.rev += 1;
-        let ended = self.room.end(id, state, text).await.unwrap();
+        let segments = segments(&want);
+        let end = EndTurn {
+            text: text.map(ToOwned::to_owned),
+            segments: segments.clone(),
+            spent: vec![spent(&want)],
+            thread: (state == TurnState::Complete).then(|| format!("thread {reply}")),
+            ..ending(id, state)
+        };
+        let ended = self.room.store.end_turn(end.clone()).await.unwrap().unwrap();
+        assert_eq!(self.room.store.end_turn(end.clone()).await.unwrap(), None, "once");
+        assert_eq!(ended.reply.model_id.as_deref(), Some(LAST));
+        self.spent = (self.spent.0 + 1, self.spent.1 + 1 + place(want.len()));
+        self.thread = end.thread.map(|reference| Thread { reference, reply_seq: reply }).or(self.thread.take());
         assert_eq!((ended.reply.seq, ended.reply.reply_to, ended.rev), (reply, Some(message), self.rev));
         assert_eq!(ended.waiting, !self.queue.is_empty());
         let line = &mut self.log[usize::try_from(reply).unwrap() - 1];
         (line.content, line.state) = (want, Some(state));
+        line.segments = if segments.len() > 1 { segments } else { Vec::new() };
         self.ended.push((id, message, reply));
     }
 
@@ -264,6 +298,7 @@ impl Model {
             state: entry.state,
             reply_to: entry.reply_to,
             rating: entry.rating,
+            segments: entry.segments.clone(),
         });
         assert_eq!(seen.collect::<Vec<_>>(), self.log);
         assert_eq!(places(&log), (1..=place(log.len())).collect::<Vec<_>>());
@@ -271,6 +306,7 @@ impl Model {
         assert_eq!(open.iter().map(|turn| turn.id).collect::<Vec<_>>(), self.open());
         let running = self.room.store.running_turn(self.room.session).await.unwrap().map(|turn| turn.id);
         assert_eq!(running, self.running.as_ref().map(|running| running.id));
+        assert_eq!(self.room.store.thread(self.room.session, LAST).await.unwrap(), self.thread);
         let row = self.room.row().await;
         assert_eq!((row.rev, row.last_seq), (self.rev, place(log.len())), "each change raises it by one");
         assert_eq!((row.state == SessionState::Active, row.ended_at.is_none()), (self.active, self.active));
