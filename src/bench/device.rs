@@ -68,6 +68,8 @@ pub(super) struct Device {
 /// How long the parts of an answer took, from the moment before the message was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Said {
+    /// the moment before the message was sent
+    pub(super) began: Instant,
     /// until it was acknowledged
     pub(super) accepted: Duration,
     /// until the first piece of the answer
@@ -110,7 +112,8 @@ impl Device {
             }
         }
         ensure!(complete, "the answer did not end complete");
-        Ok(Said { accepted: accepted.context("nothing was accepted")?, first: first.context("there was no answer")? })
+        let accepted = accepted.context("nothing was accepted")?;
+        Ok(Said { began, accepted, first: first.context("there was no answer")? })
     }
 
     /// The next frame of an exchange. What the watch brings meanwhile is read too, so that it holds nothing up.

@@ -85,7 +85,8 @@ async fn fanout_delivers_every_piece_to_every_watcher() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ttft_durable_and_storm_count_what_they_asked() {
     let _alone = ALONE.acquire().await;
-    both(&report("ttft"), &["4 answers at a time"]);
+    let parts = ["of it until the model is asked", "of it from the model's first piece"];
+    both(&report("ttft"), &["4 answers at a time", parts[0], parts[1], "4 asked at once"]);
     both(&report("durable"), &["acknowledged"]);
     let storm = report("storm");
     assert_eq!(variants(&storm, "webtransport"), ["full", "resumed"]);
