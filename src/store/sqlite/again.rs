@@ -61,18 +61,12 @@ pub(super) fn regenerate(connection: &Connection, ask: &Regenerate, seal: &Seal)
         return Err(Error::NotFound);
     }
     let (now, before) = (now(), head.last_seq);
-    connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
-        ask.new,
-        session_id,
-        message_seq,
-        message_seq,
-        now
-    ])?;
     let Regenerate { new: id, client_id, lease, .. } = ask;
-    let queued = turns::Queued { id: *id, session_id, message_seq, user_id: message.user_id, client_id: *client_id };
+    let (id, user_id, client_id) = (*id, message.user_id, *client_id);
+    let queued = turns::Queued { waited: false, id, session_id, message_seq, user_id, client_id };
     let started = turns::begin(connection, queued, &mut head, lease, now)?;
     turns::grown(connection, session_id, &head, before, None)?;
-    Ok(Regenerated { session_id, turn_id: *id, reply_seq: started.reply_seq, started: Some(started) })
+    Ok(Regenerated { session_id, turn_id: id, reply_seq: started.reply_seq, started: Some(started) })
 }
 
 /// What an earlier call with the same request, or the same new turn, has made.

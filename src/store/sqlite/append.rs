@@ -125,18 +125,13 @@ impl Append {
         if open > 0 && queued >= turn.queued_max {
             return Err(Error::QueueFull);
         }
-        connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
-            turn.id,
-            session_id,
-            message_seq,
-            message_seq,
-            now
-        ])?;
         if open > 0 {
+            let mut insert = connection.prepare_cached(queries::TURN_INSERT)?;
+            insert.execute(params![turn.id, session_id, message_seq, message_seq, now])?;
             return Ok(None);
         }
         let user_id = self.entry.user_id.clone();
-        let queued = turns::Queued { id: turn.id, session_id, message_seq, user_id, client_id: None };
+        let queued = turns::Queued { waited: false, id: turn.id, session_id, message_seq, user_id, client_id: None };
         turns::begin(connection, queued, head, &turn.lease, now).map(Some)
     }
 

@@ -144,7 +144,7 @@ queries! {
     /// One turn.
     TURN = "SELECT ", turn_columns!(), " FROM turns WHERE id = ?1";
     /// What the end of a turn needs to know of it.
-    TURN_HEAD = "SELECT ", turn_columns!(), ", lease_until, started_at FROM turns WHERE id = ?1";
+    TURN_HEAD = "SELECT ", turn_columns!(), ", lease_until, started_at, length FROM turns WHERE id = ?1";
     /// What readers of a turn's log need to know of it.
     TURN_LENGTH = "SELECT state = 'running', length FROM turns WHERE id = ?1";
     /// The turn that a session is busy with.
@@ -153,9 +153,9 @@ queries! {
     /// How many turns of a session have not ended, and how many of them wait.
     TURNS_OPEN = "SELECT count(*), coalesce(sum(state = 'queued'), 0) FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL";
-    /// Whether one is next.
-    TURN_WAITS = "SELECT count(*) > 0 FROM turns INDEXED BY turns_open \
-        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued'";
+    /// The `rev` of a session, and whether a turn of it is next.
+    SESSION_QUEUE = "SELECT rev, EXISTS (SELECT 1 FROM turns INDEXED BY turns_open \
+        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued') FROM sessions WHERE id = ?1";
     /// The turn that is next.
     TURN_NEXT = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
         WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued' ORDER BY position LIMIT 1";
@@ -172,6 +172,9 @@ queries! {
     /// A turn in the queue.
     TURN_INSERT = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
         VALUES (?1, ?2, ?3, ?4, 'queued', ?5)";
+    /// A turn that starts as it is made.
+    TURN_BEGIN = "INSERT INTO turns (id, session_id, message_seq, position, state, reply_seq, node, lease_until, \
+        model_id, created_at, started_at) VALUES (?1, ?2, ?3, ?3, 'running', ?4, ?5, ?6, ?7, ?8, ?8)";
     /// A queued turn starts.
     TURN_START = "UPDATE turns SET state = 'running', reply_seq = ?2, node = ?3, lease_until = ?4, model_id = ?5, \
         started_at = ?6 WHERE id = ?1";

@@ -18,6 +18,8 @@ use crate::chat::{
 
 /// A turn that is about to start.
 pub(super) struct Queued {
+    /// it has waited, and has a row
+    pub(super) waited: bool,
     pub(super) id: TurnId,
     pub(super) session_id: SessionId,
     pub(super) message_seq: u64,
@@ -37,18 +39,23 @@ pub(super) fn begin(
 ) -> Result<StartedTurn> {
     head.last_seq += 1;
     head.rev += 1;
-    let Queued { id, session_id, message_seq, user_id, client_id } = queued;
+    let Queued { waited, id, session_id, message_seq, user_id, client_id } = queued;
     let reply_seq = head.last_seq;
     let model_id = head.model_id.clone().unwrap_or_else(|| lease.default_model.clone());
     let until = after(now, lease.ttl);
-    connection
-        .prepare_cached(queries::TURN_START)?
-        .execute(params![id, reply_seq, lease.node, until, model_id, now])?;
+    let Lease { node, reply_id, .. } = lease;
+    if waited {
+        let mut start = connection.prepare_cached(queries::TURN_START)?;
+        start.execute(params![id, reply_seq, node, until, model_id, now])?;
+    } else {
+        let mut begin = connection.prepare_cached(queries::TURN_BEGIN)?;
+        begin.execute(params![id, session_id, message_seq, reply_seq, node, until, model_id, now])?;
+    }
     let state = TurnState::Running;
     connection.prepare_cached(queries::REPLY_INSERT)?.execute(params![
         session_id,
         reply_seq,
-        lease.reply_id,
+        reply_id,
         user_id,
         id,
         message_seq,
@@ -63,7 +70,7 @@ pub(super) fn begin(
         message_seq,
         reply_seq: Some(reply_seq),
         state,
-        node: Some(lease.node),
+        node: Some(*node),
         model_id: Some(model_id.clone()),
     };
     Ok(StartedTurn { turn, user_id: head.user_id.clone(), reply_seq, model_id, rev: head.rev })
@@ -109,7 +116,8 @@ pub(super) fn start(
     }
     let message = entry_at(connection, session_id, next.message_seq, seal)?;
     let Turn { id, message_seq, .. } = next;
-    let queued = Queued { id, session_id, message_seq, user_id: message.user_id, client_id: None };
+    let user_id = message.user_id;
+    let queued = Queued { waited: true, id, session_id, message_seq, user_id, client_id: None };
     let before = head.last_seq;
     let started = begin(connection, queued, &mut head, lease, now())?;
     grown(connection, session_id, &head, before, None)?;
@@ -198,19 +206,17 @@ struct Ending {
     turn: Turn,
     lease_until: Option<Timestamp>,
     started_at: Option<Timestamp>,
+    /// bytes of its log
+    length: u64,
 }
 
 impl Ending {
     fn read(connection: &Connection, id: TurnId) -> Result<Option<Self>> {
         let mut statement = connection.prepare_cached(queries::TURN_HEAD)?;
-        let ending = statement.query_row([id], |row| {
-            Ok(Self {
-                turn: values::turn(row)?,
-                lease_until: row.get("lease_until")?,
-                started_at: row.get("started_at")?,
-            })
-        });
-        Ok(ending.optional()?)
+        Ok(statement
+            .query_row([id], values::turn_head)
+            .optional()?
+            .map(|(turn, lease_until, started_at, length)| Self { turn, lease_until, started_at, length }))
     }
 
     /// Whether nobody runs it. One process at a time has this database open, so another node is a former one.
@@ -250,14 +256,16 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
         tokens.map(|usage| usage.estimated),
         end.failure
     ])?;
-    connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
+    if ending.length > 0 {
+        connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
+    }
     let reply = Entry { usage: tokens, ..entry_at(connection, session_id, reply_seq, seal)? };
     let reply = settle(connection, reply, end, text, seal)?;
     account(connection, &reply, end, now, seal)?;
     let took_ms = ending.started_at.map(|started| now.0 - started.0);
     count(connection, session_id, tokens, took_ms.filter(|_took| end.state == TurnState::Complete))?;
-    let rev = connection.prepare_cached(queries::SESSION_REV)?.query_row([session_id], |row| row.get(0))?;
-    let waiting = connection.prepare_cached(queries::TURN_WAITS)?.query_row([session_id], |row| row.get(0))?;
+    let mut queue = connection.prepare_cached(queries::SESSION_QUEUE)?;
+    let (rev, waiting) = queue.query_row([session_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(Some(EndedTurn { reply, rev, waiting }))
 }
 

@@ -267,7 +267,16 @@ pub(super) fn session(row: &Row<'_>, seal: &Seal) -> Result<Session> {
 
 /// A turn from a row of `turn_columns`.
 pub(super) fn turn(row: &Row<'_>) -> rusqlite::Result<Turn> {
+    turn_of(&mut Columns::of(row))
+}
+
+/// A turn from a row of `turn_columns`, and behind them the end of its lease, its start, and the length of its text.
+pub(super) fn turn_head(row: &Row<'_>) -> rusqlite::Result<(Turn, Option<Timestamp>, Option<Timestamp>, u64)> {
     let mut columns = Columns::of(row);
+    Ok((turn_of(&mut columns)?, columns.next()?, columns.next()?, columns.next()?))
+}
+
+fn turn_of(columns: &mut Columns<'_>) -> rusqlite::Result<Turn> {
     Ok(Turn {
         id: columns.next()?,
         session_id: columns.next()?,

@@ -207,6 +207,14 @@ impl Worker {
 
     fn transaction(&self, batch: &mut [Box<dyn Write>]) -> rusqlite::Result<()> {
         self.execute(queries::BEGIN)?;
+        if let [write] = batch {
+            // Alone in its commit: what it undoes is everything, and no page is kept aside for that.
+            if write.run(&self.connection, &self.metrics) {
+                return self.execute(queries::COMMIT);
+            }
+            self.roll_back();
+            return Ok(());
+        }
         for write in batch {
             self.execute(queries::SAVEPOINT)?;
             if !write.run(&self.connection, &self.metrics) {
@@ -303,6 +311,12 @@ mod tests {
             (metrics.store_commit_writes.get_sample_sum(), metrics.store_commit_writes.get_sample_count()),
             (3.0, 2)
         );
+        let alone = writer.write(soon(), |connection| -> Result<()> {
+            connection.execute(queries::PROBE_WRITE, [99])?;
+            Err(Error::NotFound)
+        });
+        assert!(matches!(alone.await, Err(Error::NotFound)));
+        assert_eq!((probe(&path), writer.write(soon(), set(6)).await.unwrap(), probe(&path)), (5, 6, 6));
     }
 
     #[tokio::test]
