@@ -1,5 +1,5 @@
 //! What was said in the conversations that are being answered, kept between their turns: a long one is not read, and
-//! not opened, anew for every reply.
+//! not opened, anew for every reply, and one whose entries all came by here is not read at all.
 
 use std::{
     num::NonZeroUsize,
@@ -144,6 +144,25 @@ impl Histories {
         Ok(told)
     }
 
+    /// The conversation up to a message that has just been stored, and has started its turn with that; `None` when
+    /// something before it is not kept, and has to be read. The caller knows that nobody has ended the turn.
+    pub(super) fn asked(&self, message: &Entry) -> Option<Vec<Message>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if message.seq == 1 && !kept.sessions.contains(&message.session_id) {
+            kept.insert(message.session_id, History::default());
+        }
+        let told = kept.follow(message).map(|history| history.conversation(message.seq));
+        kept.trim(self.bytes_max);
+        told
+    }
+
+    /// Notes a reply that has just settled, if all before it is kept.
+    pub(super) fn answered(&self, reply: &Entry) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.follow(reply);
+        kept.trim(self.bytes_max);
+    }
+
     /// Forgets a conversation that is deleted.
     pub(super) fn forget(&self, session: SessionId) {
         drop(self.take(session));
@@ -158,14 +177,33 @@ impl Histories {
 
     fn put(&self, session: SessionId, history: History) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.bytes += history.bytes;
-        if let Some((_, replaced)) = kept.sessions.push(session, history) {
-            kept.bytes -= replaced.bytes;
+        kept.insert(session, history);
+        kept.trim(self.bytes_max);
+    }
+}
+
+impl Kept {
+    fn insert(&mut self, session: SessionId, history: History) {
+        self.bytes += history.bytes;
+        if let Some((_, replaced)) = self.sessions.push(session, history) {
+            self.bytes -= replaced.bytes;
         }
-        while kept.bytes > self.bytes_max
-            && let Some((_, oldest)) = kept.sessions.pop_lru()
+    }
+
+    /// Adds the entry that comes next in a conversation; `None` when it is another one, or nothing is kept.
+    fn follow(&mut self, entry: &Entry) -> Option<&History> {
+        let history = self.sessions.get_mut(&entry.session_id).filter(|history| history.upto + 1 == entry.seq)?;
+        self.bytes -= history.bytes;
+        history.extend(std::slice::from_ref(entry));
+        self.bytes += history.bytes;
+        Some(history)
+    }
+
+    fn trim(&mut self, bytes_max: usize) {
+        while self.bytes > bytes_max
+            && let Some((_, oldest)) = self.sessions.pop_lru()
         {
-            kept.bytes -= oldest.bytes;
+            self.bytes -= oldest.bytes;
         }
     }
 }

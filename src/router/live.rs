@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio_util::sync::CancellationToken;
@@ -14,6 +17,8 @@ use crate::chat::TurnId;
 #[derive(Debug, Default)]
 pub(super) struct Live {
     text: Mutex<String>,
+    /// a runner has taken it on
+    begun: AtomicBool,
     stopped: CancellationToken,
     ended: CancellationToken,
 }
@@ -63,32 +68,127 @@ impl Live {
     }
 }
 
-/// The running turns of this node; one for each runner, removed when it ends.
+/// The running turns of this node; one for each runner, removed when it ends. And those that are being made.
 #[derive(Debug, Default)]
 pub(super) struct Turns(Mutex<HashMap<TurnId, Arc<Live>>>);
 
 impl Turns {
     pub(super) fn get(&self, id: TurnId) -> Option<Arc<Live>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.lock().get(&id).cloned()
     }
 
+    /// Takes a turn on, for its runner.
     pub(super) fn begin(&self, id: TurnId) -> Arc<Live> {
-        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default())
+        let mut turns = self.lock();
+        let live = turns.entry(id).or_default();
+        live.begun.store(true, Ordering::Relaxed);
+        Arc::clone(live)
     }
 
-    /// Asks the runner of a turn to end it. `false` when none has begun: until [`Self::end`] one that does finds
-    /// itself stopped.
+    /// Announces a turn before it is made: whoever stops it before its runner begins stops it for that one.
+    pub(super) fn early(&self, id: TurnId) -> Early<'_> {
+        self.lock().entry(id).or_default();
+        Early { turns: self, id, settled: false }
+    }
+
+    /// Asks the runner of a turn to end it. `false` when none has begun or is about to: until [`Self::end`] one that
+    /// does finds itself stopped.
     pub(super) fn stop(&self, id: TurnId) -> bool {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = turns.contains_key(&id);
+        let mut turns = self.lock();
+        let known = turns.contains_key(&id);
         turns.entry(id).or_default().stop();
-        begun
+        known
     }
 
     pub(super) fn end(&self, id: TurnId) {
-        let live = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let live = self.lock().remove(&id);
         if let Some(live) = live {
             live.ended.cancel();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TurnId, Arc<Live>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A turn that is being made. Dropped before it is known what became of it, the turn is forgotten.
+#[derive(Debug)]
+pub(super) struct Early<'a> {
+    turns: &'a Turns,
+    id: TurnId,
+    settled: bool,
+}
+
+impl Early<'_> {
+    /// The turn has started, and its runner takes it on.
+    pub(super) fn runs(mut self) {
+        self.settled = true;
+    }
+
+    /// The turn waits for another one. `true` when it was stopped meanwhile, and no runner will see that.
+    pub(super) fn waits(mut self) -> bool {
+        self.forget()
+    }
+
+    /// Forgets the turn, unless a runner has it already; whether it was stopped.
+    fn forget(&mut self) -> bool {
+        let mut turns = self.turns.lock();
+        let begun = turns.get(&self.id).is_none_or(|live| live.begun.load(Ordering::Relaxed));
+        if std::mem::replace(&mut self.settled, true) || begun {
+            return false;
+        }
+        let live = turns.remove(&self.id);
+        drop(turns);
+        live.is_some_and(|live| {
+            live.ended.cancel();
+            live.stopped.is_cancelled()
+        })
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_is_stopped_while_it_is_made_is_stopped_for_its_runner() {
+        let (turns, id) = (Turns::default(), TurnId::new());
+        let early = turns.early(id);
+        assert!(turns.stop(id), "the runner will see it");
+        early.runs();
+        assert!(turns.begin(id).stopped.is_cancelled());
+        turns.end(id);
+        assert!(turns.get(id).is_none());
+    }
+
+    #[test]
+    fn a_turn_that_waits_is_forgotten_and_says_whether_it_was_stopped() {
+        let (turns, id) = (Turns::default(), TurnId::new());
+        for stopped in [false, true] {
+            let early = turns.early(id);
+            let live = turns.get(id).unwrap();
+            assert!(!stopped || turns.stop(id));
+            assert_eq!(early.waits(), stopped);
+            assert!(turns.get(id).is_none() && live.ended.is_cancelled());
+        }
+        drop(turns.early(id));
+        assert!(turns.get(id).is_none(), "nothing was made");
+    }
+
+    #[test]
+    fn a_turn_that_another_runner_has_taken_on_stays_known() {
+        let (turns, id) = (Turns::default(), TurnId::new());
+        let early = turns.early(id);
+        let live = turns.begin(id);
+        assert!(turns.stop(id));
+        assert!(!early.waits(), "its runner ends it");
+        assert!(Arc::ptr_eq(&turns.get(id).unwrap(), &live) && !live.ended.is_cancelled());
     }
 }

@@ -23,7 +23,7 @@ impl Router {
         }
         for session_id in lost.sessions {
             if let Some(started) = self.next_queued(session_id).await {
-                self.spawn_runner(started);
+                self.spawn_runner(started, None);
             }
         }
         Ok(())
@@ -55,7 +55,7 @@ impl Router {
             warn!(turn_id = %turn.id, "abandoned turn is not asked again");
         }
         if let Some(started) = self.next_queued(turn.session_id).await {
-            self.spawn_runner(started);
+            self.spawn_runner(started, None);
         }
         Ok(())
     }

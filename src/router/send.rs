@@ -7,7 +7,7 @@ use crate::{
     auth::{Principal, Role},
     bus::{Published, Topic},
     chat::{
-        ConnectionId, EntryId, EntryKind, ErrorCode, Event, RequestId, Sender, SessionId, SessionUpdate, TurnId,
+        ConnectionId, Entry, EntryId, EntryKind, ErrorCode, Event, RequestId, Sender, SessionId, SessionUpdate, TurnId,
         UserId,
         ask::{Named, UserMessage},
     },
@@ -81,6 +81,8 @@ impl Router {
 
     async fn append(&self, entry: NewEntry, origin: ConnectionId) -> store::Result<Appended> {
         let parts = &self.0.parts;
+        // Before the turn exists: from its first moment on, whoever stops it finds it.
+        let early = entry.turn.as_ref().map(|turn| self.0.live.early(turn.id));
         let appended = parts.store.append(entry).await?;
         if appended.duplicate {
             parts.metrics.duplicates_total.inc();
@@ -88,26 +90,43 @@ impl Router {
         }
         parts.metrics.entries_stored_total.inc();
         let entry = Arc::new(appended.entry.clone());
-        let (session_id, seq, rev) = (entry.session_id, entry.seq, appended.rev);
+        self.tell_appended(&appended, &entry, origin).await;
+        match (appended.started.clone(), early) {
+            (Some(started), Some(early)) => {
+                self.spawn_runner(started, Some(entry));
+                early.runs();
+            }
+            (None, Some(early)) => {
+                if early.waits()
+                    && let Some(turn_id) = entry.turn_id
+                {
+                    // Somebody who took it for running was told that it ends; a failure is logged.
+                    drop(self.stop_idle(turn_id).await);
+                }
+            }
+            (_, None) => {}
+        }
+        Ok(appended)
+    }
+
+    /// Tells the watchers of a session what has been said in it, and its owner's lists.
+    async fn tell_appended(&self, appended: &Appended, entry: &Arc<Entry>, origin: ConnectionId) {
+        let bus = &self.0.parts.bus;
+        let (session_id, rev) = (entry.session_id, appended.rev);
+        let event = Event::Appended { rev, origin: Some(origin), entry: Arc::clone(entry) };
+        bus.publish(&Topic::Session(session_id), Published::new(event)).await;
+        if appended.name.is_some() {
+            let named = SessionUpdate { name: appended.name.clone(), ..SessionUpdate::of(session_id) };
+            let event = Event::Session { rev, update: Arc::new(named) };
+            bus.publish(&Topic::Session(session_id), Published::new(event)).await;
+        }
         let update = SessionUpdate {
             name: appended.name.clone(),
             last_activity: Some(entry.created_at),
-            message_count: Some(seq),
+            message_count: Some(entry.seq),
             ..SessionUpdate::of(session_id)
         };
-        let user = entry.user_id.clone();
-        let event = Event::Appended { rev, origin: Some(origin), entry };
-        parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
-        if update.name.is_some() {
-            let named = SessionUpdate { name: update.name.clone(), ..SessionUpdate::of(session_id) };
-            let event = Event::Session { rev, update: Arc::new(named) };
-            parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
-        }
-        self.tell_list(user, rev, update).await;
-        if let Some(started) = appended.started.clone() {
-            self.spawn_runner(started);
-        }
-        Ok(appended)
+        self.tell_list(entry.user_id.clone(), rev, update).await;
     }
 
     /// Tells a user's lists what has changed of a session.
@@ -155,7 +174,7 @@ impl Router {
     async fn begin_again(&self, ask: store::Regenerate) -> store::Result<Regenerated> {
         let regenerated = self.0.parts.store.regenerate(ask).await?;
         match regenerated.started.clone() {
-            Some(started) => self.spawn_runner(started),
+            Some(started) => self.spawn_runner(started, None),
             None => self.0.parts.metrics.duplicates_total.inc(),
         }
         Ok(regenerated)

@@ -9,7 +9,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::{Refusal, Router, live::Live};
 use crate::{
     bus::{Published, Topic},
-    chat::{ErrorCode, Event, SessionId, SessionUpdate, TurnId, TurnState, Usage},
+    chat::{Entry, ErrorCode, Event, SessionId, SessionUpdate, TurnId, TurnState, Usage},
     clock::now,
     llm::{Answer, Chunk, Message, Model, Prompt, estimate_tokens},
     store::{EndTurn, StartedTurn, TurnText},
@@ -58,8 +58,9 @@ pub(super) enum Left {
 }
 
 impl Router {
-    /// Runs a turn that has started, then the queued ones of its session, in order, in a task of its own.
-    pub(super) fn spawn_runner(&self, started: StartedTurn) {
+    /// Runs a turn that has started, then the queued ones of its session, in order, in a task of its own. `message`:
+    /// what has just been stored and started it, if it is known that nobody has ended it since.
+    pub(super) fn spawn_runner(&self, started: StartedTurn, mut message: Option<Arc<Entry>>) {
         let router = self.clone();
         let session_id = started.turn.session_id;
         drop(self.0.runners.spawn(async move {
@@ -67,7 +68,8 @@ impl Router {
             while let Some(started) = next {
                 let span = info_span!("turn", turn_id = %started.turn.id, %session_id, user_id = %started.user_id);
                 // After a panic the turn's lease runs out, and a sweep ends it with what its log holds.
-                let ended = router.contained(router.run(started).instrument(span)).await;
+                let run = router.run(started, message.take());
+                let ended = router.contained(run.instrument(span)).await;
                 next = match ended {
                     Some(Left::Nothing) => None,
                     _ => router.next_queued(session_id).await,
@@ -96,7 +98,7 @@ impl Router {
         }
     }
 
-    async fn run(&self, started: StartedTurn) -> Left {
+    async fn run(&self, started: StartedTurn, message: Option<Arc<Entry>>) -> Left {
         let live = self.0.live.begin(started.turn.id);
         let began = Instant::now();
         let _running = Running::begin(self, &started, began);
@@ -107,8 +109,8 @@ impl Router {
             ..SessionUpdate::of(started.turn.session_id)
         };
         self.tell_list(started.user_id.clone(), started.rev, update).await;
-        let run =
-            Run { router: self, started: &started, live: &live, model_id: started.model_id.as_str().into(), began };
+        let model_id = started.model_id.as_str().into();
+        let run = Run { router: self, started: &started, message, live: &live, model_id, began };
         let ending = self.contained(run.until_end()).await;
         let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) else {
             return Left::Maybe;
@@ -157,6 +159,7 @@ impl Router {
     pub(super) async fn end(&self, end: EndTurn) -> crate::store::Result<Option<Left>> {
         let failure = end.failure;
         let Some(ended) = self.0.parts.store.end_turn(end).await? else { return Ok(None) };
+        self.0.histories.answered(&ended.reply);
         let reply = Arc::new(ended.reply);
         let state = reply.state.unwrap_or(TurnState::Complete);
         let model = reply.model_id.as_deref().unwrap_or_default();
@@ -221,6 +224,7 @@ impl Drop for Running<'_> {
 struct Run<'a> {
     router: &'a Router,
     started: &'a StartedTurn,
+    message: Option<Arc<Entry>>,
     live: &'a Live,
     model_id: Arc<str>,
     began: Instant,
@@ -325,8 +329,15 @@ impl Run<'_> {
         let parts = &self.router.0.parts;
         let turn = &self.started.turn;
         let histories = &self.router.0.histories;
-        let said = histories.conversation(&*parts.store, turn.session_id, turn.message_seq, self.started.reply_seq);
-        let Some(mut messages) = said.await? else { return Ok(None) };
+        let mut messages = match self.message.as_ref().and_then(|message| histories.asked(message)) {
+            Some(messages) => messages,
+            None => {
+                let (message, reply) = (turn.message_seq, self.started.reply_seq);
+                let said = histories.conversation(&*parts.store, turn.session_id, message, reply).await?;
+                let Some(messages) = said else { return Ok(None) };
+                messages
+            }
+        };
         let answer = model.max_tokens.map_or(model.context_tokens / 4, |tokens| tokens.min(model.context_tokens / 2));
         fit(&mut messages, u64::from(model.context_tokens - answer));
         let system = model.system_prompt.clone();

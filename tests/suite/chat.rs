@@ -318,6 +318,8 @@ async fn history_goes_to_the_model(via: Via) {
     let expected =
         [("system", "Be brief."), ("user", "Is <a&b> \"safe\"?\n"), ("assistant", "It is."), ("user", "Sure?")];
     assert_eq!(told.messages(), expected);
+    let read = server.metrics.store_duration_seconds.with_label_values(&["entries"]).get_sample_count();
+    assert_eq!(read, 0, "what has just been said is not read");
 }
 
 // checklist 45, 69
