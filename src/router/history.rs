@@ -8,6 +8,7 @@ use std::{
 
 use lru::LruCache;
 
+use super::naming;
 use crate::{
     chat::{Entry, EntryKind, Sender, SessionId},
     llm::{Message, Role},
@@ -154,6 +155,13 @@ impl Histories {
         let told = kept.follow(message).map(|history| history.conversation(message.seq));
         kept.trim(self.bytes_max);
         told
+    }
+
+    /// Whether a message that gave the conversation its name is known, so that none is made of the next one.
+    pub(super) fn named(&self, session: SessionId) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = kept.sessions.peek(&session).and_then(|history| history.said.first());
+        said.is_some_and(|said| naming::says_something(&said.message))
     }
 
     /// Notes a reply that has just settled, if all before it is kept.

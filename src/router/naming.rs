@@ -115,6 +115,11 @@ pub(super) fn from_message(content: &str) -> Option<String> {
     first_line(content).map(|line| cut(&line, NAME_GRAPHEMES_MAX))
 }
 
+/// Whether [`from_message`] finds a name in a message.
+pub(super) fn says_something(content: &str) -> bool {
+    content.chars().any(|c| !c.is_whitespace() && !c.is_control())
+}
+
 /// Takes a name from a model's answer: its first line without quotes, marks of Markdown and the point at its end.
 fn from_model(answer: &str) -> Option<String> {
     let line = first_line(answer)?;
@@ -156,9 +161,11 @@ mod tests {
             ("\n \t\r\n  Parcel\tnumber  7 \nis late", Some("Parcel number 7")),
             ("<b>&amp;", Some("<b>&amp;")),
             (" \n\u{3000}\n", None),
+            (" \u{7}\0\n", None),
             ("", None),
         ] {
             assert_eq!(from_message(message).as_deref(), name, "{message:?}");
+            assert_eq!(says_something(message), name.is_some(), "{message:?}");
         }
     }
 

@@ -52,6 +52,7 @@ impl Router {
             return Err(Refusal::new(ErrorCode::NotFound));
         }
         let message = send.message;
+        let named = self.0.histories.named(session_id);
         let entry = NewEntry {
             session_id,
             owner: principal.user_id.clone(),
@@ -60,7 +61,7 @@ impl Router {
             user_id: principal.user_id.clone(),
             sender: Sender::User,
             kind: EntryKind::Text,
-            session_name: naming::from_message(&message.content),
+            session_name: if named { None } else { naming::from_message(&message.content) },
             content: message.content,
             files: message.files,
             metadata: message.metadata,
