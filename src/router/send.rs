@@ -121,10 +121,13 @@ impl Router {
             let event = Event::Session { rev, update: Arc::new(named) };
             bus.publish(&Topic::Session(session_id), Published::new(event)).await;
         }
+        // One event for the message and the start of its turn, which is stored with it.
+        let started = appended.started.as_ref();
+        let (seq, rev) = started.map_or((entry.seq, rev), |started| (started.reply_seq, started.rev));
         let update = SessionUpdate {
             name: appended.name.clone(),
             last_activity: Some(entry.created_at),
-            message_count: Some(entry.seq),
+            message_count: Some(seq),
             ..SessionUpdate::of(session_id)
         };
         self.tell_list(entry.user_id.clone(), rev, update).await;

@@ -103,12 +103,14 @@ impl Router {
         let began = Instant::now();
         let _running = Running::begin(self, &started, began);
         self.announce(&started).await;
-        let update = SessionUpdate {
-            last_activity: Some(now()),
-            message_count: Some(started.reply_seq),
-            ..SessionUpdate::of(started.turn.session_id)
-        };
-        self.tell_list(started.user_id.clone(), started.rev, update).await;
+        if message.is_none() {
+            let update = SessionUpdate {
+                last_activity: Some(now()),
+                message_count: Some(started.reply_seq),
+                ..SessionUpdate::of(started.turn.session_id)
+            };
+            self.tell_list(started.user_id.clone(), started.rev, update).await;
+        }
         let model_id = started.model_id.as_str().into();
         let run = Run { router: self, started: &started, message, live: &live, model_id, began };
         let ending = self.contained(run.until_end()).await;

@@ -38,10 +38,11 @@ async fn list_hears_of_new_sessions_and_of_what_changes_in_them(via: Via) {
     phone.say("count to 3").await.reply().await;
     let first = list.next().await.unwrap();
     assert_eq!(first["session_id"], session["session_id"]);
-    assert_eq!((&first["name"], &first["message_count"]), (&json!("count to 3"), &json!(1)));
+    assert_eq!((&first["name"], &first["message_count"]), (&json!("count to 3"), &json!(2)), "with its reply");
     assert!(first["last_activity"].as_str().unwrap().ends_with('Z'), "{first}");
+    phone.say("count to 4").await.reply().await;
     let second = list.next().await.unwrap();
-    assert_eq!((&second["name"], &second["message_count"]), (&Value::Null, &json!(2)));
+    assert_eq!((&second["name"], &second["message_count"]), (&Value::Null, &json!(4)));
     phone.exchange(json!({"type": "help_request", "id": id()})).await.until("accepted").await;
     assert_eq!(list.update("help_requested").await["session_id"], session["session_id"]);
 }
@@ -58,7 +59,7 @@ async fn name_that_the_owner_gave_before_the_first_message_stays(via: Via) {
     assert_eq!(status["name"], "Parcel");
     phone.say("count to 3").await.reply().await;
     let told = list.next().await.unwrap();
-    assert_eq!((&told["message_count"], &told["name"]), (&json!(1), &Value::Null));
+    assert_eq!((&told["message_count"], &told["name"]), (&json!(2), &Value::Null));
     assert!(watch.silent(MOMENT).await, "nothing is told of a name that it did not get");
     let listed: Value = http().get(url).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
     assert_eq!(listed["sessions"][0]["name"], "Parcel");
@@ -105,7 +106,7 @@ async fn list_and_session_are_watched_side_by_side(via: Via) {
     assert_eq!(watch.until("user_message").await["session_id"], session);
     assert_eq!(watch.reply().await.1["state"], "complete");
     if via == Via::WebTransport {
-        assert_eq!(list.next().await.unwrap()["message_count"], 1, "each watch has its own stream");
+        assert_eq!(list.next().await.unwrap()["message_count"], 2, "each watch has its own stream");
     }
     // A message that names no session is meant for the one that is watched, whatever else is.
     let accepted = client.say("count to 2").await.until("accepted").await;
