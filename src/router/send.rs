@@ -69,7 +69,9 @@ impl Router {
         };
         let router = self.clone();
         // In a task of the router's: a client that leaves in the middle must not leave a stored message unanswered.
-        let appended = self.0.runners.spawn(async move { router.contained(router.append(entry, send.origin)).await });
+        let append = async move { router.contained(router.append(entry, send.origin)).await };
+        // Boxed: a task's future is moved several times on its way.
+        let appended = self.0.runners.spawn(Box::pin(append));
         match appended.await.ok().flatten().ok_or_else(|| Refusal::new(ErrorCode::ServiceError))? {
             // Staff may read the session, and only its owner, or who holds it, may write in it.
             Err(store::Error::NotFound) if principal.role == Role::Staff => {

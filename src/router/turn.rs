@@ -63,7 +63,8 @@ impl Router {
     pub(super) fn spawn_runner(&self, started: StartedTurn, mut message: Option<Arc<Entry>>) {
         let router = self.clone();
         let session_id = started.turn.session_id;
-        drop(self.0.runners.spawn(async move {
+        // Boxed: a task's future is moved several times on its way.
+        drop(self.0.runners.spawn(Box::pin(async move {
             let mut next = Some(started);
             while let Some(started) = next {
                 let span = info_span!("turn", turn_id = %started.turn.id, %session_id, user_id = %started.user_id);
@@ -75,7 +76,7 @@ impl Router {
                     _ => router.next_queued(session_id).await,
                 };
             }
-        }));
+        })));
     }
 
     /// Starts the oldest queued turn of a session, unless another one runs or the server drains.
