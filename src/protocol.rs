@@ -16,13 +16,24 @@ pub use server::{
     ServerFrame, TypingMetadata, TypingState, Word,
 };
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    cell::RefCell,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use serde::Serialize;
 
 /// The WebSocket subprotocol of this contract.
 pub const SUBPROTOCOL: &str = "chatbox.v1";
+
+/// What a thread keeps to write frames into.
+const SCRATCH_BYTES_MAX: usize = 16 * 1024;
+
+thread_local! {
+    /// Where frames are written before they are copied to memory of their own size.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A server frame as it goes over the wire: JSON in UTF-8, ended by a line feed. Cheap to share.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,10 +77,14 @@ impl Encoded {
 
     #[expect(clippy::expect_used, reason = "a frame has string keys and is written to memory")]
     fn line_of(frame: &impl Serialize) -> Bytes {
-        let mut line = Vec::with_capacity(256);
-        serde_json::to_writer(&mut line, frame).expect("a frame has string keys and writes to memory");
-        line.push(b'\n');
-        line.into()
+        SCRATCH.with_borrow_mut(|line| {
+            serde_json::to_writer(&mut *line, frame).expect("a frame has string keys and writes to memory");
+            line.push(b'\n');
+            let exact = Bytes::copy_from_slice(line);
+            line.clear();
+            line.shrink_to(SCRATCH_BYTES_MAX);
+            exact
+        })
     }
 
     /// What a copy of the frame is made of; `None` when it is told once.
