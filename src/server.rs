@@ -18,7 +18,7 @@ use crate::{
     llm::Models,
     metrics::Metrics,
     protocol::{CONTENT_CHARS_MAX, Limits},
-    router::{self, Router},
+    router::{self, Budget, Router},
     store,
     transport::{
         bind::{self, Sockets},
@@ -243,6 +243,7 @@ fn gate(
         store: store::open(&config.store, &config.data_dir, Arc::clone(metrics))?,
         bus,
         models: models(config)?,
+        budget: Budget::new(&config.llm),
         limiter: Arc::clone(&limiter),
         lifecycle: lifecycle.clone(),
         metrics: Arc::clone(metrics),

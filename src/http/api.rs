@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::{
     Parts, dev, discovery, document, layers,
     meta::{Link, Message, Meta, SessionList},
-    ops, sessions,
+    ops, sessions, usage,
 };
 use crate::protocol::ServerFrame;
 
@@ -137,6 +137,12 @@ impl Route {
 pub(super) fn table(dev: bool) -> Vec<Route> {
     let mut table = of_sessions();
     table.extend(of_one_session());
+    table.push(
+        Route::get("/usage", usage::read)
+            .named("readUsage", "Reads what the caller's requests to models took, and what is left of the day's budget")
+            .query::<usage::UsageQuery>()
+            .json::<usage::UsageReport>(200),
+    );
     table.extend(public());
     if dev {
         table.push(

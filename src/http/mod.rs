@@ -14,6 +14,7 @@ mod ops;
 pub mod problem;
 mod sessions;
 mod ui;
+mod usage;
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! The use cases: attach to a session, say something in it, stop a reply. The router owns turns; connections
 //! only watch. It knows no transport and no frame's shape.
 
+mod budget;
 mod change;
 mod compare;
 mod cursor;
@@ -17,6 +18,7 @@ mod shares;
 mod turn;
 mod watch;
 
+pub use budget::{Account, Budget};
 pub use cursor::Shown;
 pub use follow::Follow;
 pub use lists::ListWatch;
@@ -128,6 +130,8 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// who answers
     pub models: Models,
+    /// how much of that one user gets
+    pub budget: Budget,
     /// how much anyone may use
     pub limiter: Arc<Limiter>,
     /// when it ends

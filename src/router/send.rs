@@ -44,7 +44,8 @@ impl Router {
     /// Stores a message, tells the watchers, and has it answered. When it returns, the message is durable.
     ///
     /// # Errors
-    /// `TOO_MANY_REQUESTS`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`, `GOING_AWAY`; nothing is stored then.
+    /// `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`,
+    /// `GOING_AWAY`; nothing is stored then.
     pub async fn send(&self, principal: &Principal, send: Send) -> Result<Appended, Refusal> {
         self.admit(principal)?;
         let session_id = self.meant(send.message.session_id.as_ref(), send.watched)?;
@@ -52,6 +53,9 @@ impl Router {
             return Err(Refusal::new(ErrorCode::NotFound));
         }
         let message = send.message;
+        if let Err(refusal) = self.welcome(principal).await {
+            return self.sent_before(principal, send.client_id).await?.ok_or(refusal);
+        }
         let named = self.0.histories.named(session_id);
         let entry = NewEntry {
             session_id,
@@ -146,13 +150,17 @@ impl Router {
     ///
     /// # Errors
     /// `TURN_NOT_FOUND` when the turn is not the caller's, not the last one, or has not ended; `SESSION_ENDED`,
-    /// `TOO_MANY_REQUESTS`, `DATABASE_ERROR`, `GOING_AWAY`.
+    /// `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `DATABASE_ERROR`, `GOING_AWAY`.
     pub async fn regenerate(
         &self,
         principal: &Principal,
         ask: Regenerate,
     ) -> Result<(Regenerated, Option<Follow>), Refusal> {
         self.admit(principal)?;
+        if let Err(refusal) = self.within_budget(&principal.user_id).await {
+            let before = self.made_before(principal, ask.client_id).await?;
+            return before.as_ref().and_then(regenerated).map(|regenerated| (regenerated, None)).ok_or(refusal);
+        }
         let gone = || Refusal::new(ErrorCode::TurnNotFound);
         let turn = self.0.parts.store.turn(ask.turn_id).await?.ok_or_else(gone)?;
         let follow = self.follow(turn.session_id, ask.new).await;
@@ -198,6 +206,25 @@ impl Router {
         })
     }
 
+    /// Whether a message may be stored, by its author's budget.
+    async fn welcome(&self, principal: &Principal) -> Result<(), Refusal> {
+        self.within_budget(&principal.user_id).await
+    }
+
+    /// What a request that would be refused now has made before, when it was welcome.
+    async fn made_before(&self, principal: &Principal, id: Option<RequestId>) -> Result<Option<Entry>, Refusal> {
+        let Some(id) = id else { return Ok(None) };
+        Ok(self.0.parts.store.entry_of(&principal.user_id, id).await?)
+    }
+
+    async fn sent_before(&self, principal: &Principal, id: Option<RequestId>) -> Result<Option<Appended>, Refusal> {
+        let message = self.made_before(principal, id).await?.filter(|made| made.reply_to.is_none());
+        let Some(entry) = message else { return Ok(None) };
+        self.0.parts.metrics.duplicates_total.inc();
+        let rev = self.0.parts.store.revs(&[entry.session_id]).await?.pop().map_or(0, |(_id, rev)| rev);
+        Ok(Some(Appended { entry, rev, name: None, duplicate: true, started: None }))
+    }
+
     /// The session that a request means: the one that it names, else the one that its connection watches.
     ///
     /// # Errors
@@ -211,4 +238,11 @@ impl Router {
             }),
         }
     }
+}
+
+/// A reply that an earlier request has begun.
+fn regenerated(reply: &Entry) -> Option<Regenerated> {
+    reply.reply_to?;
+    let (session_id, turn_id, reply_seq) = (reply.session_id, reply.turn_id?, reply.seq);
+    Some(Regenerated { session_id, turn_id, reply_seq, started: None })
 }

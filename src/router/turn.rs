@@ -12,7 +12,7 @@ use crate::{
     chat::{Entry, ErrorCode, Event, SessionId, SessionUpdate, TurnId, TurnState, Usage},
     clock::now,
     llm::{Answer, Chunk, Message, Model, Prompt, estimate_tokens},
-    store::{EndTurn, StartedTurn, TurnText},
+    store::{EndTurn, Purpose, Spent, StartedTurn, TurnText},
 };
 
 /// Shown text that a crash may lose: this much, or this old, whichever comes first.
@@ -143,6 +143,7 @@ impl Router {
             text,
             usage: ending.usage,
             failure: ending.failure,
+            spent: ending.usage.map(|usage| spent(started, usage)).into_iter().collect(),
             ..EndTurn::of(started.turn.id, ending.state)
         };
         let mut pause = END_PAUSE;
@@ -186,6 +187,11 @@ impl Router {
             None => Err(Refusal::new(ErrorCode::TurnNotFound)),
         }
     }
+}
+
+/// What the one request of a turn took.
+fn spent(started: &StartedTurn, usage: Usage) -> Spent {
+    Spent { model_id: started.model_id.clone(), purpose: Purpose::Reply, usage, cost: None }
 }
 
 const fn state_name(state: TurnState) -> &'static str {

@@ -302,6 +302,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Reads entries of a log, in order. A running reply is among them, with empty content.
     async fn entries(&self, session: SessionId, range: Range) -> Result<Vec<Entry>>;
 
+    /// Reads the entry that a user's request has made: a message, or a reply that was asked for once more.
+    async fn entry_of(&self, user: &UserId, client_id: RequestId) -> Result<Option<Entry>>;
+
     /// Starts the oldest queued turn of a session; `None` when there is none, or another one runs.
     ///
     /// # Errors

@@ -107,6 +107,7 @@ fn good_calls(session: &str) -> Vec<Call> {
         one(Method::GET, "/sessions"),
         Call { query: "?limit=3", ..one(Method::GET, "/sessions") },
         Call { query: "?q=hello", ..one(Method::GET, "/sessions") },
+        one(Method::GET, "/usage"),
         one(Method::GET, "/sessions/{id}"),
         Call { query: "?after_seq=0", ..one(Method::GET, "/sessions/{id}") },
         one(Method::GET, "/sessions/{id}/export"),
@@ -183,7 +184,11 @@ async fn faults_of_the_caller(server: &Server, contract: &mut Contract) {
             let call = Call { body: Some("{".to_owned()), ..good.clone() };
             assert_eq!(contract.call(&ann, &call).await.status, StatusCode::BAD_REQUEST);
         } else if takes(400) {
-            let query = if good.template.ends_with("export") { "?format=pdf" } else { "?limit=0" };
+            let query = match good.template {
+                "/usage" => "?days=0",
+                template if template.ends_with("export") => "?format=pdf",
+                _ => "?limit=0",
+            };
             assert_eq!(contract.call(&ann, &Call { query, ..good }).await.status, StatusCode::BAD_REQUEST);
         }
     }
@@ -244,6 +249,9 @@ async fn faults_of_the_store(contract: &mut Contract) {
     let server = Server::run(config(2)).await;
     let (ann, nobody) = (Api::new(&server, "ann"), Api::with_token(&server, None));
     let shared = call(Method::GET, "/shared/{token}", &link);
+    // Numbers are not sealed.
+    let file = rusqlite::Connection::open(dir.path().join("data/chatbox.db")).unwrap();
+    file.execute_batch("DROP TABLE usage_daily").unwrap();
     let calls = good_calls(&name).into_iter().map(|call| (&ann, call)).chain([(&nobody, shared)]);
     for (api, call) in calls {
         let reply = contract.call(api, &call).await;

@@ -45,6 +45,7 @@ mod store; // every store's contract, and the file's own promises
 mod terminal; // `chatbox chat` without a terminal: lines, JSON, exit codes
 mod tickets; // session tickets on TCP
 mod tidy; // the repository's own rules, checked on its text
+mod usage; // what models took for a user: counted, shown, bounded by the day
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain
 mod webtransport; // what streams mean to a chat: their ends, their credit

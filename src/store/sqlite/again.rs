@@ -6,9 +6,9 @@ use super::{
     super::{Error, Regenerate, Regenerated, Result, now, seal::Seal},
     queries, reads,
     sessions::Head,
-    turns, values,
+    turns,
 };
-use crate::chat::{Entry, RequestId, SessionState, Turn, TurnId, UserId};
+use crate::chat::{Entry, SessionState, Turn, TurnId, UserId};
 
 /// Queues a new turn for the message of an ended one, in front of all that wait. `false` when the old one has not
 /// ended, its message has another that has not, or its session has ended; a repeated call is recognised.
@@ -81,7 +81,7 @@ fn made_before(
     seal: &Seal,
 ) -> Result<Option<Regenerated>> {
     let made = match ask.client_id {
-        Some(client_id) => of_client(connection, client_id, user, seal)?,
+        Some(client_id) => reads::entry_of(connection, user, client_id, seal)?,
         None => None,
     };
     let made = match made {
@@ -97,10 +97,4 @@ fn made_before(
     };
     let session_id = old.session_id;
     Ok(made.map(|(turn_id, reply_seq)| Regenerated { session_id, turn_id, reply_seq, started: None }))
-}
-
-fn of_client(connection: &Connection, client_id: RequestId, user: &UserId, seal: &Seal) -> Result<Option<Entry>> {
-    let mut statement = connection.prepare_cached(queries::ENTRY_OF_CLIENT)?;
-    let mut rows = statement.query(params![user, client_id.as_bytes()])?;
-    rows.next()?.map(|row| values::entry(row, seal)).transpose()
 }

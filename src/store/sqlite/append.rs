@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     super::{Appended, Error, NewEntry, NewTurn, Result, StartedTurn, now, seal::Seal},
-    queries,
+    queries, reads,
     sessions::Head,
     turns, values,
 };
@@ -76,13 +76,10 @@ impl Append {
     /// The entry that an earlier call with the same request, or the same row, has made. A request that made a reply
     /// was another one, and makes no message.
     fn first(&self, connection: &Connection, seal: &Seal) -> Result<Option<Entry>> {
-        if let Some(client_id) = &self.entry.client_id {
-            let mut statement = connection.prepare_cached(queries::ENTRY_OF_CLIENT)?;
-            let mut rows = statement.query(params![self.entry.user_id, client_id.as_bytes()])?;
-            if let Some(row) = rows.next()? {
-                let first = values::entry(row, seal)?;
-                return if first.reply_to.is_none() { Ok(Some(first)) } else { Err(Error::NotFound) };
-            }
+        if let Some(client_id) = self.entry.client_id
+            && let Some(first) = reads::entry_of(connection, &self.entry.user_id, client_id, seal)?
+        {
+            return if first.reply_to.is_none() { Ok(Some(first)) } else { Err(Error::NotFound) };
         }
         let mut statement = connection.prepare_cached(queries::ENTRY_OF_ID)?;
         let mut rows = statement.query([self.entry.id])?;

@@ -42,7 +42,7 @@ use super::{
     seal::{KeyError, Seal},
 };
 use crate::{
-    chat::{Day, Entry, NodeId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
+    chat::{Day, Entry, NodeId, RequestId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
     metrics::Metrics,
 };
 
@@ -240,6 +240,11 @@ impl Store for Sqlite {
 
     async fn entries(&self, session: SessionId, range: Range) -> Result<Vec<Entry>> {
         self.read("entries", move |connection, seal| reads::entries(connection, session, range, seal)).await
+    }
+
+    async fn entry_of(&self, user: &UserId, client_id: RequestId) -> Result<Option<Entry>> {
+        let user = user.clone();
+        self.read("entry_of", move |connection, seal| reads::entry_of(connection, &user, client_id, seal)).await
     }
 
     async fn start_turn(&self, session: SessionId, lease: Lease) -> Result<Option<StartedTurn>> {

@@ -6,7 +6,7 @@ use super::{
     super::{Error, Lost, Range, Result, Revs, TurnText, now, seal::Seal},
     queries, values,
 };
-use crate::chat::{Entry, NodeId, SessionId, Turn, TurnId};
+use crate::chat::{Entry, NodeId, RequestId, SessionId, Turn, TurnId, UserId};
 
 /// The `rev` of each session that there is.
 pub(super) fn revs(connection: &Connection, ids: &[SessionId]) -> Result<Revs> {
@@ -40,6 +40,18 @@ pub(super) fn entries(connection: &Connection, session: SessionId, range: Range,
 fn collect(connection: &Connection, sql: &str, params: &[&dyn ToSql], seal: &Seal) -> Result<Vec<Entry>> {
     let mut statement = connection.prepare_cached(sql)?;
     statement.query_and_then(params, |row| values::entry(row, seal))?.collect()
+}
+
+/// The entry that a user's request has made.
+pub(super) fn entry_of(
+    connection: &Connection,
+    user: &UserId,
+    client_id: RequestId,
+    seal: &Seal,
+) -> Result<Option<Entry>> {
+    let mut statement = connection.prepare_cached(queries::ENTRY_OF_CLIENT)?;
+    let mut rows = statement.query(params![user, client_id.as_bytes()])?;
+    rows.next()?.map(|row| values::entry(row, seal)).transpose()
 }
 
 /// The turn that `sql`, with one id bound, finds.

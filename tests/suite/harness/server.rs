@@ -12,7 +12,7 @@ use chatbox::{
     limit::Limiter,
     llm::{Kind, Models, ProviderConfig},
     metrics::Metrics,
-    router::{self, Router},
+    router::{self, Budget, Router},
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -209,6 +209,7 @@ pub(crate) fn gate(metrics: &Arc<Metrics>, lifecycle: &Lifecycle) -> Arc<Gate> {
         store: chatbox::store::open(&config.store, &dir, Arc::clone(metrics)).expect("store"),
         bus: Arc::new(Local::new(Arc::clone(metrics))),
         models: Models::new(&config.llm).expect("models"),
+        budget: Budget::new(&config.llm),
         limiter: Arc::clone(&limiter),
         lifecycle: lifecycle.clone(),
         metrics: Arc::clone(metrics),
