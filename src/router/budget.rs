@@ -13,7 +13,7 @@ use crate::{
     chat::{Day, ErrorCode, Timestamp, UserId},
     clock::now,
     llm,
-    store::DaySpent,
+    store::{self, DaySpent},
 };
 
 /// What models may take for a user, and what it costs.
@@ -92,6 +92,13 @@ impl Router {
             retry_after: Some(Duration::from_millis(wait)),
             ..Refusal::new(ErrorCode::QuotaExceeded)
         })
+    }
+
+    /// Notes what a request outside of a turn took; a failure is logged, and the account lacks it.
+    pub(super) async fn spend(&self, spend: store::Spend) {
+        if let Err(err) = self.0.parts.store.spend(spend).await {
+            tracing::warn!(error = &err as &dyn std::error::Error, "what a request took is not stored");
+        }
     }
 }
 

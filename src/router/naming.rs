@@ -6,12 +6,13 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tracing::debug;
 use unicode_segmentation::UnicodeSegmentation;
+use uuid::Uuid;
 
 use super::Router;
 use crate::{
-    chat::{Session, SessionUpdate},
-    llm::{Chunk, Message, Prompt, Role},
-    store::{Change, Range, StartedTurn},
+    chat::{Session, SessionUpdate, Usage},
+    llm::{self, Chunk, Message, Model, Prompt, Role},
+    store::{Change, Purpose, Range, Spend, Spent, StartedTurn},
 };
 
 /// Longest name that is taken from a message, in characters as people count them.
@@ -49,51 +50,58 @@ impl Router {
             let named = tokio::select! {
                 biased;
                 () = router.0.parts.lifecycle.draining() => return,
-                named = tokio::time::timeout(NAME_DEADLINE, router.contained(router.better_name(&started, reply))) => named,
+                named = router.contained(router.better_name(&started, reply)) => named,
             };
             let outcome = match named {
-                Ok(Some(Some(outcome))) => outcome,
-                Ok(Some(None)) => return,
-                Ok(None) => "failed",
-                Err(_late) => "late",
+                Some(Some(outcome)) => outcome,
+                Some(None) => return,
+                None => "failed",
             };
             debug!(session_id = %started.turn.session_id, outcome, "session named by its model");
             router.0.parts.metrics.session_names_total.with_label_values(&[outcome]).inc();
         }));
     }
 
-    /// What became of it; `None` when nothing was asked.
+    /// What became of it; `None` when nothing was asked, as there was no need, or no budget.
     async fn better_name(&self, started: &StartedTurn, reply: String) -> Option<&'static str> {
         let store = &self.0.parts.store;
         let session = store.session(started.turn.session_id).await.ok()??;
         if session.counters.responses != 1 {
             return None;
         }
+        // A name is worth less than the user's next question.
+        self.within_budget(&started.user_id).await.ok()?;
         let message = store.entries(session.id, Range::After(started.turn.message_seq - 1, 1)).await.ok()?.pop()?;
-        let Some(name) = self.ask_for_name(started, message.content, reply).await else { return Some("failed") };
-        self.give_better_name(session, name).await
+        let model = self.0.parts.models.get(&started.model_id)?;
+        let asked = tokio::time::timeout(NAME_DEADLINE, self.ask_for_name(model, started, message.content, reply));
+        match asked.await {
+            Ok(Some(name)) => self.give_better_name(session, name).await,
+            Ok(None) => Some("failed"),
+            Err(_late) => Some("late"),
+        }
     }
 
-    async fn ask_for_name(&self, started: &StartedTurn, message: String, reply: String) -> Option<String> {
-        let said = |role, mut content: String| {
-            content.truncate(super::boundary(&content, SHOWN_BYTES_MAX));
-            Message::text(role, content)
-        };
-        let messages =
-            vec![said(Role::User, message), said(Role::Assistant, reply), said(Role::User, QUESTION.to_owned())];
-        let prompt = Prompt { system: None, messages, user_id: started.user_id.clone(), thread: None };
-        let provider = &self.0.parts.models.get(&started.model_id)?.provider;
-        let failed = |err: &crate::llm::Error| debug!(error = err as &dyn std::error::Error, "session is not named");
-        let mut answer = provider.stream(&prompt).await.inspect_err(failed).ok()?;
-        let mut text = String::new();
-        while text.len() < ANSWER_BYTES_MAX {
+    /// Asks once, and repeats nothing. What it took is noted however it ends.
+    async fn ask_for_name(
+        &self,
+        model: &Model,
+        started: &StartedTurn,
+        message: String,
+        reply: String,
+    ) -> Option<String> {
+        let prompt = question(started, message, reply);
+        let failed = |err: &llm::Error| debug!(error = err as &dyn std::error::Error, "session is not named");
+        let mut answer = model.provider.stream(&prompt).await.inspect_err(failed).ok()?;
+        let mut charge = Charge::new(self, model, started, &prompt);
+        while charge.text.len() < ANSWER_BYTES_MAX {
             match answer.next().await?.inspect_err(failed).ok()? {
-                Chunk::Text(piece) => text.push_str(&piece),
-                Chunk::Usage(_) | Chunk::Thread(_) => {}
+                Chunk::Text(piece) => charge.text.push_str(&piece),
+                Chunk::Usage(usage) => charge.reported = Some(usage),
+                Chunk::Thread(_) => {}
                 Chunk::Done => break,
             }
         }
-        from_model(&text)
+        from_model(&charge.text)
     }
 
     async fn give_better_name(&self, session: Session, name: String) -> Option<&'static str> {
@@ -106,6 +114,51 @@ impl Router {
         }
         self.tell(&changed.session, SessionUpdate { name: Some(name), ..SessionUpdate::of(session.id) }).await;
         Some("named")
+    }
+}
+
+/// What a model is asked for a name with: the first message, its reply, and the question.
+fn question(started: &StartedTurn, message: String, reply: String) -> Prompt {
+    let said = |role, mut content: String| {
+        content.truncate(super::boundary(&content, SHOWN_BYTES_MAX));
+        Message::text(role, content)
+    };
+    let messages = vec![said(Role::User, message), said(Role::Assistant, reply), said(Role::User, QUESTION.to_owned())];
+    Prompt { system: None, messages, user_id: started.user_id.clone(), thread: None }
+}
+
+/// What an accepted request took so far: noted when it is dropped, so that no way out of it is free.
+struct Charge<'a> {
+    router: &'a Router,
+    model: &'a Model,
+    started: &'a StartedTurn,
+    prompt_tokens: u64,
+    reported: Option<Usage>,
+    text: String,
+}
+
+impl<'a> Charge<'a> {
+    fn new(router: &'a Router, model: &'a Model, started: &'a StartedTurn, prompt: &Prompt) -> Self {
+        let prompt_tokens = prompt.messages.iter().map(|message| model.tokenizer.count(&message.content)).sum();
+        Self { router, model, started, prompt_tokens, reported: None, text: String::new() }
+    }
+
+    fn spent(&self) -> Spent {
+        let usage = self.reported.unwrap_or_else(|| Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.model.tokenizer.count(&self.text),
+            estimated: true,
+        });
+        Spent { model_id: self.model.id.to_string(), purpose: Purpose::Name, usage, cost: None }
+    }
+}
+
+impl Drop for Charge<'_> {
+    fn drop(&mut self) {
+        let (router, spent) = (self.router.clone(), self.spent());
+        let (user_id, session_id) = (self.started.user_id.clone(), self.started.turn.session_id);
+        let spend = Spend { id: Uuid::now_v7(), user_id, session_id, spent };
+        drop(self.router.0.runners.spawn(async move { router.spend(spend).await }));
     }
 }
 

@@ -10,6 +10,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::harness::{
     Client, Server, Via,
     api::Api,
+    client::PATIENCE,
     id, openai, over_both,
     provider::{Gate, Provider, Script},
 };
@@ -161,4 +162,70 @@ async fn a_user_reads_what_their_own_requests_took() {
     let unbounded = Server::start().await;
     let usage = Api::new(&unbounded, "ann").get("/usage").await.body;
     assert_eq!((&usage["today"]["tokens_max"], &usage["today"]["tokens"]), (&Value::Null, &json!(0)), "{usage}");
+}
+
+/// The requests and tokens of a user, once there are so many requests.
+async fn counted(api: &Api, requests: u64) -> (u64, u64, u64) {
+    let counted = async {
+        loop {
+            let usage = api.get("/usage").await.body;
+            let days = usage["days"].as_array().unwrap();
+            let sum = |field: &str| days.iter().map(|day| day[field].as_u64().unwrap()).sum::<u64>();
+            if sum("requests") >= requests {
+                return (sum("prompt_tokens"), sum("completion_tokens"), sum("estimated_tokens"));
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("so many requests are counted")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_count_too() {
+    let provider = Provider::start(Script::answer(["yes"]).usage(60, 41)).await;
+    let server = Server::with(|config| {
+        openai(config, &provider);
+        config.sessions.model_names = true;
+    })
+    .await;
+    let (mut client, _watch, _status) = Client::attached(&server, Via::WebSocket, "ann", json!({})).await;
+    let ann = Api::new(&server, "ann");
+    client.say("so?").await.reply().await;
+    assert_eq!(counted(&ann, 2).await, (120, 82, 0));
+}
+
+/// What it was sent, and what came of it, is guessed at four bytes a token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_breaks_off_is_counted_by_a_guess() {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["yes"]).usage(60, 41).gated(&gate)).await;
+    let server = Server::with(|config| {
+        openai(config, &provider);
+        config.sessions.model_names = true;
+    })
+    .await;
+    let (mut client, _watch, _status) = Client::attached(&server, Via::WebSocket, "ann", json!({})).await;
+    let mut exchange = client.say("four").await;
+    exchange.until("loading").await;
+    provider.request(0).await;
+    provider.script(Script::answer(["eight by", "never"]).cut_after(1));
+    gate.open();
+    exchange.reply().await;
+    let question = provider.request(1).await.messages()[2].1.len().div_ceil(4);
+    let guessed = u64::try_from(question).unwrap() + 1 + 1;
+    assert_eq!(counted(&Api::new(&server, "ann"), 2).await, (60 + guessed, 41 + 2, guessed + 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_not_asked_for_when_the_budget_is_used_up() {
+    let provider = Provider::start(Script::answer(["yes"]).usage(60, 41)).await;
+    let server = Server::with(|config| {
+        budget(config, &provider, 100);
+        config.sessions.model_names = true;
+    })
+    .await;
+    let (mut client, _watch, _status) = Client::attached(&server, Via::WebSocket, "ann", json!({})).await;
+    client.say("so?").await.reply().await;
+    server.drain();
+    server.ended().await.expect("clean end");
+    assert_eq!(provider.requests(), 1);
 }
