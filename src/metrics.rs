@@ -104,6 +104,8 @@ metrics! {
     turn_first_chunk_seconds: histograms["model"];
     /// Time from the start of a turn to its end.
     turn_duration_seconds: histograms["model"];
+    /// Texts that a moderation hook was asked about: messages and replies, by what came of it.
+    moderations_total: counters["type", "outcome"];
     /// Sessions that their model was asked to name, by outcome.
     session_names_total: counters["outcome"];
     /// Tokens, by direction.

@@ -160,6 +160,13 @@ fn models(config: &Config, fault: Report<'_>) {
     for problem in config.llm.problems() {
         fault(&problem.key, problem.reason);
     }
+    // The lease of a turn is not renewed while a hook is asked about its reply.
+    let moderation = &config.llm.moderation;
+    let most = config.sessions.turn_lease / 2;
+    if moderation.after.is_some() && moderation.timeout > most {
+        let most = humantime::format_duration(most);
+        fault("llm.moderation.timeout", format!("must be at most half of `sessions.turn_lease`: `{most}`"));
+    }
 }
 
 fn numbers(config: &Config, fault: Report<'_>) {

@@ -9,6 +9,7 @@ mod follow;
 mod history;
 mod lists;
 mod live;
+mod moderation;
 mod naming;
 mod reading;
 mod recover;

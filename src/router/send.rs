@@ -44,7 +44,7 @@ impl Router {
     /// Stores a message, tells the watchers, and has it answered. When it returns, the message is durable.
     ///
     /// # Errors
-    /// `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`,
+    /// `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `CONTENT_REFUSED`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`,
     /// `GOING_AWAY`; nothing is stored then.
     pub async fn send(&self, principal: &Principal, send: Send) -> Result<Appended, Refusal> {
         self.admit(principal)?;
@@ -53,7 +53,7 @@ impl Router {
             return Err(Refusal::new(ErrorCode::NotFound));
         }
         let message = send.message;
-        if let Err(refusal) = self.welcome(principal).await {
+        if let Err(refusal) = self.welcome(principal, session_id, &message.content).await {
             return self.sent_before(principal, send.client_id).await?.ok_or(refusal);
         }
         let named = self.0.histories.named(session_id);
@@ -206,9 +206,10 @@ impl Router {
         })
     }
 
-    /// Whether a message may be stored, by its author's budget.
-    async fn welcome(&self, principal: &Principal) -> Result<(), Refusal> {
-        self.within_budget(&principal.user_id).await
+    /// Whether a message may be stored, by its author's budget and by the operator's hook.
+    async fn welcome(&self, principal: &Principal, session: SessionId, content: &str) -> Result<(), Refusal> {
+        self.within_budget(&principal.user_id).await?;
+        self.message_allowed(&principal.user_id, session, content).await
     }
 
     /// What a request that would be refused now has made before, when it was welcome.

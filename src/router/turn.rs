@@ -115,10 +115,16 @@ impl Router {
         let model_id = started.model_id.as_str().into();
         let run = Run { router: self, started: &started, message, live: &live, model_id, began };
         let ending = self.contained(run.until_end()).await;
-        let Some(ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) else {
+        let Some(mut ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) else {
             return Left::Maybe;
         };
-        let (complete, text) = (ending.state == TurnState::Complete, live.text());
+        let mut text = live.text();
+        if ending.state == TurnState::Complete && !self.reply_allowed(&started, &text).await {
+            // Clients take back what they have shown.
+            text.clear();
+            ending = Ending { usage: ending.usage, ..Ending::failed(ErrorCode::ContentRefused) };
+        }
+        let complete = ending.state == TurnState::Complete;
         let left = self.finish(&started, ending, Some(text.clone())).await;
         if complete {
             self.name_by_model(&started, text);

@@ -30,6 +30,7 @@ mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod lab; // the link of the loss lab, and a short run on it
 mod llm; // providers against a scripted server that speaks the vendor's format
+mod moderation; // texts that a hook of the operator's refuses, before they are stored or when they are whole
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
 mod predecessor_http; // the predecessor's HTTP clients: their paths, and the fields that they read
