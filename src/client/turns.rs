@@ -194,7 +194,8 @@ impl Turn {
 }
 
 fn finish(progress: &mut Progress, reply: &Arc<Reply>) {
-    if progress.text.len() < reply.text.len() && reply.text.starts_with(&progress.text) {
+    // The rest of it, or what is left when the server took text back: a slow reader is not given that.
+    if reply.text.starts_with(&progress.text) || progress.text.starts_with(&reply.text) {
         progress.text.clone_from(&reply.text);
     }
     progress.end = Some(Ok(Some(Arc::clone(reply))));

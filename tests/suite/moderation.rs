@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
-use chatbox::{config::Config, llm::config::Verdict};
+use chatbox::{
+    chat::{ErrorCode, TurnState},
+    client::{self as native, Error, Event, Open, Options, Tokens, Transport},
+    config::Config,
+    llm::config::Verdict,
+};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::harness::{
     Client, Server, Via,
     api::Api,
-    client::{Lines, sha256},
+    client::{Lines, PATIENCE, sha256},
     id, openai, over_both,
     provider::{Gate, Provider, Request, Script},
 };
@@ -21,7 +27,8 @@ over_both! {
     reply_that_is_refused_is_taken_back_everywhere,
     reply_that_is_refused_is_told_to_who_was_away,
     hook_that_cannot_be_asked_leaves_it_to_the_configuration,
-    reply_is_not_moderated_by_a_stop,
+    stop_spares_no_reply_the_question,
+    native_client_takes_a_refused_reply_back,
 }
 
 fn verdict(allowed: bool) -> Script {
@@ -181,7 +188,7 @@ async fn hook_that_cannot_be_asked_leaves_it_to_the_configuration(via: Via) {
     }
 }
 
-async fn reply_is_not_moderated_by_a_stop(via: Via) {
+async fn stop_spares_no_reply_the_question(via: Via) {
     let (provider, hook) =
         (Provider::start(Script::answer(["it is rude"])).await, Provider::start(verdict(true)).await);
     let gate = Gate::new();
@@ -196,6 +203,37 @@ async fn reply_is_not_moderated_by_a_stop(via: Via) {
     gate.open();
     let last = shown(&mut exchange).await.2;
     assert_eq!((&last["state"], &last["length"]), (&json!("failed"), &json!(0)), "the model had said everything");
+}
+
+async fn native_client_takes_a_refused_reply_back(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["it is ", "rude"]).gated(&gate)).await;
+    let hook = hook("rude").await;
+    let server = Server::with(|config| moderated(config, &provider, Some(&hook), Some(&hook))).await;
+    let transport = Some(if via == Via::WebSocket { Transport::WebSocket } else { Transport::WebTransport });
+    let base = server.url.join("/chatbox").unwrap();
+    let options = Options { transport, ..Options::new(base, Tokens::fixed(server.token("ann"))) };
+    let client = native::Client::new(options);
+    let mut session = timeout(PATIENCE, client.open(Open::default())).await.unwrap().unwrap();
+    let refused = |err: &Error| matches!(err, Error::Answered(body) if body.code == ErrorCode::ContentRefused);
+    let err = session.send("a rude question").unwrap().stored().await.unwrap_err();
+    assert!(refused(&err), "{err}");
+    let (mut message, mut slow) = (session.send("so?").unwrap(), session.send("and?").unwrap());
+    gate.release(1);
+    assert_eq!(message.piece().await.unwrap().as_deref(), Some("it is "));
+    gate.open();
+    while message.piece().await.unwrap().is_some() {}
+    let reply = message.reply().await.unwrap().expect("a model answers");
+    assert_eq!((reply.text.as_str(), reply.state, reply.verified), ("", TurnState::Failed, true));
+    assert_eq!(reply.error.as_ref().unwrap().code, ErrorCode::ContentRefused);
+    let mut replies = 0;
+    while replies < 2 {
+        if let Event::Reply(reply) = timeout(PATIENCE, session.next()).await.unwrap().unwrap() {
+            assert_eq!((reply.text.as_str(), reply.state), ("", TurnState::Failed));
+            replies += 1;
+        }
+    }
+    assert_eq!(slow.piece().await.unwrap(), None, "what was taken back is not given to a slow reader");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

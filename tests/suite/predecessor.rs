@@ -15,7 +15,7 @@ use crate::harness::{
     Client, Server, Via,
     client::PATIENCE,
     id, openai,
-    provider::{Gate, Provider, Script},
+    provider::{Gate, Provider, Request, Script},
 };
 
 const MOMENT: Duration = Duration::from_millis(150);
@@ -222,4 +222,33 @@ async fn messages_of_an_old_client_are_answered_in_order() {
     let mut in_order = answered.clone();
     in_order.sort_unstable();
     assert_eq!(answered, in_order);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_a_hook_refuses_is_told_and_taken_back() {
+    let provider = Provider::start(Script::answer(["it is ", "rude"]).usage(60, 41)).await;
+    let verdict = |request: &Request| !request.body["content"].as_str().unwrap().contains("rude");
+    let hook = Provider::start_by(move |request| {
+        Script::status(200, "application/json", &json!({"allowed": verdict(request)}).to_string())
+    })
+    .await;
+    let server = Server::with(|config| {
+        config.auth.allow_query_token = true;
+        openai(config, &provider);
+        let url = Some(hook.endpoint().parse().unwrap());
+        (config.llm.moderation.before, config.llm.moderation.after) = (url.clone(), url);
+        config.llm.moderation.timeout = Duration::from_millis(400);
+        config.llm.tokens_per_user_day = Some(100);
+    })
+    .await;
+    let mut old = Old::open(&server, "ann").await;
+    let session = old.next().await["session_id"].as_str().unwrap().to_owned();
+    old.send(said(&session, "a rude question")).await;
+    assert_eq!(old.until("error").await["error"]["code"], "CONTENT_REFUSED");
+    old.send(said(&session, "so?")).await;
+    let (text, last) = old.answer().await;
+    assert_eq!((text.as_str(), &last["state"], &last["length"]), ("it is rude", &json!("failed"), &json!(0)));
+    old.send(said(&session, "and?")).await;
+    let error = old.until("error").await;
+    assert_eq!(error["error"]["code"], "QUOTA_EXCEEDED", "{error}");
 }
