@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 
-use super::{Answer, Chunk, Error, Prompt, Provider, Role, estimate_tokens};
+use super::{Answer, Chunk, Error, Prompt, Provider, Role, Usable, estimate_tokens};
 use crate::chat::Usage;
 
 /// The pause before each piece when the configuration names none: fast reading, as hosted models stream.
@@ -63,8 +63,8 @@ impl Provider for Demo {
             .boxed())
     }
 
-    async fn probe(&self) -> Result<(), Error> {
-        std::future::ready(Ok(())).await
+    async fn probe(&self) -> Result<Usable, Error> {
+        std::future::ready(Ok(Usable::default())).await
     }
 }
 

@@ -9,20 +9,24 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use reqwest::{
-    Method, RequestBuilder, Response,
+    Method, RequestBuilder, Response, StatusCode,
     header::{ACCEPT, CONTENT_TYPE, HeaderValue},
 };
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::{
-    Answer, Error, Failure, refusal,
+    Answer, Error, Failure, Usable, refusal,
     stream::{Dialect, Parser, Reader},
 };
 use crate::config::secret::Secret;
 
 /// How long a refusal's body is waited for: only its code is of interest.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Largest answer to a probe, in bytes: a list of models, of which some vendors have hundreds.
+const PROBED_BYTES_MAX: usize = 8 << 20;
 
 /// Connections that are kept open for the next request, and for how long: shorter than the keep-alive of common
 /// servers and proxies, so that none closes what is about to be used.
@@ -162,6 +166,23 @@ impl Http {
                 Err(_elapsed) => return Err(self.error(Failure::Late, "did not finish its answer in time")),
             }
         }
+    }
+
+    /// Sends a request whose answer is JSON, for a probe; `None` if the vendor does not know what is asked for.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        until: Instant,
+    ) -> Result<Option<(T, Usable)>, Error> {
+        let response = self.send(request, until).await?;
+        if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
+            return Ok(None);
+        }
+        let response = self.accepted(response).await?;
+        let usable = Usable { date: refusal::date(response.headers()) };
+        let body = self.body(response, PROBED_BYTES_MAX, until).await?;
+        let read = serde_json::from_slice(&body);
+        Ok(Some((read.map_err(|_err| self.error(Failure::Broken, "answered a probe with something else"))?, usable)))
     }
 
     /// Sends a request whose answer is a stream of events. Returns once the vendor has accepted it.

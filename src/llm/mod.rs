@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod demo;
+pub mod files;
 pub mod http;
 pub mod moderation;
 pub mod openai;
@@ -13,7 +14,10 @@ pub mod tokens;
 pub use config::{Config, Kind, Problem, ProviderConfig, Tokenizer};
 pub use tokens::estimate as estimate_tokens;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -148,7 +152,14 @@ pub trait Provider: Send + Sync + std::fmt::Debug + 'static {
 
     /// Asks whether it can be used: it answers, takes the key, and knows the model. Takes no tokens, and is over
     /// within the first byte's deadline.
-    async fn probe(&self) -> Result<(), Error>;
+    async fn probe(&self) -> Result<Usable, Error>;
+}
+
+/// What is known of a provider that can be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usable {
+    /// what its clock showed, where it shows it (RFC 9110, section 6.6.1)
+    pub date: Option<SystemTime>,
 }
 
 /// Tokens that prompt and answer may have together when a provider's configuration does not say.
@@ -251,9 +262,11 @@ fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model>
         Kind::Openai => Tokenizer::of_model(provider.model.as_deref().unwrap_or_default()),
         Kind::Anthropic | Kind::Dify | Kind::Demo => Tokenizer::Estimate,
     });
+    // An application of Dify has its own.
+    let general = config.system_prompt.as_ref().filter(|_| provider.r#type != Kind::Dify);
     Some(Model {
         label: provider.label.as_deref().unwrap_or(name).into(),
-        system_prompt: provider.system_prompt.clone().or_else(|| config.system_prompt.clone()).map(Into::into),
+        system_prompt: provider.system_prompt.as_ref().or(general).map(|prompt| prompt.as_str().into()),
         context_tokens: provider.context_tokens.unwrap_or(CONTEXT_TOKENS),
         max_tokens: provider.max_tokens,
         tokenizer,

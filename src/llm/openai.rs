@@ -4,14 +4,17 @@
 //! Many servers speak it (vLLM, Ollama, llama.cpp, OpenRouter, …), so what this reads is what they have in common,
 //! and unknown fields, events and finish reasons are passed over. One request, never repeated here.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 use reqwest::Method;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    Answer, Chunk, Error, Failure, Prompt, Provider, Role, VendorModel,
+    Answer, Chunk, Error, Failure, Message, Prompt, Provider, Role, Usable, VendorModel,
+    files::{self, Shown},
     http::{Auth, Http, Settings},
     sse::Event,
     stream::{self, Dialect, Fault, Progress},
@@ -35,26 +38,51 @@ impl OpenAi {
     }
 
     fn body<'a>(&'a self, prompt: &'a Prompt) -> Request<'a> {
-        let system = prompt.system.iter().map(|content| RequestMessage { role: "system", content });
-        let messages = prompt.messages.iter().map(|message| RequestMessage {
-            role: match message.role {
-                Role::User => "user",
-                Role::Assistant => "assistant",
-            },
-            content: &message.content,
-        });
+        let system = prompt
+            .system
+            .as_deref()
+            .map(|content| RequestMessage { role: "system", content: Content::Text(Cow::Borrowed(content)) });
+        let messages = prompt.messages.iter().map(|message| self.message(message));
         // OpenAI calls `max_tokens` deprecated, and its reasoning models refuse it. Other servers know it best, and
         // some pass over the newer name, which would leave the answer without a limit.
         let host = self.http.settings.endpoint.host_str();
         let vendor = host.is_some_and(|host| host == "openai.com" || host.ends_with(".openai.com"));
         Request {
             model: &self.model.name,
-            messages: system.chain(messages).collect(),
+            messages: system.into_iter().chain(messages).collect(),
             stream: true,
             stream_options: StreamOptions { include_usage: true },
             max_tokens: self.model.max_tokens.filter(|_| !vendor),
             max_completion_tokens: self.model.max_tokens.filter(|_| vendor),
         }
+    }
+
+    /// Content in parts only where there are images: some servers know plain text alone.
+    fn message<'a>(&self, message: &'a Message) -> RequestMessage<'a> {
+        let role = match message.role {
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        };
+        let Shown { text, images } = files::show(message, self.model.images);
+        if images.is_empty() {
+            return RequestMessage { role, content: Content::Text(text) };
+        }
+        let text = Some(text).filter(|text| !text.is_empty()).map(|text| Part::Text { text });
+        let images = images.into_iter().map(|file| {
+            let url = format!("data:{};base64,{}", file.media_type, files::base64(file));
+            Part::ImageUrl { image_url: ImageUrl { url } }
+        });
+        RequestMessage { role, content: Content::Parts(text.into_iter().chain(images).collect()) }
+    }
+
+    /// Whether the server says itself that it has the model; `None` where it has no list.
+    async fn listed(&self, until: Instant) -> Result<Option<(bool, Usable)>, Error> {
+        let request = self.http.request(Method::GET, self.http.url(&["models"]))?;
+        let Some((list, usable)) = self.http.ask::<Value>(request, until).await? else { return Ok(None) };
+        // Some have the list itself in place of an object with it.
+        let Some(models) = list.get("data").unwrap_or(&list).as_array() else { return Ok(None) };
+        let known = models.iter().any(|model| model.get("id").and_then(Value::as_str) == Some(&self.model.name));
+        Ok(Some((known, usable)))
     }
 }
 
@@ -67,8 +95,22 @@ impl Provider for OpenAi {
         self.http.stream(request, start, Completions).await
     }
 
-    async fn probe(&self) -> Result<(), Error> {
-        std::future::ready(Ok(())).await
+    /// Looks for the model in `GET /models` (<https://platform.openai.com/docs/api-reference/models/list>), and where
+    /// it is not in the list, or there is none, asks for it by name: Ollama lists `llama3:latest` and takes `llama3`.
+    /// A server that knows neither route is taken for usable: it answers, and the interface demands neither.
+    async fn probe(&self) -> Result<Usable, Error> {
+        let until = self.http.first_byte(Instant::now());
+        let listed = self.listed(until).await?;
+        if let Some((true, usable)) = listed {
+            return Ok(usable);
+        }
+        let name = &self.model.name;
+        let request = self.http.request(Method::GET, self.http.url(&["models", name]))?;
+        match self.http.ask::<IgnoredAny>(request, until).await? {
+            Some((_, usable)) => Ok(usable),
+            None if listed.is_none() => Ok(Usable::default()),
+            None => Err(self.http.error(Failure::Refused, format!("does not know the model `{name}`"))),
+        }
     }
 }
 
@@ -87,7 +129,27 @@ struct Request<'a> {
 #[derive(Serialize)]
 struct RequestMessage<'a> {
     role: &'static str,
-    content: &'a str,
+    content: Content<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Text(Cow<'a, str>),
+    Parts(Vec<Part<'a>>),
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Part<'a> {
+    Text { text: Cow<'a, str> },
+    ImageUrl { image_url: ImageUrl },
+}
+
+/// <https://platform.openai.com/docs/guides/images-vision>
+#[derive(Serialize)]
+struct ImageUrl {
+    url: String,
 }
 
 #[derive(Serialize)]
