@@ -1,7 +1,9 @@
 //! Language models: [`Provider`] streams an answer to a [`Prompt`]. It knows no session, no store and no frame.
 
+pub mod anthropic;
 pub mod config;
 pub mod demo;
+pub mod dify;
 pub mod files;
 pub mod http;
 pub mod moderation;
@@ -153,6 +155,10 @@ pub trait Provider: Send + Sync + std::fmt::Debug + 'static {
     /// Asks whether it can be used: it answers, takes the key, and knows the model. Takes no tokens, and is over
     /// within the first byte's deadline.
     async fn probe(&self) -> Result<Usable, Error>;
+
+    /// Waits for what it still does about answers that were dropped. No more of them may be asked for. Ends within
+    /// seconds.
+    async fn close(&self) {}
 }
 
 /// What is known of a provider that can be used.
@@ -247,6 +253,11 @@ impl Models {
         &self.default
     }
 
+    /// Waits for what the providers still do about answers that were dropped, each for some seconds at most.
+    pub async fn close(&self) {
+        futures_util::future::join_all(self.models.values().map(|model| model.provider.close())).await;
+    }
+
     /// Who is asked whether a text is allowed.
     #[must_use]
     pub fn moderator(&self) -> &Moderator {
@@ -295,7 +306,8 @@ fn answering(config: &Config, id: &Arc<str>, provider: ProviderConfig) -> Option
     let vendor = |name| VendorModel { name, max_tokens: provider.max_tokens, images: provider.images };
     match provider.r#type {
         Kind::Openai => Some(Arc::new(openai::OpenAi::new(settings, vendor(provider.model?)))),
-        // Their interfaces come next.
-        Kind::Anthropic | Kind::Dify | Kind::Demo => None,
+        Kind::Anthropic => Some(Arc::new(anthropic::Anthropic::new(settings, vendor(provider.model?)))),
+        Kind::Dify => Some(Arc::new(dify::Dify::new(settings, dify::Application { images: provider.images }))),
+        Kind::Demo => None,
     }
 }

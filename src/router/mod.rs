@@ -282,9 +282,9 @@ impl Router {
         self.0.runners.wait().await;
     }
 
-    /// Closes the store once everything that was asked of it is durable.
+    /// Closes the store once everything that was asked of it is durable, and waits for what the providers still do.
     pub async fn close(&self) {
-        self.0.parts.store.close().await;
+        tokio::join!(self.0.parts.store.close(), self.0.parts.models.close());
     }
 
     /// Answers whether messages can be stored.

@@ -1,4 +1,5 @@
-//! A scripted provider: an OpenAI-compatible server on a real loopback socket that says what a test tells it to.
+//! A scripted provider: a server on a real loopback socket that says what a test tells it to, as OpenAI does, and in
+//! the modules below as Anthropic and Dify do.
 //!
 //! ```ignore
 //! let gate = Gate::new();
@@ -10,10 +11,16 @@
 //! provider.hung_up(1).await; // or: the client closed the connection in the middle
 //! ```
 
+pub(crate) mod anthropic;
+pub(crate) mod dify;
+
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,6 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
     head: Head,
+    headers: String,
     steps: Vec<Vec<u8>>,
     gate: Option<Gate>,
     pace: Option<Duration>,
@@ -75,7 +83,7 @@ impl Script {
     pub(crate) fn events(events: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let steps = events.into_iter().collect();
         let head = Head::Answer(200, "text/event-stream; charset=utf-8");
-        Self { head, steps, gate: None, pace: None, ending: Ending::Whole }
+        Self { head, headers: String::new(), steps, gate: None, pace: None, ending: Ending::Whole }
     }
 
     /// A body with a status and a content type.
@@ -86,12 +94,29 @@ impl Script {
 
     /// One piece again and again, as fast as it is read, for ever.
     pub(crate) fn endless(piece: &str) -> Self {
-        Self { ending: Ending::Repeat, ..Self::events([delta(piece)]) }
+        Self::events([delta(piece)]).repeated()
     }
 
     /// Takes the request and never says a word.
     pub(crate) fn silent() -> Self {
         Self { head: Head::Silence, ..Self::events([]).stall_after(0) }
+    }
+
+    /// Takes the request and closes the connection without a word.
+    pub(crate) fn gone() -> Self {
+        Self { ending: Ending::Cut, ..Self::silent() }
+    }
+
+    /// The last step again and again, as fast as it is read, for ever.
+    pub(crate) fn repeated(mut self) -> Self {
+        self.ending = Ending::Repeat;
+        self
+    }
+
+    /// Sends one more header.
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
+        self
     }
 
     /// Ends the text with another `finish_reason`, and `[DONE]`.
@@ -216,7 +241,10 @@ pub(crate) struct Request {
     pub(crate) target: String,
     /// names in lower case
     pub(crate) headers: Vec<(String, String)>,
+    /// what it holds, if that is JSON
     pub(crate) body: Value,
+    /// what it holds, as it came
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Request {
@@ -243,6 +271,7 @@ struct State {
     scripts: Mutex<Scripts>,
     requests: watch::Sender<Vec<Request>>,
     hang_ups: watch::Sender<Vec<Instant>>,
+    sent: AtomicUsize,
 }
 
 impl fmt::Debug for State {
@@ -272,6 +301,7 @@ impl Provider {
             scripts: Mutex::new(Arc::new(scripts)),
             requests: watch::Sender::new(Vec::new()),
             hang_ups: watch::Sender::new(Vec::new()),
+            sent: AtomicUsize::new(0),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&state)));
@@ -307,6 +337,11 @@ impl Provider {
         found.expect("the client hangs up").expect("the provider runs")[times - 1]
     }
 
+    /// How many bytes of bodies the kernel has taken from it.
+    pub(crate) fn sent(&self) -> usize {
+        self.state.sent.load(Ordering::Relaxed)
+    }
+
     /// How many connections the client has closed in the middle of an answer.
     pub(crate) fn hang_ups(&self) -> usize {
         self.state.hang_ups.borrow().len()
@@ -331,7 +366,7 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) {
         let mut next = [0];
         tokio::select! {
             biased;
-            kept = play(&script, &mut write) => {
+            kept = play(&script, &mut write, &state.sent) => {
                 if !kept {
                     return;
                 }
@@ -345,10 +380,12 @@ async fn serve(mut stream: TcpStream, state: Arc<State>) {
 }
 
 /// Answers one request; whether the connection goes on. A failed write means that the client went: the reader tells.
-async fn play(script: &Script, write: &mut (impl AsyncWriteExt + Unpin)) -> bool {
+async fn play(script: &Script, write: &mut (impl AsyncWriteExt + Unpin), sent: &AtomicUsize) -> bool {
     if let Head::Answer(status, content_type) = script.head {
-        let head =
-            format!("HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\ntransfer-encoding: chunked\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\n{}transfer-encoding: chunked\r\n\r\n",
+            script.headers
+        );
         send(write, head.as_bytes()).await;
     }
     let mut pace = script.pace.map(tokio::time::interval);
@@ -361,13 +398,16 @@ async fn play(script: &Script, write: &mut (impl AsyncWriteExt + Unpin)) -> bool
             gate.pass().await;
         }
         send_chunk(write, step).await;
+        sent.fetch_add(step.len(), Ordering::Relaxed);
     }
     match script.ending {
         Ending::Whole => send(write, b"0\r\n\r\n").await,
         Ending::Cut => return false,
         Ending::Stall => std::future::pending().await,
         Ending::Repeat => loop {
-            send_chunk(write, script.steps.last().expect("a script that repeats has a step")).await;
+            let step = script.steps.last().expect("a script that repeats has a step");
+            send_chunk(write, step).await;
+            sent.fetch_add(step.len(), Ordering::Relaxed);
         },
     }
     true
@@ -386,7 +426,7 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) {
     }
 }
 
-/// Reads a request with a JSON body; `None` when the client has gone.
+/// Reads a request; `None` when the client has gone.
 async fn read_request(read: &mut (impl AsyncReadExt + Unpin)) -> Option<Request> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -399,12 +439,12 @@ async fn read_request(read: &mut (impl AsyncReadExt + Unpin)) -> Option<Request>
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let mut request = Request { target, headers, body: Value::Null };
+    let mut request = Request { target, headers, body: Value::Null, bytes: Vec::new() };
     let length = request.header("content-length").map_or(0, |length| length.parse().expect("a length is a number"));
-    let mut body = vec![0; length];
-    read.read_exact(&mut body).await.ok()?;
-    if !body.is_empty() {
-        request.body = serde_json::from_slice(&body).expect("the body is JSON");
+    request.bytes = vec![0; length];
+    read.read_exact(&mut request.bytes).await.ok()?;
+    if request.header("content-type") == Some("application/json") {
+        request.body = serde_json::from_slice(&request.bytes).expect("the body is JSON");
     }
     Some(request)
 }

@@ -1,19 +1,29 @@
 //! Providers against a scripted server that speaks the vendor's real format.
 
+mod anthropic; // Anthropic's messages
 mod demo; // answers without a model
+mod dify; // applications of Dify
 mod moderation; // the hook that is asked whether a text is allowed
 mod openai; // OpenAI's chat completions
+mod probe; // whether a provider can be used, without a token of its
+mod vendors; // what holds for each of the three
 
 use std::time::Duration;
 
 use chatbox::{
     chat::{ErrorCode, Usage, UserId},
     config::secret::Secret,
-    llm::{Answer, Chunk, Config, Error, Message, Models, Prompt, Role, VendorModel, http::Settings},
+    llm::{
+        self, Answer, Chunk, Config, Error, Failure, Message, Models, Prompt, Role, VendorModel,
+        anthropic::Anthropic,
+        dify::{Application, Dify},
+        http::Settings,
+        openai::OpenAi,
+    },
 };
 use futures_util::StreamExt;
 
-use crate::harness::provider::{Provider, Script};
+use crate::harness::provider::{self, Provider, Script};
 
 fn settings(provider: &Provider) -> Settings {
     Settings {
@@ -42,6 +52,57 @@ fn prompt(text: &str) -> Prompt {
     Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap(), thread: None }
 }
 
+/// Who is spoken to, in their own words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Vendor {
+    OpenAi,
+    Anthropic,
+    Dify,
+}
+
+impl Vendor {
+    const ALL: [Self; 3] = [Self::OpenAi, Self::Anthropic, Self::Dify];
+
+    fn provider(self, settings: Settings) -> Box<dyn llm::Provider> {
+        match self {
+            Self::OpenAi => Box::new(OpenAi::new(settings, vendor_model())),
+            Self::Anthropic => Box::new(Anthropic::new(settings, vendor_model())),
+            Self::Dify => Box::new(Dify::new(settings, Application { images: false })),
+        }
+    }
+
+    /// A whole answer as the vendor streams it, with its usage.
+    fn answer<'a>(self, pieces: impl IntoIterator<Item = &'a str>) -> Script {
+        match self {
+            Self::OpenAi => Script::answer(pieces).usage(12, 7),
+            Self::Anthropic => provider::anthropic::answer(pieces),
+            Self::Dify => provider::dify::answer(pieces),
+        }
+    }
+
+    fn piece(self, text: &str) -> Vec<u8> {
+        match self {
+            Self::OpenAi => provider::delta(text),
+            Self::Anthropic => provider::anthropic::delta(text),
+            Self::Dify => provider::dify::message(text),
+        }
+    }
+
+    fn usage(self) -> Usage {
+        let prompt_tokens = if self == Self::Anthropic { 25 } else { 12 };
+        Usage { prompt_tokens, completion_tokens: 7, estimated: false }
+    }
+
+    fn read(self, pieces: &[&[u8]]) -> Vec<Result<Chunk, Failure>> {
+        let pieces = pieces.iter().copied();
+        match self {
+            Self::OpenAi => llm::openai::read(pieces),
+            Self::Anthropic => llm::anthropic::read(pieces),
+            Self::Dify => llm::dify::read(pieces),
+        }
+    }
+}
+
 /// Everything that came before the error or the end, and which of the two it was.
 async fn collect(answer: Result<Answer, Error>) -> (String, Option<Usage>, Result<(), Error>) {
     let (mut text, mut usage) = (String::new(), None);
@@ -56,7 +117,7 @@ async fn collect(answer: Result<Answer, Error>) -> (String, Option<Usage>, Resul
                 text.push_str(&piece);
             }
             Ok(Chunk::Usage(report)) => usage = Some(report),
-            Ok(Chunk::Thread(thread)) => unreachable!("no thread is kept: {thread}"),
+            Ok(Chunk::Thread(thread)) => assert_eq!(thread, provider::dify::CONVERSATION),
             Ok(Chunk::Done) => {
                 assert!(answer.next().await.is_none(), "nothing comes after the end");
                 return (text, usage, Ok(()));
