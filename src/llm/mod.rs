@@ -12,6 +12,7 @@ mod refusal;
 mod sse;
 mod stream;
 pub mod tokens;
+pub mod transcription;
 
 pub use config::{Config, Kind, Problem, ProviderConfig, Tokenizer};
 pub use tokens::estimate as estimate_tokens;
@@ -28,6 +29,7 @@ use indexmap::IndexMap;
 
 use crate::chat::{ErrorCode, Usage, UserId};
 use moderation::Moderator;
+use transcription::Transcriber;
 
 /// What goes to a model.
 #[derive(Clone, PartialEq, Debug)]
@@ -213,6 +215,7 @@ pub struct Models {
     models: Arc<IndexMap<Arc<str>, Model>>,
     default: Arc<str>,
     moderator: Arc<Moderator>,
+    transcriber: Option<Arc<Transcriber>>,
 }
 
 impl Models {
@@ -233,7 +236,9 @@ impl Models {
         let default = config.default.as_deref().or_else(|| models.keys().next().map(|id| &**id));
         let Some(default) = default.map(Arc::from) else { return Err(problems) };
         let moderator = Arc::new(Moderator::new(&config.moderation, config.connect_timeout));
-        Ok(Self { models: Arc::new(models), default, moderator })
+        let transcriber = config.transcription.as_ref();
+        let transcriber = transcriber.map(|it| Arc::new(Transcriber::new(it, config.connect_timeout)));
+        Ok(Self { models: Arc::new(models), default, moderator, transcriber })
     }
 
     /// Every model, in configured order.
@@ -256,6 +261,12 @@ impl Models {
     /// Waits for what the providers still do about answers that were dropped, each for some seconds at most.
     pub async fn close(&self) {
         futures_util::future::join_all(self.models.values().map(|model| model.provider.close())).await;
+    }
+
+    /// What makes text of recordings; `None` where nothing is configured to.
+    #[must_use]
+    pub fn transcriber(&self) -> Option<&Transcriber> {
+        self.transcriber.as_deref()
     }
 
     /// Who is asked whether a text is allowed.

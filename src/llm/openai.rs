@@ -74,16 +74,6 @@ impl OpenAi {
         });
         RequestMessage { role, content: Content::Parts(text.into_iter().chain(images).collect()) }
     }
-
-    /// Whether the server says itself that it has the model; `None` where it has no list.
-    async fn listed(&self, until: Instant) -> Result<Option<(bool, Usable)>, Error> {
-        let request = self.http.request(Method::GET, self.http.url(&["models"]))?;
-        let Some((list, usable)) = self.http.ask::<Value>(request, until).await? else { return Ok(None) };
-        // Some have the list itself in place of an object with it.
-        let Some(models) = list.get("data").unwrap_or(&list).as_array() else { return Ok(None) };
-        let known = models.iter().any(|model| model.get("id").and_then(Value::as_str) == Some(&self.model.name));
-        Ok(Some((known, usable)))
-    }
 }
 
 #[async_trait]
@@ -99,19 +89,33 @@ impl Provider for OpenAi {
     /// it is not in the list, or there is none, asks for it by name: Ollama lists `llama3:latest` and takes `llama3`.
     /// A server that knows neither route is taken for usable: it answers, and the interface demands neither.
     async fn probe(&self) -> Result<Usable, Error> {
-        let until = self.http.first_byte(Instant::now());
-        let listed = self.listed(until).await?;
-        if let Some((true, usable)) = listed {
-            return Ok(usable);
-        }
-        let name = &self.model.name;
-        let request = self.http.request(Method::GET, self.http.url(&["models", name]))?;
-        match self.http.ask::<IgnoredAny>(request, until).await? {
-            Some((_, usable)) => Ok(usable),
-            None if listed.is_none() => Ok(Usable::default()),
-            None => Err(self.http.error(Failure::Refused, format!("does not know the model `{name}`"))),
-        }
+        find(&self.http, &self.model.name).await
     }
+}
+
+/// Whether a server has a model of that name, found as `OpenAi::probe` says.
+pub(super) async fn find(http: &Http, name: &str) -> Result<Usable, Error> {
+    let until = http.first_byte(Instant::now());
+    let listed = listed(http, name, until).await?;
+    if let Some((true, usable)) = listed {
+        return Ok(usable);
+    }
+    let request = http.request(Method::GET, http.url(&["models", name]))?;
+    match http.ask::<IgnoredAny>(request, until).await? {
+        Some((_, usable)) => Ok(usable),
+        None if listed.is_none() => Ok(Usable::default()),
+        None => Err(http.error(Failure::Refused, format!("does not know the model `{name}`"))),
+    }
+}
+
+/// Whether the server lists the model; `None` where it has no list.
+async fn listed(http: &Http, name: &str, until: Instant) -> Result<Option<(bool, Usable)>, Error> {
+    let request = http.request(Method::GET, http.url(&["models"]))?;
+    let Some((list, usable)) = http.ask::<Value>(request, until).await? else { return Ok(None) };
+    // Some have the list itself in place of an object with it.
+    let Some(models) = list.get("data").unwrap_or(&list).as_array() else { return Ok(None) };
+    let known = models.iter().any(|model| model.get("id").and_then(Value::as_str) == Some(name));
+    Ok(Some((known, usable)))
 }
 
 #[derive(Serialize)]

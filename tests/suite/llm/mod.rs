@@ -6,6 +6,7 @@ mod dify; // applications of Dify
 mod moderation; // the hook that is asked whether a text is allowed
 mod openai; // OpenAI's chat completions
 mod probe; // whether a provider can be used, without a token of its
+mod transcription; // what makes text of recordings
 mod vendors; // what holds for each of the three
 
 use std::time::Duration;
@@ -50,6 +51,12 @@ fn vendor_model() -> VendorModel {
 fn prompt(text: &str) -> Prompt {
     let messages = vec![Message::text(Role::User, text)];
     Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap(), thread: None }
+}
+
+/// An endpoint at which nobody listens.
+fn nowhere() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}/v1", listener.local_addr().unwrap())
 }
 
 /// Who is spoken to, in their own words.

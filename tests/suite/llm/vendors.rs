@@ -11,7 +11,7 @@ use chatbox::{
 use futures_util::StreamExt;
 use proptest::prelude::*;
 
-use super::{Vendor, collect, impatient, prompt, reason, settings};
+use super::{Vendor, collect, impatient, nowhere, prompt, reason, settings};
 use crate::harness::provider::{Gate, Provider, Script, anthropic, dify};
 
 const PIECES: [&str; 3] = ["Hel", "lo, wö", "rld 😀"];

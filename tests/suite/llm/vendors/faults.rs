@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use chatbox::llm::{Error, Failure};
+use chatbox::llm::{Error, Failure, http::Settings};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::{Vendor, collect, impatient, prompt, settings};
+use super::{Vendor, collect, impatient, nowhere, prompt, settings};
 use crate::harness::provider::{Provider, Script, event};
 
 const BUSY: Failure = Failure::Busy { retry_after: None };
@@ -127,8 +127,7 @@ async fn what_is_no_answer_is_told_as_what_it_is() {
             assert!(!in_full(&err).contains("sk-secret"), "{}", in_full(&err));
             assert_eq!(provider.requests() - before, 1, "{vendor:?}: {told}: nothing is repeated or followed");
         }
-        let gone = settings(&provider);
-        drop(provider);
+        let gone = Settings { endpoint: nowhere().parse().unwrap(), ..settings(&provider) };
         let err = vendor.provider(gone).stream(&prompt("Hi")).await.err().unwrap();
         assert_eq!((err.failure, err.reason.as_str()), (Failure::Unreachable, "cannot be reached"), "{vendor:?}");
     }
