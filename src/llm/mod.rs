@@ -8,6 +8,7 @@ pub mod files;
 pub mod http;
 pub mod moderation;
 pub mod openai;
+pub mod probe;
 mod refusal;
 mod sse;
 mod stream;

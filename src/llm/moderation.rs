@@ -6,15 +6,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::{
-    Error, Failure,
+    Error, Failure, Usable,
     config::{self, Verdict},
     http::{Auth, Http, Settings},
+    refusal,
 };
 use crate::chat::{SessionId, UserId};
 
@@ -92,6 +93,26 @@ impl Moderator {
             Kind::Message => self.before.as_ref(),
             Kind::Reply => self.after.as_ref(),
         }
+    }
+
+    /// Asks whether a hook can be reached; `None` where none is configured. It is sent `HEAD`, so that it judges and
+    /// keeps nothing, and any answer but a refusal of the key will do: the interface demands no other method than
+    /// `POST`.
+    pub(super) fn probe(&self, kind: Kind) -> Option<impl Future<Output = Result<Usable, Error>> + Send> {
+        let http = self.hook(kind)?;
+        Some(async move {
+            let until = Instant::now() + http.settings.timeout;
+            let request = http.request(Method::HEAD, http.settings.endpoint.clone())?;
+            let response = http.send(request, until).await?;
+            let date = refusal::date(response.headers());
+            match response.status() {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(http.refusal(response).await),
+                status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
+                    Err(http.refusal(response).await)
+                }
+                _ => Ok(Usable { date }),
+            }
+        })
     }
 
     /// Whether a text is allowed; without a request where no hook is configured. A hook that fails is logged, and then

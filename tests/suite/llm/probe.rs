@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use chatbox::llm::{Failure, Provider as _, Usable, VendorModel, openai::OpenAi};
+use chatbox::llm::{Config, Failure, Models, Provider as _, Usable, VendorModel, openai::OpenAi};
 
-use super::{Vendor, impatient, settings, vendor_model};
+use super::{Vendor, impatient, nowhere, settings, vendor_model};
 use crate::harness::provider::{Provider, Request, Script};
 
 const OTHERS: &str = r#"{"object":"list","data":[{"id":"vendor-2","object":"model"}]}"#;
@@ -123,4 +123,39 @@ async fn a_name_with_a_slash_is_one_segment_of_the_path() {
     let model = VendorModel { name: "meta/llama 3?".to_owned(), ..vendor_model() };
     assert_eq!(OpenAi::new(settings(&provider), model).probe().await.unwrap(), Usable::default());
     assert_eq!(provider.request(1).await.target, "GET /v1/models/meta%2Fllama%203%3F");
+}
+
+#[tokio::test]
+async fn every_endpoint_is_asked_and_told_of_in_order() {
+    let model = json(200, LISTED);
+    let provider = Provider::start_by(routes(&[("/models", model)])).await;
+    let hook = Provider::start(Script::status(405, "text/plain", "")).await;
+    let closed = Provider::start(Script::status(401, "text/plain", "")).await;
+    let gone = nowhere();
+    let endpoint = provider.endpoint();
+    let models: Config = toml::from_str(&format!(
+        "[providers.try]\ntype = \"demo\"\n\
+         [providers.fast]\ntype = \"openai\"\nendpoint = \"{endpoint}\"\nmodel = \"vendor-1\"\n\
+         [providers.slow]\ntype = \"openai\"\nendpoint = \"{endpoint}\"\nmodel = \"vendor-9\"\n\
+         [providers.gone]\ntype = \"anthropic\"\nendpoint = \"{gone}\"\nmodel = \"m\"\napi_key = \"k\"\n\
+         [transcription]\nendpoint = \"{endpoint}\"\nmodel = \"vendor-2\"\n\
+         [moderation]\nbefore = \"{}/judge\"\nafter = \"{}/judge\"\n",
+        hook.endpoint(),
+        closed.endpoint(),
+    ))
+    .unwrap();
+    let findings = Models::new(&models).unwrap().probe().await;
+    assert_eq!(
+        findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "model try: usable",
+            "model fast: usable",
+            "model slow: does not know the model `vendor-9`",
+            "model gone: cannot be reached: Connection refused (os error 111)",
+            "transcription: usable",
+            "moderation before: usable",
+            "moderation after: refused with status 401",
+        ]
+    );
+    assert_eq!(hook.request(0).await.target, "HEAD /v1/judge");
 }
