@@ -30,6 +30,20 @@ pub fn render(text: &str) -> String {
     if text.len() > TEXT_BYTES_MAX {
         return format!("<pre>{}</pre>", ammonia::clean_text(text));
     }
+    if plain(text) {
+        return format!("<p>{text}</p>\n");
+    }
+    rich(text)
+}
+
+/// Whether a text is one paragraph without any mark that Markdown or HTML knows, as short replies often are: it means
+/// itself, and needs neither parser.
+fn plain(text: &str) -> bool {
+    let begins = text.starts_with(char::is_alphabetic) && !text.ends_with(' ');
+    begins && text.chars().all(|c| c.is_alphanumeric() || " ,.;?!'".contains(c))
+}
+
+fn rich(text: &str) -> String {
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS;
     let mut raw = String::with_capacity(text.len() + text.len() / 2);
     html::push_html(&mut raw, Tame::new(Parser::new_ext(text, options)));
@@ -190,6 +204,8 @@ const fn lowered(level: HeadingLevel) -> HeadingLevel {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use proptest::prelude::{prop_assert, proptest};
+
     use super::*;
 
     #[test]
@@ -224,6 +240,26 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(render(text), html, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_as_it_stands_is_what_the_parser_makes_of_it(
+            text in r"[a-zA-Zäß字٣' ,.;?!-]{1,3}[\PC ]{0,8}[a-zA-Z0-9ä字 ,.;?!']{0,80}"
+        ) {
+            prop_assert!(!plain(&text) || render(&text) == rich(&text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_plain_sentence_is_one_paragraph() {
+        for text in ["Yes.", "Große Wörter, kurz; ja? 字!", "a 1. b  c"] {
+            assert!(plain(text));
+            assert_eq!(rich(text), format!("<p>{text}</p>\n"));
+        }
+        for text in ["", " a", "a ", "1. a", "- a", "a\nb", "a*b*", "a<b", "a&b", "a\u{a0}b", "a\0"] {
+            assert!(!plain(text), "{text:?}");
         }
     }
 
