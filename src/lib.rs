@@ -117,7 +117,9 @@
 //! - **No QPACK streams are opened.** Without a dynamic table they carry nothing (RFC 9204, section 4.2), and an idle
 //!   session would keep their state.
 //! - **What a session has said stays in memory between its turns**, within `sessions.history_bytes`: settled entries do
-//!   not change, so only what follows is read for the next prompt.
+//!   not change, and messages and replies pass by here. What is not kept is read, and nothing else.
+//! - **A turn is announced on its node before it is stored.** As nothing is read between a message and the model's
+//!   request, whoever stops the turn in that moment has to be seen by its runner.
 //! - **A congestion window does not fall below ten packets by single losses.** On a lossy path CUBIC makes an answer wait
 //!   for acknowledgements that the link does not need; quinn's BBR does not share a bottleneck (`transport::congestion`).
 //! - **The Rust client has two layers.** [`client::Link`] carries frames and has no policy, which is what a load
