@@ -8,6 +8,7 @@ mod sessions;
 pub mod sqlite;
 mod usage;
 
+pub use self::sqlite::inspect::Inspected;
 pub use sessions::{
     Change, Changed, Found, ListSessions, NewShare, Open, OpenSession, Opened, Order, Page, Place, Search, Share,
 };
@@ -412,6 +413,20 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Where the file is.
+    ///
+    /// # Errors
+    /// The URL names no file.
+    pub fn path(&self, data_dir: &Path) -> std::result::Result<PathBuf, sqlite::OpenError> {
+        match self.url.strip_prefix("sqlite:") {
+            Some("") => Ok(data_dir.join("chatbox.db")),
+            Some(path) if !path.starts_with(':') && !path.ends_with('/') => Ok(PathBuf::from(path)),
+            _ => Err(sqlite::OpenError::Url(self.url.clone())),
+        }
+    }
+}
+
 /// Opens the configured store. `data_dir` is where it lies unless its URL says otherwise.
 ///
 /// # Errors
@@ -422,11 +437,16 @@ pub fn open(
     data_dir: &Path,
     metrics: Arc<Metrics>,
 ) -> std::result::Result<Arc<dyn Store>, sqlite::OpenError> {
-    let path = match config.url.strip_prefix("sqlite:") {
-        Some("") => data_dir.join("chatbox.db"),
-        Some(path) if !path.starts_with(':') && !path.ends_with('/') => PathBuf::from(path),
-        _ => return Err(sqlite::OpenError::Url(config.url.clone())),
-    };
+    let path = config.path(data_dir)?;
     let seal = seal::Seal::new(&config.encryption_keys)?;
     Ok(Arc::new(sqlite::Sqlite::open(&path, seal, &sqlite::Options::default(), metrics)?))
+}
+
+/// Looks at the configured store, and changes nothing.
+///
+/// # Errors
+/// Those of [`open`], but for another process that has it.
+pub fn inspect(config: &Config, data_dir: &Path) -> std::result::Result<Inspected, sqlite::OpenError> {
+    seal::Seal::new(&config.encryption_keys)?;
+    sqlite::inspect::inspect(&config.path(data_dir)?)
 }

@@ -6,6 +6,7 @@
 mod again;
 mod append;
 mod checkpoint;
+pub mod inspect;
 mod lists;
 mod queries;
 mod ratings;
@@ -21,6 +22,7 @@ mod values;
 mod writer;
 
 use std::{
+    ffi::OsString,
     fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -318,15 +320,20 @@ fn lock(path: &Path) -> std::result::Result<File, OpenError> {
     if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(OpenError::Io)?;
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
     let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(name).map_err(OpenError::Io)?;
+    let options = options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(lock_name(path)).map_err(OpenError::Io)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
         Err(TryLockError::Error(err)) => Err(OpenError::Io(err)),
     }
+}
+
+fn lock_name(path: &Path) -> OsString {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    name
 }
 
 /// Makes the file before the database does, because it decides who may read the log files beside it too.

@@ -239,8 +239,11 @@ fn prepare(connection: &Connection) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Applies what the file has not had yet, each migration in a transaction with its version number.
-fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenError> {
+/// How many migrations the file has had.
+///
+/// # Errors
+/// When it has had more than there are, or is another program's.
+pub(super) fn version(connection: &Connection, migrations: &[&str]) -> Result<usize, OpenError> {
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > migrations.len() {
         return Err(OpenError::Newer { found: version, known: migrations.len() });
@@ -248,6 +251,12 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenE
     if version == 0 && connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))? {
         return Err(OpenError::Foreign);
     }
+    Ok(version)
+}
+
+/// Applies what the file has not had yet, each migration in a transaction with its version number.
+fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenError> {
+    let version = version(connection, migrations)?;
     for (migration, version) in migrations.iter().zip(1_usize..).skip(version) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(migration)?;
@@ -277,7 +286,7 @@ mod tests {
 
     const EXTRA: &str = "CREATE TABLE extra (id INTEGER PRIMARY KEY) STRICT;";
 
-    fn version(connection: &Connection) -> usize {
+    fn counted(connection: &Connection) -> usize {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
     }
 
@@ -288,7 +297,7 @@ mod tests {
         connection.execute("UPDATE probe SET checked_at = 77", []).unwrap();
         migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
         migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
-        assert_eq!(version(&connection), 2);
+        assert_eq!(counted(&connection), 2);
         let kept: i64 = connection.query_row("SELECT checked_at FROM probe", [], |row| row.get(0)).unwrap();
         assert_eq!(kept, 77);
         assert_eq!(connection.execute("INSERT INTO extra VALUES (1)", []).unwrap(), 1);
@@ -299,9 +308,9 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         let broken = "CREATE TABLE half (id INTEGER) STRICT; CREATE TABLE half (id INTEGER) STRICT;";
         assert!(matches!(migrate(&mut connection, &[FIRST, broken]), Err(OpenError::Database(_))));
-        assert_eq!(version(&connection), 1);
+        assert_eq!(counted(&connection), 1);
         migrate(&mut connection, &[FIRST, EXTRA]).unwrap();
-        assert_eq!(version(&connection), 2);
+        assert_eq!(counted(&connection), 2);
     }
 
     #[test]
