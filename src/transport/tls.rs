@@ -4,6 +4,7 @@
 //! nothing of connections.
 
 mod tickets;
+pub mod validity;
 
 use std::{
     fmt, fs,
@@ -85,12 +86,7 @@ impl Tls {
     /// When a file cannot be read, holds no certificate or no key, or when the key does not fit; when only one
     /// of the two files is configured; when none is and the listener is not on loopback.
     pub fn load(config: &Config, loopback: bool, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
-        let source = match (&config.cert_file, &config.key_file) {
-            (Some(cert), Some(key)) => Source { files: Files::new(cert, key), self_signed: false },
-            (None, None) if loopback => Source { files: Files::inside(&config.dir), self_signed: true },
-            (None, None) => anyhow::bail!("`tls.cert_file` and `tls.key_file` are needed off loopback"),
-            _ => anyhow::bail!("`tls.cert_file` and `tls.key_file` go together"),
-        };
+        let source = Source::new(config, loopback)?;
         let provider = Arc::new(default_provider());
         source.renew(&provider)?;
         let seen = source.files.stamp();
@@ -203,6 +199,15 @@ struct Source {
 }
 
 impl Source {
+    fn new(config: &Config, loopback: bool) -> anyhow::Result<Self> {
+        match (&config.cert_file, &config.key_file) {
+            (Some(cert), Some(key)) => Ok(Self { files: Files::new(cert, key), self_signed: false }),
+            (None, None) if loopback => Ok(Self { files: Files::inside(&config.dir), self_signed: true }),
+            (None, None) => anyhow::bail!("`tls.cert_file` and `tls.key_file` are needed off loopback"),
+            _ => anyhow::bail!("`tls.cert_file` and `tls.key_file` go together"),
+        }
+    }
+
     /// Makes a certificate if it is ours to make and there is none that lasts.
     fn renew(&self, provider: &Arc<CryptoProvider>) -> anyhow::Result<()> {
         if !self.self_signed || self.files.read(provider).is_ok_and(|key| lasts(&key, provider)) {
