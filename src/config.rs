@@ -103,7 +103,7 @@ impl Default for Listen {
 
 impl Listen {
     /// Each listener with its key.
-    fn each(&self) -> [(&'static str, Address); 3] {
+    pub(crate) fn each(&self) -> [(&'static str, Address); 3] {
         [("listen.http", self.http), ("listen.quic", self.quic), ("listen.ops", self.ops)]
     }
 }

@@ -260,7 +260,11 @@ fn gate(
     }))
 }
 
-fn models(config: &Config) -> anyhow::Result<Models> {
+/// The configured models.
+///
+/// # Errors
+/// Everything that is wrong with their configuration, one line each.
+pub fn models(config: &Config) -> anyhow::Result<Models> {
     Models::new(&config.llm).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         anyhow::Error::msg(lines.join("\n"))

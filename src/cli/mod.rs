@@ -5,6 +5,7 @@
 mod bench;
 mod chat;
 mod check_config;
+mod doctor;
 mod healthcheck;
 mod serve;
 mod token;
@@ -56,8 +57,10 @@ enum Command {
     Token(token::Ask),
     /// Talk to a server: in the terminal, or line by line through pipes
     Chat(chat::Ask),
-    /// Check the configuration and print what is in effect, without secrets
-    CheckConfig,
+    /// Check the configuration, print what is in effect, without secrets, and try the endpoints of models
+    CheckConfig(check_config::Ask),
+    /// Look for what keeps this configuration from running here, and say what to do about it
+    Doctor(doctor::Ask),
     /// Ask the running server of this configuration whether it is ready
     Healthcheck,
     /// Load a server, one of its own unless told otherwise, and report what it costs
@@ -121,7 +124,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Serve => serve::run(&cli.global),
         Command::Token(ask) => token::run(&cli.global, ask),
         Command::Chat(ask) => chat::run(&cli.global, ask),
-        Command::CheckConfig => check_config::run(&cli.global),
+        Command::CheckConfig(ask) => check_config::run(&cli.global, ask),
+        Command::Doctor(ask) => doctor::run(&cli.global, ask),
         Command::Healthcheck => healthcheck::run(&cli.global),
         Command::Bench(ask) => bench::run(&cli.global, ask),
     }
@@ -206,6 +210,6 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert_eq!(names, ["serve", "token", "chat", "check-config", "healthcheck", "bench"]);
+        assert_eq!(names, ["serve", "token", "chat", "check-config", "doctor", "healthcheck", "bench"]);
     }
 }

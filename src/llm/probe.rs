@@ -44,21 +44,22 @@ pub struct Finding {
     pub result: Result<Usable, Error>,
 }
 
+impl Finding {
+    /// What it is: `usable`, or why it is not, with what the system or the other side did.
+    #[must_use]
+    pub fn said(&self) -> String {
+        let Err(err) = &self.result else { return "usable".to_owned() };
+        let mut cause = err.source.as_deref().map(|source| source as &dyn std::error::Error);
+        while let Some(inner) = cause.and_then(std::error::Error::source) {
+            cause = Some(inner);
+        }
+        cause.map_or_else(|| err.reason.clone(), |cause| format!("{}: {cause}", err.reason))
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.subject)?;
-        match &self.result {
-            Ok(_) => f.write_str("usable"),
-            Err(err) => {
-                f.write_str(&err.reason)?;
-                // The innermost says what the system, or the other side, did.
-                let mut cause = err.source.as_deref().map(|source| source as &dyn std::error::Error);
-                while let Some(inner) = cause.and_then(std::error::Error::source) {
-                    cause = Some(inner);
-                }
-                cause.map_or(Ok(()), |cause| write!(f, ": {cause}"))
-            }
-        }
+        write!(f, "{}: {}", self.subject, self.said())
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Address;
 
@@ -30,6 +30,17 @@ pub struct Sockets {
     pub udp: Vec<UdpSocket>,
     /// what the sockets are bound to
     pub addresses: Vec<SocketAddr>,
+}
+
+impl Sockets {
+    /// What a UDP socket of them holds while nobody reads it, and what was asked for, both in bytes; `None` where
+    /// there is no such socket, or the system does not say.
+    #[must_use]
+    pub fn receive_bytes(&self) -> Option<(usize, usize)> {
+        let held = SockRef::from(self.udp.first()?).recv_buffer_size().ok()?;
+        // Linux doubles what it is asked for, and tells that (socket(7), `SO_RCVBUF`).
+        Some((if cfg!(target_os = "linux") { held / 2 } else { held }, RECEIVE_BYTES))
+    }
 }
 
 /// Opens TCP sockets, and UDP ones beside them where `quic` says so. Port 0 takes one that is free for all.
@@ -109,8 +120,6 @@ fn prepare(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use socket2::SockRef;
-
     use super::*;
 
     #[test]

@@ -1,5 +1,7 @@
 //! The binary: commands, output, exit codes.
 
+mod doctor; // what `check-config` and `doctor` find, and what they say about it
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
@@ -73,7 +75,7 @@ fn bad_usage_ends_with_64_and_help_with_0() {
     assert!(!home.path().join("data").exists(), "a bad start leaves nothing behind");
     let help = run(&mut chatbox(home.path(), &["--help"]));
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "token", "check-config", "healthcheck"] {
+    for command in ["serve", "token", "check-config", "doctor", "healthcheck"] {
         assert!(help.stdout.contains(command), "{}", help.stdout);
     }
     let version = run(&mut chatbox(home.path(), &["--version"]));

@@ -11,7 +11,7 @@ use source::{Source, all, root, words};
 /// Who may import whom. Everything may import [`EVERYWHERE`], and itself.
 const IMPORTS: [(&str, &[&str]); 16] = [
     ("main", &["cli"]),
-    ("cli", &["server", "client", "bench", "config", "auth", "protocol"]),
+    ("cli", &["server", "client", "bench", "config", "auth", "protocol", "llm", "store", "transport"]),
     ("bench", &["client", "protocol", "auth", "config", "store"]),
     ("client", &["protocol"]),
     ("http", &["connection", "router", "protocol", "auth", "limit", "transport", "markdown"]),
