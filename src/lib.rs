@@ -129,6 +129,13 @@
 //!   blocked nobody waits twice, and where it is not any longer, nobody is stuck.
 //! - **The bench measures from outside**: a child process of the same binary, read through `/proc`, so that what is
 //!   measured is what is shipped; the load has other cores. Requests at a fixed rate are charged from when they were due.
+//! - **A provider's first deadline lasts until its first text.** Servers ping while they are stuck, so bytes prove nothing;
+//!   a model that thinks longer gets a longer `first_byte_timeout`.
+//! - **An error of a vendor is told by its code, never by its text**, which may quote the key or the prompt.
+//! - **A request that broke off is not one that was never sent**: it may be billed, so only the latter, and what the vendor
+//!   says it refused for now, are asked again.
+//! - **An answer of Dify that is dropped is stopped by a request**: it works on when its client hangs up. A drain waits for
+//!   those requests, 5 s at most.
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 

@@ -26,10 +26,10 @@ pub struct Config {
     /// how long a connection to a provider may take to open
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
-    /// how long a provider may be silent before the first piece of its answer
+    /// how long the first text of an answer may take; what a model thinks before, and pings, are no text
     #[serde(with = "duration")]
     pub first_byte_timeout: Duration,
-    /// how long a provider may be silent between two pieces
+    /// how long a provider may be silent in the middle of its answer
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
     /// how often a refused request is repeated, when nothing of an answer has come
@@ -181,10 +181,10 @@ pub struct ProviderConfig {
     /// deadline of a whole answer; absent: `llm.timeout`
     #[serde(default, with = "duration::option")]
     pub timeout: Option<Duration>,
-    /// how long it may be silent before its first piece; absent: `llm.first_byte_timeout`
+    /// how long its first text may take, longer for one that thinks; absent: `llm.first_byte_timeout`
     #[serde(default, with = "duration::option")]
     pub first_byte_timeout: Option<Duration>,
-    /// how long it may be silent between two pieces; absent: `llm.idle_timeout`
+    /// how long it may be silent in the middle of its answer; absent: `llm.idle_timeout`
     #[serde(default, with = "duration::option")]
     pub idle_timeout: Option<Duration>,
     /// of `demo`: the pause before each piece; `0s` for load tests. Absent: [`super::demo::PACE`]
