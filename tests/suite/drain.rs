@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use chatbox::{
+    config::secret::Secret,
+    llm::{Kind, ProviderConfig},
+};
 use serde_json::json;
 
 use crate::harness::{
     Client, Server, Via, id, openai, over_both, process,
-    provider::{Gate, Provider, Script},
+    provider::{Gate, Provider, Script, dify},
 };
 
 over_both! {
     drain_lets_the_running_answer_finish,
     drain_deadline_interrupts_and_keeps_the_text,
     killed_server_keeps_what_it_acknowledged,
+    drain_tells_dify_to_stop_before_the_server_is_gone,
 }
 
 // checklist 41
@@ -94,4 +99,30 @@ async fn killed_server_keeps_what_it_acknowledged(via: Via) {
     assert_eq!((text.as_str(), &last["reply_to"]), ("answered", &json!(3)), "queued turns go on");
     let mut again = client.exchange(json!({"type": "user_message", "id": id(), "content": "third"})).await;
     assert_eq!(again.until("accepted").await["seq"], 5, "every entry is there once");
+}
+
+async fn drain_tells_dify_to_stop_before_the_server_is_gone(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start_by(dify::stoppable(dify::answer(["half ", "of it"]).gated(&gate))).await;
+    let server = Server::with(|config| {
+        config.drain.timeout = Duration::from_millis(100);
+        let mut application = ProviderConfig::new(Kind::Dify);
+        application.endpoint = Some(provider.endpoint().parse().unwrap());
+        application.api_key = Some(Secret::new("app-key"));
+        config.llm.providers = [("scripted".to_owned(), application)].into_iter().collect();
+        config.sessions.model_names = false;
+    })
+    .await;
+    let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let mut exchange = client.say("hello").await;
+    gate.release(1);
+    exchange.until("ai_response").await;
+    server.drain();
+    let (text, last) = exchange.reply_from("half ".to_owned()).await;
+    assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("interrupted")));
+    server.ended().await.expect("clean end");
+    assert_eq!(provider.requests(), 2, "the end waits for what Dify is told");
+    let stop = provider.request(1).await;
+    assert_eq!(stop.target, format!("POST /v1/chat-messages/{}/stop", dify::TASK));
+    assert_eq!(stop.body, json!({ "user": "ann" }));
 }
