@@ -1,5 +1,7 @@
 //! File, environment and flags together; what refuses the start.
 
+mod llm;
+
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use chatbox::config::{Address, Loaded, fault::Faults, load};
