@@ -270,7 +270,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn change_session(&self, id: SessionId, owner: Option<UserId>, change: Change) -> Result<Changed>;
 
     /// Deletes a session of `owner` with everything in it. Gives the session as it was, and the turns that were open.
-    /// What its requests took stays in the user's account, without a link to it.
+    /// What its requests took stays in the user's days, and in rows that no longer say whose they were.
     ///
     /// # Errors
     /// `NotFound`.

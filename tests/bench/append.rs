@@ -46,6 +46,8 @@ struct Round {
     whole: Duration,
     /// commits that they shared
     commits: u64,
+    /// bytes that this process has written, to the log and from there into the file
+    written: u64,
 }
 
 impl Round {
@@ -55,6 +57,11 @@ impl Round {
 
     fn commits_per_second(&self) -> f64 {
         f64::from(u32::try_from(self.commits).unwrap()) / self.whole.as_secs_f64()
+    }
+
+    fn written_per_message(&self) -> f64 {
+        let kib = f64::from(u32::try_from(self.written >> 10).unwrap());
+        kib / f64::from(u32::try_from(self.took.len()).unwrap())
     }
 
     fn percentile_ms(&mut self, percent: usize) -> f64 {
@@ -86,14 +93,18 @@ fn main() {
         turns.push(runtime.block_on(appends(&store, &metrics, 64, Each::Answered)));
         charged.push(runtime.block_on(appends(&store, &metrics, 64, Each::Charged)));
     }
-    println!("{:32} {:>10} {:>6} {:>8} {:>8} {:>9}", "", "messages/s", "ratio", "p50 ms", "p99 ms", "commits/s");
+    let head = ["messages/s", "ratio", "p50 ms", "p99 ms", "commits/s", "KiB each"];
+    let [messages, ratio, p50, p99, commits, written] = head;
+    println!("{:32} {messages:>10} {ratio:>6} {p50:>8} {p99:>8} {commits:>9} {written:>9}", "");
     let base = median(rounds[0].iter().map(Round::per_second));
     for (name, rounds) in names.iter().zip(&mut rounds) {
         let rate = median(rounds.iter().map(Round::per_second));
         let p50 = median(rounds.iter_mut().map(|round| round.percentile_ms(50)));
         let p99 = median(rounds.iter_mut().map(|round| round.percentile_ms(99)));
         let commits = median(rounds.iter().map(Round::commits_per_second));
-        println!("{name:32} {rate:>10.0} {:>5.1}x {p50:>8.2} {p99:>8.2} {commits:>9.0}", rate / base);
+        let written = median(rounds.iter().map(Round::written_per_message));
+        let ratio = rate / base;
+        println!("{name:32} {rate:>10.0} {ratio:>5.1}x {p50:>8.2} {p99:>8.2} {commits:>9.0} {written:>9.1}");
     }
     let filled = runtime.block_on(fill(&store));
     runtime.block_on(store.close());
@@ -140,18 +151,25 @@ fn one_commit_per_message(path: &Path) -> Round {
     let session = SessionId::new();
     let mut insert = connection.prepare("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)").unwrap();
     let content = "x".repeat(BODY_BYTES);
-    let mut took = Vec::new();
+    let (mut took, before) = (Vec::new(), written());
     let begun = Instant::now();
     while begun.elapsed() < ROUND {
         let began = Instant::now();
         insert.execute(params![EntryId::new().0.as_bytes(), session.0.as_bytes(), took.len(), content]).unwrap();
         took.push(began.elapsed());
     }
-    Round { commits: took.len().try_into().unwrap(), took, whole: begun.elapsed() }
+    let commits = took.len().try_into().unwrap();
+    Round { commits, took, whole: begun.elapsed(), written: written() - before }
+}
+
+/// Bytes that this process has handed to the kernel so far.
+fn written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
 }
 
 async fn appends(store: &Arc<dyn Store>, metrics: &Metrics, writers: usize, each: Each) -> Round {
-    let before = metrics.store_commit_writes.get_sample_count();
+    let (before, bytes) = (metrics.store_commit_writes.get_sample_count(), written());
     let mut tasks = JoinSet::new();
     let begun = Instant::now();
     for writer in 0..writers {
@@ -159,7 +177,8 @@ async fn appends(store: &Arc<dyn Store>, metrics: &Metrics, writers: usize, each
         tasks.spawn(async move { write(&*store, &format!("user {writer}"), begun, each).await });
     }
     let took = tasks.join_all().await.into_iter().flatten().collect();
-    Round { took, whole: begun.elapsed(), commits: metrics.store_commit_writes.get_sample_count() - before }
+    let commits = metrics.store_commit_writes.get_sample_count() - before;
+    Round { took, whole: begun.elapsed(), commits, written: written() - bytes }
 }
 
 /// Appends one message after the other to a session of its own.

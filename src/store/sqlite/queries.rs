@@ -186,7 +186,8 @@ queries! {
     TURN_RENEW = "UPDATE turns SET lease_until = ?3 WHERE id = ?1 AND node = ?2 AND state = 'running'";
     /// A turn ends.
     TURN_END = "UPDATE turns SET state = ?2, length = ?3, reply_seq = ?4, ended_at = ?5, prompt_tokens = ?6, \
-        completion_tokens = ?7, usage_estimated = ?8, failure = ?9, lease_until = NULL, \
+        completion_tokens = ?7, usage_estimated = ?8, failure = ?9, usage_place = ?10, usage_rows = ?11, \
+        lease_until = NULL, \
         first_token_at = CASE WHEN ?3 > 0 THEN coalesce(first_token_at, ?5) END WHERE id = ?1";
     /// Turns that nobody runs. Reads the index of running turns, which holds no other.
     TURNS_LOST = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_running \
@@ -220,8 +221,14 @@ queries! {
     /// What a user's requests took from a day on.
     USAGE_DAILY = "SELECT day, model_id, requests, prompt_tokens, completion_tokens, estimated_tokens, cost \
         FROM usage_daily WHERE user_id = ?1 AND day >= ?2 ORDER BY day, model_id";
-    /// A session goes, and what its requests took stays without it.
-    USAGE_UNLINK = "UPDATE usage SET session_id = NULL, turn_id = NULL WHERE user_id = ?1 AND session_id = ?2";
+    /// A session goes, and what the requests of its turns took stays without it.
+    USAGE_UNLINK = "UPDATE usage SET user_id = NULL, session_id = NULL, turn_id = NULL WHERE place IN \
+        (SELECT made.place FROM turns CROSS JOIN usage AS made WHERE turns.session_id = ?1 \
+        AND made.place BETWEEN turns.usage_place AND turns.usage_place + turns.usage_rows - 1)";
+    /// The same of what was asked outside of turns, which are few for each user.
+    USAGE_UNLINK_OUTSIDE = "UPDATE usage SET user_id = NULL, session_id = NULL, id = NULL \
+        WHERE place IN (SELECT place FROM usage INDEXED BY usage_outside WHERE user_id = ?1 AND id IS NOT NULL \
+        AND session_id = ?2)";
 
     /// What a provider calls a conversation.
     THREAD_KEEP = "INSERT INTO threads (session_id, model_id, reference, reply_seq) VALUES (?1, ?2, ?3, ?4) \

@@ -152,11 +152,14 @@ const THIRD: &str = r#"
     -- who wrote which part of a reply, as JSON; NULL when one model wrote it all
     ALTER TABLE entries ADD COLUMN segments TEXT;
 
-    -- one row for each request to a model, by ids that sort by time, so that rows lie in the order of their making.
-    -- They outlive their session and its turns, without the links
+    -- One row for each request to a model, in the order of their making. Rows of a turn follow each other, and its row
+    -- says where: an index of sessions or turns would be a page more for each of them. Rows outlive their session,
+    -- and say then only what was spent on which model, and when.
     CREATE TABLE usage (
-        id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
-        user_id TEXT NOT NULL,
+        place INTEGER NOT NULL PRIMARY KEY,
+        -- of a request outside of turns
+        id BLOB CHECK (length(id) = 16),
+        user_id TEXT,
         session_id BLOB,
         turn_id BLOB,
         model_id TEXT NOT NULL,
@@ -167,9 +170,11 @@ const THIRD: &str = r#"
         -- in millionths of the currency that was configured
         cost INTEGER,
         created_at INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    -- finds the rows of a session that goes, and those of a person
-    CREATE INDEX usage_of_user ON usage (user_id, session_id);
+    ) STRICT;
+    CREATE UNIQUE INDEX usage_outside ON usage (user_id, id) WHERE id IS NOT NULL;
+    -- the first of the turn's rows, and how many they are
+    ALTER TABLE turns ADD COLUMN usage_place INTEGER;
+    ALTER TABLE turns ADD COLUMN usage_rows INTEGER NOT NULL DEFAULT 0;
 
     CREATE TABLE usage_daily (
         user_id TEXT NOT NULL,

@@ -161,7 +161,8 @@ pub(super) fn change(
 pub(super) fn delete(connection: &Connection, id: SessionId, owner: &UserId, seal: &Seal) -> Result<Changed> {
     let session = owned(connection, id, Some(owner), seal)?;
     let open_turns = reads::open_turns(connection, id)?;
-    connection.prepare_cached(queries::USAGE_UNLINK)?.execute(params![owner, id])?;
+    connection.prepare_cached(queries::USAGE_UNLINK)?.execute([id])?;
+    connection.prepare_cached(queries::USAGE_UNLINK_OUTSIDE)?.execute(params![owner, id])?;
     connection.prepare_cached(queries::SESSION_DELETE)?.execute([id])?;
     Ok(Changed { session, changed: true, open_turns })
 }

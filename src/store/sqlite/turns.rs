@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use ring::digest;
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
-use uuid::Uuid;
 
 use super::{
     super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, Thread, TurnText, now, seal::Seal},
@@ -245,6 +244,8 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
         Some(reply_seq) => reply_seq,
         None => place(connection, &ending.turn, now, seal)?,
     };
+    let reply = Entry { usage: tokens, ..entry_at(connection, session_id, reply_seq, seal)? };
+    let usage_place = charge(connection, &reply, end, now)?;
     connection.prepare_cached(queries::TURN_END)?.execute(params![
         end.turn_id,
         end.state,
@@ -254,14 +255,18 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
         tokens.map(|usage| usage.prompt_tokens),
         tokens.map(|usage| usage.completion_tokens),
         tokens.map(|usage| usage.estimated),
-        end.failure
+        end.failure,
+        usage_place,
+        end.spent.len()
     ])?;
     if ending.length > 0 {
         connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
     }
-    let reply = Entry { usage: tokens, ..entry_at(connection, session_id, reply_seq, seal)? };
     let reply = settle(connection, reply, end, text, seal)?;
-    account(connection, &reply, end, now, seal)?;
+    if let (Some(reference), Some(model_id)) = (&end.thread, &reply.model_id) {
+        let thread = Thread { reference: reference.clone(), reply_seq };
+        usage::keep_thread(connection, session_id, model_id, &thread, seal)?;
+    }
     let took_ms = ending.started_at.map(|started| now.0 - started.0);
     count(connection, session_id, tokens, took_ms.filter(|_took| end.state == TurnState::Complete))?;
     let mut queue = connection.prepare_cached(queries::SESSION_QUEUE)?;
@@ -269,18 +274,16 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     Ok(Some(EndedTurn { reply, rev, waiting }))
 }
 
-/// Writes what was asked of models for a reply, and what the provider calls the conversation from here on.
-fn account(connection: &Connection, reply: &Entry, end: &EndTurn, now: Timestamp, seal: &Seal) -> Result<()> {
-    let (session_id, turn_id) = (Some(reply.session_id), Some(end.turn_id));
-    let of_reply = usage::Account { user_id: &reply.user_id, session_id, turn_id };
+/// Writes what was asked of models for a reply, in rows that follow each other. Gives the place of the first one.
+fn charge(connection: &Connection, reply: &Entry, end: &EndTurn, now: Timestamp) -> Result<Option<i64>> {
+    let (session_id, asked) = (Some(reply.session_id), usage::Asked::Turn(end.turn_id));
+    let account = usage::Account { user_id: &reply.user_id, session_id, asked };
+    let mut first = None;
     for spent in &end.spent {
-        usage::insert(connection, Uuid::now_v7(), &of_reply, spent, now)?;
+        let place = usage::insert(connection, &account, spent, now)?;
+        first = first.or(place);
     }
-    if let (Some(reference), Some(model_id)) = (&end.thread, &reply.model_id) {
-        let thread = Thread { reference: reference.clone(), reply_seq: reply.seq };
-        usage::keep_thread(connection, reply.session_id, model_id, &thread, seal)?;
-    }
-    Ok(())
+    Ok(first)
 }
 
 /// Moves the session's `rev` and counters: tokens of every reply, number and time of complete ones.

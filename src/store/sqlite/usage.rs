@@ -9,11 +9,18 @@ use super::{
 };
 use crate::chat::{Day, SessionId, Timestamp, TurnId, Usage, UserId};
 
-/// Where a request belongs.
+/// Whose a request was, and what for.
 pub(super) struct Account<'a> {
     pub(super) user_id: &'a UserId,
     pub(super) session_id: Option<SessionId>,
-    pub(super) turn_id: Option<TurnId>,
+    pub(super) asked: Asked,
+}
+
+/// What a request belongs to.
+pub(super) enum Asked {
+    Turn(TurnId),
+    /// nothing; the name of its row
+    Outside(Uuid),
 }
 
 /// What is counted of what a provider reported.
@@ -26,21 +33,24 @@ pub(super) fn counted(usage: Usage) -> Usage {
     }
 }
 
-/// Adds a row, and its numbers to the user's day. Reads nothing; of a row that is there nothing is added.
+/// Adds a row, and its numbers to the user's day. Reads nothing. Gives its place; `None` when one of that name is there.
 pub(super) fn insert(
     connection: &Connection,
-    id: Uuid,
     account: &Account<'_>,
     spent: &Spent,
     at: Timestamp,
-) -> Result<()> {
+) -> Result<Option<i64>> {
     let Usage { prompt_tokens, completion_tokens, estimated } = counted(spent.usage);
     let cost = spent.cost.map(|cost| cost.min(COUNT_MAX));
+    let (id, turn_id) = match &account.asked {
+        Asked::Turn(turn_id) => (None, Some(*turn_id)),
+        Asked::Outside(id) => (Some(id.as_bytes()), None),
+    };
     let inserted = connection.prepare_cached(queries::USAGE_INSERT)?.execute(params![
-        id.as_bytes(),
+        id,
         account.user_id,
         account.session_id,
-        account.turn_id,
+        turn_id,
         spent.model_id,
         spent.purpose,
         prompt_tokens,
@@ -50,8 +60,9 @@ pub(super) fn insert(
         at
     ])?;
     if inserted == 0 {
-        return Ok(());
+        return Ok(None);
     }
+    let place = connection.last_insert_rowid();
     connection.prepare_cached(queries::USAGE_DAILY_ADD)?.execute(params![
         account.user_id,
         Day::of(at).0,
@@ -61,7 +72,7 @@ pub(super) fn insert(
         if estimated { prompt_tokens + completion_tokens } else { 0 },
         cost
     ])?;
-    Ok(())
+    Ok(Some(place))
 }
 
 /// Adds what a request outside of a turn took, unless an earlier call has.
@@ -70,8 +81,8 @@ pub(super) fn spend(connection: &Connection, spend: &Spend) -> Result<()> {
         .prepare_cached(queries::SESSION_KNOWN)?
         .query_row([spend.session_id], |row| row.get(0))
         .optional()?;
-    let account = Account { user_id: &spend.user_id, session_id: session, turn_id: None };
-    insert(connection, spend.id, &account, &spend.spent, now())
+    let account = Account { user_id: &spend.user_id, session_id: session, asked: Asked::Outside(spend.id) };
+    insert(connection, &account, &spend.spent, now()).map(drop)
 }
 
 /// What a user's requests took from a day on.

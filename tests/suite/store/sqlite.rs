@@ -164,7 +164,7 @@ async fn sealed_file_shows_nobody_what_was_said() {
 }
 
 #[tokio::test]
-async fn deleted_session_leaves_rows_of_its_user_that_nothing_leads_to() {
+async fn deleted_session_leaves_rows_that_say_no_more_than_what_was_spent() {
     let shelf = Shelf::new();
     let room = Room::new(shelf.open()).await;
     let kept = open(&*room.store, &room.user, Open::New, 2).await.id;
@@ -184,15 +184,15 @@ async fn deleted_session_leaves_rows_of_its_user_that_nothing_leads_to() {
     let rows = |links: &str| {
         let sql = format!(
             "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), sum(cost), group_concat(purpose) FROM \
-             (SELECT * FROM usage WHERE user_id = 'ada' AND {links} ORDER BY purpose)"
+             (SELECT * FROM usage WHERE {links} ORDER BY purpose)"
         );
         let connection = Connection::open(shelf.path()).unwrap();
         let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
         connection.query_row(&sql, [], read).unwrap()
     };
     let two: (u32, u32, u32, u32, String) = (2, 6, 8, 18, "name,reply".to_owned());
-    assert_eq!(rows("session_id IS NULL AND turn_id IS NULL"), two);
-    assert_eq!(rows(&format!("session_id = x'{}'", kept.0.simple())), two);
+    assert_eq!(rows("session_id IS NULL AND turn_id IS NULL AND user_id IS NULL AND id IS NULL"), two);
+    assert_eq!(rows(&format!("user_id = 'ada' AND session_id = x'{}'", kept.0.simple())), two);
 }
 
 #[tokio::test]
