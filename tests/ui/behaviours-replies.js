@@ -1,6 +1,8 @@
 /** What can be done about a reply, and what the page says of messages that wait, fail, or are being typed. */
 
 import assert from 'node:assert/strict';
+import { createServer } from 'node:http';
+import { once } from 'node:events';
 import { tcpProxy, freePort } from './harness/network.js';
 import { open, say } from './harness/acts.js';
 import * as shown from './harness/shown.js';
@@ -9,7 +11,51 @@ const CUT = /WebTransport|QUIC|WebSocket|ERR_|NetworkError|interrupted while the
 
 const variants = () => document.querySelector('[data-last] .place')?.textContent;
 
+/** A hook that refuses messages with one word and answers with another; gives the settings of a server that asks it. */
+async function refusing(context) {
+  const hook = createServer(async (request, response) => {
+    let body = '';
+    for await (const chunk of request) body += chunk;
+    const { kind, content } = JSON.parse(body);
+    response.end(JSON.stringify({ allowed: !content.includes(kind === 'message' ? 'forbidden' : '29') }));
+  });
+  await once(hook.listen(0, '127.0.0.1'), 'listening');
+  context.after(() => hook.close());
+  const url = `http://127.0.0.1:${hook.address().port}/`;
+  return { CHATBOX_LLM__MODERATION__BEFORE: url, CHATBOX_LLM__MODERATION__AFTER: url };
+}
+
 export function replies(page) {
+  page('what a hook refuses is told, and an answer is taken back', async (page, server) => {
+    await open(page, server);
+    await say(page, 'a forbidden word');
+    await page.until(shown.ownState, 'failed');
+    const note = () => [...document.querySelectorAll('.own')].at(-1).innerText;
+    assert.match(await page.evaluate(note), /Not sent: this content is not allowed here/);
+    await page.click('.own .discard');
+    await say(page, 'count to 30');
+    await page.until(() => /\b2\b/.test(document.querySelector('.streaming')?.textContent ?? ''));
+    await page.until(shown.finished, 1);
+    const reply = await page.evaluate(() => document.querySelector('.reply').innerText);
+    assert.match(reply, /Failed: this content is not allowed here/);
+    assert.doesNotMatch(reply, /\b2\b/, 'what was shown is gone');
+    await page.reload();
+    await page.until(shown.finished, 1);
+    assert.doesNotMatch(await page.evaluate(() => document.querySelector('.reply').innerText), /\b2\b/);
+    assert.deepEqual(await page.faults(), []);
+  }, { server: refusing });
+
+  page('a message beyond the budget says when it may be sent', async (page, server) => {
+    await open(page, server);
+    await say(page, 'count to 4');
+    await page.until(shown.finished, 1);
+    await say(page, 'count to 2');
+    await page.until(shown.ownState, 'failed');
+    const note = await page.evaluate(() => [...document.querySelectorAll('.own')].at(-1).innerText);
+    assert.match(note, /Not sent: the budget of 1 tokens a day is used up \(\d+ so far\); it resets at \d{4}-\d\d-\d\dT00:00:00\.000Z/);
+    assert.deepEqual(await page.faults(), []);
+  }, { server: async () => ({ CHATBOX_LLM__TOKENS_PER_USER_DAY: '1' }) });
+
   page('a reply can be asked for again, and the one before it stays at hand', async (page, server) => {
     await open(page, server);
     await say(page, 'count to 4');
