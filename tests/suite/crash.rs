@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
     ALONE, Client, Server, Via,
+    api::Api,
     client::{Lines, PATIENCE},
     id, openai, over_both,
     process::Process,
@@ -141,7 +142,7 @@ fn script(request: &Request) -> Script {
     let pieces = (0..400).map(|number| format!("{number:7} ")).collect::<Vec<_>>();
     match request.messages().last() {
         Some((_, "long")) => Script::answer(pieces.iter().map(String::as_str)).paced(PACE),
-        _ => Script::answer(["so ", "it is"]).paced(SHORT_PACE),
+        _ => Script::answer(["so ", "it is"]).usage(3, 2).paced(SHORT_PACE),
     }
 }
 
@@ -250,4 +251,25 @@ async fn check_log(server: &Process, number: usize, said: &Said) {
     for (id, place) in &said.acknowledged {
         assert_eq!(ids.get(id), Some(place), "an acknowledged message");
     }
+    check_account(server, number, status["session_id"].as_str().unwrap()).await;
+}
+
+/// A reply and what it took are one write: the log and the account of a user say the same.
+async fn check_account(server: &Process, number: usize, session: &str) {
+    let api = Api::new(server, &sender(number));
+    let sum = |rows: &Value, at: fn(&Value) -> &Value| -> u64 {
+        let tokens = |row: &Value| ["prompt_tokens", "completion_tokens"].map(|key| at(row)[key].as_u64().unwrap_or(0));
+        rows.as_array().unwrap().iter().flat_map(tokens).sum()
+    };
+    let charged = async || sum(&api.get("/usage").await.body["days"], |row| row);
+    // A turn that is asked again may end in between.
+    let (told, charged) = loop {
+        let before = charged().await;
+        let log = api.get(&format!("/sessions/{session}?after_seq=0&limit=200")).await.body;
+        if charged().await == before {
+            break (sum(&log["entries"], |row| &row["usage"]), before);
+        }
+    };
+    assert_eq!(charged, told, "of sender {number}");
+    assert!(told >= 5, "sender {number} had an answer, got {told} tokens");
 }
