@@ -122,6 +122,12 @@
 //!   request, whoever stops the turn in that moment has to be seen by its runner.
 //! - **A congestion window does not fall below ten packets by single losses.** On a lossy path CUBIC makes an answer wait
 //!   for acknowledgements that the link does not need; quinn's BBR does not share a bottleneck (`transport::congestion`).
+//! - **A budget is asked about before a message is stored, and charged when its turn ends**: no answer is cut, and what was
+//!   admitted before the cap was reached goes beyond it. A request that was welcome once is answered as it was.
+//! - **A reply that a hook refuses is taken back, not held back**: people read it while it is written, and a hook has to see
+//!   it whole. Its turn ends `failed` with no text, in one write, so that nobody who comes later sees it.
+//! - **What requests took outlives their session without its owner**: the rows say what was spent on which model, and the
+//!   user's days what was theirs.
 //! - **The Rust client has two layers.** [`client::Link`] carries frames and has no policy, which is what a load
 //!   generator needs; [`client::Client`] is one task that owns everything that changes, so that resume, outbox and
 //!   copies are decided in one place and in one order.
