@@ -237,6 +237,26 @@ async fn native_client_takes_a_refused_reply_back(via: Via) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_socket_keep_their_order_before_a_slow_hook() {
+    let provider = Provider::start(Script::answer(["yes"])).await;
+    let hook = Provider::start_by(|request: &Request| {
+        let slow = request.body["content"] == "first";
+        let halves = Script::events([b"{\"allowed\"".to_vec(), b":true}".to_vec()]);
+        halves.paced(Duration::from_millis(if slow { 100 } else { 0 }))
+    });
+    let hook = hook.await;
+    let server = Server::with(|config| moderated(config, &provider, Some(&hook), None)).await;
+    let (mut client, mut watch, status) = Client::attached(&server, Via::WebSocket, "ann", json!({})).await;
+    let (_first, mut second) = (client.say("first").await, client.say("second").await);
+    watch.send(json!({"type": "ping", "id": id()})).await;
+    assert_eq!(watch.until("pong").await["type"], "pong", "reading waits for no hook");
+    second.reply().await;
+    let log = log(&server, "ann", &status).await;
+    let said: Vec<_> = log.as_array().unwrap().iter().filter(|entry| entry["sender"] == "user").collect();
+    assert_eq!(said.iter().map(|entry| &entry["content"]).collect::<Vec<_>>(), ["first", "second"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hook_that_nobody_listens_for_leaves_it_to_the_configuration() {
     let provider = Provider::start(Script::answer(["yes"])).await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
