@@ -1,7 +1,8 @@
 //! Durable messages per second, through the store and with one commit for each message, on the same disk.
 //!
 //! `cargo bench --bench append` prints a table: each contender runs in turn, in rounds, so that all see the same
-//! machine; a row is the median of its rounds. Then it opens what it has stored once more, and deletes a long session.
+//! machine; a row is the median of its rounds. Then it reads what
+//! a user's day took, opens what it has stored once more, and deletes a long session.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and fails loudly")]
 
 use std::{
@@ -12,7 +13,8 @@ use std::{
 
 use chatbox::{
     chat::{
-        EntryId, EntryKind, Metadata, NodeId, RequestId, Sender, Session, SessionId, TurnId, TurnState, Usage, UserId,
+        Day, EntryId, EntryKind, Metadata, NodeId, RequestId, Sender, Session, SessionId, TurnId, TurnState, Usage,
+        UserId,
     },
     metrics::Metrics,
     store::{
@@ -29,6 +31,9 @@ const ROUND: Duration = Duration::from_secs(2);
 const BODY_BYTES: usize = 200;
 /// Enough rows that a scan at start would show.
 const STORED: u64 = 100_000;
+
+/// Reads of a user's day.
+const READS: u32 = 10_000;
 
 /// What is stored in each step.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,6 +111,7 @@ fn main() {
         let ratio = rate / base;
         println!("{name:32} {rate:>10.0} {ratio:>5.1}x {p50:>8.2} {p99:>8.2} {commits:>9.0} {written:>9.1}");
     }
+    runtime.block_on(read_day(&store));
     let filled = runtime.block_on(fill(&store));
     runtime.block_on(store.close());
     drop(store);
@@ -199,6 +205,16 @@ async fn write(store: &dyn Store, name: &str, begun: Instant, each: Each) -> Vec
         }
     }
     took
+}
+
+/// Reads what the day of one user took, as each message does where budgets are configured.
+async fn read_day(store: &Arc<dyn Store>) {
+    let user = UserId::parse("user 7").unwrap();
+    let begun = Instant::now();
+    for _ in 0..READS {
+        assert!(!store.spent(&user, Day(0)).await.unwrap().is_empty());
+    }
+    println!("read what a user's day took: {:.1} µs", begun.elapsed().as_secs_f64() * 1e6 / f64::from(READS));
 }
 
 /// Brings the file to its size, in one session that is read back.
