@@ -131,3 +131,22 @@ fn what_is_wrong_with_models_is_told_by_key() {
     assert_eq!(keys, ["llm.moderation.timeout"]);
     assert!(text.contains("must be at most half of `sessions.turn_lease`: `2s 500ms`"), "{text}");
 }
+
+/// What the README tells operators to write, put together.
+#[test]
+fn the_readmes_models_are_accepted() {
+    let readme = include_str!("../../../README.md");
+    let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let blocks: Vec<_> = blocks.filter(|block| block.starts_with("[llm")).collect();
+    assert_eq!(blocks.len(), 4, "three vendors, and moderation");
+    let key = |name: &str| (format!("CHATBOX_LLM__PROVIDERS__{name}__API_KEY"), STRONG);
+    let keys = ["FAST", "CLAUDE", "HOUSE"].map(key);
+    let env = keys.each_ref().map(|(name, key)| (name.as_str(), *key));
+    let loaded = from(&blocks.join("\n"), &env, &[]).unwrap();
+    assert_eq!(loaded.warnings.len(), 0);
+    let llm = &loaded.config.llm;
+    let kinds: Vec<_> = llm.providers.iter().map(|(name, it)| (name.as_str(), it.r#type)).collect();
+    assert_eq!(kinds, [("fast", Kind::Openai), ("claude", Kind::Anthropic), ("house", Kind::Dify)]);
+    assert_eq!((llm.default.as_deref(), llm.tokens_per_user_day), (Some("fast"), Some(200_000)));
+    assert_eq!(llm.moderation.on_failure, Verdict::Allow);
+}
