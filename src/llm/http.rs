@@ -1,5 +1,5 @@
-//! One request to a vendor over HTTP: addresses, keys, deadlines. What an answer means is [`super::stream`]'s and the
-//! vendors'; what a refusal means is [`super::refusal`]'s.
+//! One request to a vendor over HTTP: addresses, keys, deadlines. What an answer means is `stream`'s and the
+//! vendors'; what a refusal means is `refusal`'s.
 
 use std::{
     error::Error as StdError,
