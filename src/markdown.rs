@@ -50,6 +50,25 @@ fn rich(text: &str) -> String {
     SANITIZER.clean(&raw).to_string()
 }
 
+/// The fence that would close the code block which a text leaves open (CommonMark 0.31, section 4.5).
+#[must_use]
+pub fn open_fence(text: &str) -> Option<String> {
+    let mut open: Option<String> = None;
+    for line in text.lines() {
+        let bare = line.trim_start_matches(' ');
+        let mark = bare.chars().next().filter(|c| matches!(c, '`' | '~'));
+        let Some(mark) = mark.filter(|_| line.len() - bare.len() <= 3) else { continue };
+        let rest = bare.trim_start_matches(mark);
+        let length = bare.len() - rest.len();
+        match &open {
+            None if length >= 3 && !(mark == '`' && rest.contains('`')) => open = Some(mark.to_string().repeat(length)),
+            Some(fence) if fence.starts_with(mark) && length >= fence.len() && rest.trim().is_empty() => open = None,
+            _ => {}
+        }
+    }
+    open
+}
+
 static SANITIZER: LazyLock<Builder<'static>> = LazyLock::new(|| {
     let mut builder = Builder::empty();
     builder
@@ -260,6 +279,23 @@ mod tests {
         }
         for text in ["", " a", "a ", "1. a", "- a", "a\nb", "a*b*", "a<b", "a&b", "a\u{a0}b", "a\0"] {
             assert!(!plain(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_block_that_is_left_open_is_known_by_its_fence() {
+        for (text, fence) in [
+            ("plain", None),
+            ("```rust\nfn main() {}\n```", None),
+            ("```rust\nfn main() {}", Some("```")),
+            ("````\n```\nstill code", Some("````")),
+            ("~~~\n```\n~~~", None),
+            ("   ~~~~\ncode\n~~~", Some("~~~~")),
+            ("    ```\nindented code is no fence", None),
+            ("``` not`a fence", None),
+            ("```\ncode\n``` not closed", Some("```")),
+        ] {
+            assert_eq!(open_fence(text).as_deref(), fence, "{text}");
         }
     }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     chat::{Entry, Sender, Session, Timestamp, TurnState, UserId},
     clock::now,
-    connection,
+    connection, markdown,
     protocol::{Presented, ServerFrame},
     router::Log,
 };
@@ -98,7 +98,7 @@ fn section(entry: &Entry, out: &mut String) {
     out.push_str(&format!("\n## {who}{model}, {}{how}\n\n", readable(entry.created_at)));
     out.push_str(&entry.content);
     out.push('\n');
-    if let Some(fence) = open_fence(&entry.content) {
+    if let Some(fence) = markdown::open_fence(&entry.content) {
         // The next heading is not part of this code.
         out.push_str(&fence);
         out.push('\n');
@@ -112,24 +112,6 @@ fn section(entry: &Entry, out: &mut String) {
 fn readable(at: Timestamp) -> String {
     let text = at.to_string().replacen('T', " ", 1);
     format!("{} UTC", text.split('.').next().unwrap_or(&text))
-}
-
-/// The fence that would close the code block which a text leaves open (CommonMark 0.31, section 4.5).
-fn open_fence(text: &str) -> Option<String> {
-    let mut open: Option<String> = None;
-    for line in text.lines() {
-        let bare = line.trim_start_matches(' ');
-        let mark = bare.chars().next().filter(|c| matches!(c, '`' | '~'));
-        let Some(mark) = mark.filter(|_| line.len() - bare.len() <= 3) else { continue };
-        let rest = bare.trim_start_matches(mark);
-        let length = bare.len() - rest.len();
-        match &open {
-            None if length >= 3 && !(mark == '`' && rest.contains('`')) => open = Some(mark.to_string().repeat(length)),
-            Some(fence) if fence.starts_with(mark) && length >= fence.len() && rest.trim().is_empty() => open = None,
-            _ => {}
-        }
-    }
-    open
 }
 
 /// The header that has a browser save an answer as a file (RFC 6266, section 4.3; RFC 8187, section 3.2.1).
@@ -152,23 +134,6 @@ pub(super) fn attachment(name: Option<&str>, extension: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_code_block_that_is_left_open_is_known_by_its_fence() {
-        for (text, fence) in [
-            ("plain", None),
-            ("```rust\nfn main() {}\n```", None),
-            ("```rust\nfn main() {}", Some("```")),
-            ("````\n```\nstill code", Some("````")),
-            ("~~~\n```\n~~~", None),
-            ("   ~~~~\ncode\n~~~", Some("~~~~")),
-            ("    ```\nindented code is no fence", None),
-            ("``` not`a fence", None),
-            ("```\ncode\n``` not closed", Some("```")),
-        ] {
-            assert_eq!(open_fence(text).as_deref(), fence, "{text}");
-        }
-    }
 
     #[test]
     fn a_file_is_named_after_its_session_whatever_that_is_called() {
