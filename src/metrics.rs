@@ -110,6 +110,20 @@ metrics! {
     session_names_total: counters["outcome"];
     /// Tokens, by direction.
     tokens_total: counters["model", "direction"];
+    /// Requests to models, by outcome; `left_alone` are those that were not made.
+    model_requests_total: counters["model", "outcome"];
+    /// Time from a request to the model's first text.
+    model_first_text_seconds: histograms["model"];
+    /// Time from a request to its end.
+    model_request_duration_seconds: histograms["model"];
+    /// Requests that were repeated with the same model.
+    model_retries_total: counters["model"];
+    /// Answers that another model gave, or went on with, in place of this one.
+    model_fallbacks_total: counters["model"];
+    /// What the requests took, in millionths of the configured currency.
+    model_cost_millionths_total: counters["model"];
+    /// Whether a model is asked: 0 it is, 1 it is left alone, 2 one request tries it.
+    model_breaker_state: gauges["model"];
     /// Certificate reloads, by outcome.
     certificate_reloads_total: counters["outcome"];
 }

@@ -1,6 +1,8 @@
 //! Language models: [`Provider`] streams an answer to a [`Prompt`]. It knows no session, no store and no frame.
 
 pub mod anthropic;
+pub mod breaker;
+pub mod chain;
 pub mod config;
 pub mod demo;
 pub mod dify;
@@ -9,13 +11,17 @@ pub mod http;
 pub mod moderation;
 pub mod openai;
 pub mod probe;
+mod prompt;
 mod refusal;
 mod sse;
 mod stream;
 pub mod tokens;
 pub mod transcription;
 
+pub use breaker::Breaker;
+pub use chain::Chain;
 pub use config::{Config, Kind, Problem, ProviderConfig, Tokenizer};
+pub use prompt::Conversation;
 pub use tokens::estimate as estimate_tokens;
 
 use std::{
@@ -28,7 +34,10 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use indexmap::IndexMap;
 
-use crate::chat::{ErrorCode, Usage, UserId};
+use crate::{
+    chat::{ErrorCode, Usage, UserId},
+    metrics::Metrics,
+};
 use moderation::Moderator;
 use transcription::Transcriber;
 
@@ -124,8 +133,10 @@ pub enum Failure {
         /// how long it wants to be left alone, where it says so (RFC 9110, section 10.2.3)
         retry_after: Option<Duration>,
     },
-    /// it refused this request, or this key, and will again
+    /// it refused this request, and will again
     Refused,
+    /// it refuses every request of ours: it does not take the key, the account, or the model's name
+    Denied,
     /// a deadline passed; it may be working on it, and bill it
     Late,
     /// it broke off, or spoke what is not its interface; it may bill it
@@ -141,7 +152,9 @@ impl Failure {
         match self {
             Self::Late => ErrorCode::LlmTimeout,
             Self::Withheld => ErrorCode::ContentRefused,
-            Self::Unreachable | Self::Busy { .. } | Self::Refused | Self::Broken => ErrorCode::LlmUnavailable,
+            Self::Unreachable | Self::Busy { .. } | Self::Refused | Self::Denied | Self::Broken => {
+                ErrorCode::LlmUnavailable
+            }
         }
     }
 }
@@ -204,10 +217,39 @@ pub struct Model {
     pub images: bool,
     /// deadline of a whole answer; the provider keeps it
     pub timeout: Duration,
+    /// the provider keeps conversations itself, and is told of each by [`Prompt::thread`]
+    pub threads: bool,
+    /// prices of a million tokens that it is sent, and that it writes
+    pub prices: Option<(f64, f64)>,
+    /// ids of the models that answer in its place when it cannot, in order
+    pub fallback: Arc<[Arc<str>]>,
+    /// whether it is asked while it keeps failing
+    pub breaker: Arc<Breaker>,
     /// it says what it is told to, and no model is behind it
     pub demo: bool,
     /// what answers
     pub provider: Arc<dyn Provider>,
+}
+
+impl Model {
+    /// Tokens of a text, as far as they are known before the provider has counted them.
+    #[must_use]
+    pub fn tokens(&self, text: &str) -> u64 {
+        self.tokenizer.count(text)
+    }
+
+    /// Price of what a request took, in millionths of the configured currency; `None` without configured prices.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "tokens and prices are far below 2^53, and no price is negative"
+    )]
+    pub fn cost(&self, usage: &Usage) -> Option<u64> {
+        let (prompt, completion) = self.prices?;
+        Some((usage.prompt_tokens as f64 * prompt + usage.completion_tokens as f64 * completion).round() as u64)
+    }
 }
 
 /// The models of this deployment, in configured order; there is always one. Cheap to clone.
@@ -217,6 +259,7 @@ pub struct Models {
     default: Arc<str>,
     moderator: Arc<Moderator>,
     transcriber: Option<Arc<Transcriber>>,
+    policy: chain::Policy,
 }
 
 impl Models {
@@ -239,7 +282,13 @@ impl Models {
         let moderator = Arc::new(Moderator::new(&config.moderation, config.connect_timeout));
         let transcriber = config.transcription.as_ref();
         let transcriber = transcriber.map(|it| Arc::new(Transcriber::new(it, config.connect_timeout)));
-        Ok(Self { models: Arc::new(models), default, moderator, transcriber })
+        let policy = chain::Policy {
+            retries: config.retries,
+            pause: config.retry_pause,
+            pause_max: config.retry_pause_max,
+            after_text: config.after_text,
+        };
+        Ok(Self { models: Arc::new(models), default, policy, moderator, transcriber })
     }
 
     /// Every model, in configured order.
@@ -275,6 +324,18 @@ impl Models {
     pub fn moderator(&self) -> &Moderator {
         &self.moderator
     }
+
+    /// Has a model answer, or, when it is no longer configured, the default one; and those of its chain in its place,
+    /// if it cannot. Asks nobody before the answer is awaited.
+    #[must_use]
+    pub fn answer(&self, id: &str, conversation: Conversation, metrics: &Arc<Metrics>) -> Chain {
+        let first = self.get(id).or_else(|| self.get(&self.default));
+        let mut chain: Vec<Model> = first.cloned().into_iter().collect();
+        for name in first.iter().flat_map(|model| model.fallback.iter()) {
+            chain.extend(self.get(name).filter(|model| chain.iter().all(|other| other.id != model.id)).cloned());
+        }
+        Chain::new(chain, self.policy, conversation, Arc::clone(metrics))
+    }
 }
 
 /// `None` only for what [`Config::problems`] reports.
@@ -295,6 +356,10 @@ fn model(config: &Config, name: &str, provider: ProviderConfig) -> Option<Model>
         tokenizer,
         images: provider.images,
         timeout,
+        threads: provider.r#type == Kind::Dify,
+        prices: provider.price_prompt.zip(provider.price_completion),
+        fallback: provider.fallback.iter().map(|name| name.as_str().into()).collect(),
+        breaker: Breaker::new(config.breaker_failures, config.breaker_pause),
         demo: matches!(provider.r#type, Kind::Demo),
         provider: answering(config, &id, provider)?,
         id,

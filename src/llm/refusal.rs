@@ -51,6 +51,7 @@ const BEHIND: &str = "completion_request_error";
 
 fn by_status(status: u16, retry_after: Option<Duration>) -> Failure {
     match status {
+        401..=403 => Failure::Denied,
         408 | 504 => Failure::Late,
         429 | 500 | 502 | 503 | 529 => Failure::Busy { retry_after },
         _ => Failure::Refused,
@@ -71,17 +72,17 @@ pub(super) fn by_word(word: &str) -> Failure {
         QUOTA
         | "authentication_error"
         | "billing_error"
-        | "context_length_exceeded"
-        | "conversation_completed"
         | "invalid_api_key"
-        | "invalid_param"
-        | "invalid_request_error"
         | "model_currently_not_support"
         | "model_not_found"
-        | "not_found_error"
         | "permission_error"
         | "provider_not_initialize"
-        | "provider_quota_exceeded"
+        | "provider_quota_exceeded" => Failure::Denied,
+        "context_length_exceeded"
+        | "conversation_completed"
+        | "invalid_param"
+        | "invalid_request_error"
+        | "not_found_error"
         | "request_too_large" => Failure::Refused,
         // OpenRouter, vLLM and others have the status there.
         _ => match word.parse() {

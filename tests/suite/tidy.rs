@@ -24,7 +24,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
     ("limit", &["store", "bus"]),
     ("store", &[]),
     ("bus", &[]),
-    ("llm", &[]),
+    ("llm", &["markdown"]),
     ("protocol", &[]),
 ];
 /// The vocabulary, and what has no dependencies of its own.

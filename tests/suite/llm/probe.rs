@@ -95,7 +95,7 @@ async fn what_is_wrong_with_an_endpoint_is_named() {
     {
         let end = probe(vendor, &[(route, refused.clone())]).await;
         let told = "refused with status 401 (authentication_error)".to_owned();
-        assert_eq!(end, Err((Failure::Refused, told)), "{vendor:?}");
+        assert_eq!(end, Err((Failure::Denied, told)), "{vendor:?}");
         let end = probe(vendor, &[(route, html.clone())]).await;
         assert_eq!(end, Err((Failure::Broken, "answered a probe with something else".to_owned())), "{vendor:?}");
     }
