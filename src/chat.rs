@@ -455,7 +455,7 @@ pub enum Event {
     Ended {
         /// the session's `rev` with this change
         rev: u64,
-        /// why it failed, for whoever asked; the state of `entry` is `failed` then
+        /// why the models gave no more of it, for whoever asked; the state of `entry` is `failed` or `interrupted` then
         failure: Option<ErrorCode>,
         /// the reply, settled
         entry: Arc<Entry>,

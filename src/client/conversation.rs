@@ -186,10 +186,10 @@ impl Conversation {
                 Wanted::Nothing
             }
             Outcome::Ended(reply) if reply.verified => {
-                self.conclude(reply);
+                self.conclude(*reply);
                 Wanted::Nothing
             }
-            Outcome::Ended(reply) => Wanted::Reread(Box::new(reply)),
+            Outcome::Ended(reply) => Wanted::Reread(reply),
         }
     }
 

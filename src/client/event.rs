@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    chat::{Rating, Sender, SessionId, SessionUpdate, Timestamp, TurnId, TurnState, Usage},
+    chat::{Rating, Segment, Sender, SessionId, SessionUpdate, Timestamp, TurnId, TurnState, Usage},
     protocol::{ConnectionStatus, EntryFrame, ErrorBody},
 };
 
@@ -72,8 +72,10 @@ pub struct Reply {
     pub usage: Option<Usage>,
     /// what this person has said of it
     pub rating: Option<Rating>,
-    /// the model that wrote it
+    /// the model that wrote it, or its end
     pub model_id: Option<String>,
+    /// which model wrote which part, when several did
+    pub segments: Vec<Segment>,
     /// the text as HTML that is safe to insert
     pub html: Option<String>,
     /// when it was begun

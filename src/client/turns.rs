@@ -30,7 +30,7 @@ pub(super) enum Outcome {
     /// text before it is missing
     Hole,
     /// the reply has ended; whether its text has the announced length and hash is in it
-    Ended(Reply),
+    Ended(Box<Reply>),
 }
 
 /// The replies that run, and the last ones that ended.
@@ -140,7 +140,7 @@ impl Turns {
             turn.text.truncate(length);
         }
         turn.ended = true;
-        Outcome::Ended(Reply {
+        Outcome::Ended(Box::new(Reply {
             session_id: frame.session_id,
             turn_id: frame.turn_id,
             seq: last.seq,
@@ -152,10 +152,11 @@ impl Turns {
             usage: last.usage,
             rating: last.rating,
             model_id: frame.model_id.clone().or_else(|| turn.model_id.clone()),
+            segments: last.segments.clone(),
             html: last.html.clone(),
             timestamp: last.timestamp,
             error: turn.error.clone(),
-        })
+        }))
     }
 
     /// A reply is whole, and everybody may have it.

@@ -220,8 +220,9 @@ impl Connection {
                 Presented { entry, re, reader, html }.whole()
             }
             Shown::End { entry, failure } => {
-                if let (Some(re), Some(TurnState::Failed)) = (re, entry.state) {
-                    let code = failure.unwrap_or(ErrorCode::ServiceError);
+                let failed = entry.state == Some(TurnState::Failed);
+                let code = failure.or(failed.then_some(ErrorCode::ServiceError));
+                if let (Some(re), Some(code)) = (re, code) {
                     self.0.gate.metrics.errors_total.with_label_values(&[code.name()]).inc();
                     let message = code.sentence().to_owned();
                     let error = ErrorBody { code, message, recoverable: true, retry_after: None };

@@ -43,7 +43,8 @@ impl Breaker {
     /// Whether the provider is asked.
     #[must_use]
     pub fn status(&self) -> Status {
-        match *self.lock() {
+        let state = *self.lock();
+        match state {
             State::Closed { .. } => Status::Closed,
             State::Open { until } if until > Instant::now() => Status::Open,
             State::Open { .. } | State::Trying => Status::Trying,

@@ -84,6 +84,14 @@ impl Made {
             estimated: sum.estimated || usage.estimated,
         })
     }
+
+    /// The same of an answer whose text is taken back: what it took stays, and who wrote its end.
+    #[must_use]
+    pub fn withdrawn(mut self) -> Self {
+        self.segments.drain(..self.segments.len().saturating_sub(1));
+        self.thread = None;
+        self
+    }
 }
 
 /// An answer in progress. Dropping it cuts the provider's request at once; [`Self::finish`] also tells what it took.
@@ -283,10 +291,9 @@ impl Chain {
     fn write(&mut self, text: String) -> Option<Step> {
         let request = self.request.as_mut()?;
         let model_id = Arc::clone(&request.model.id);
-        let step = Step::Text { model_id: Arc::clone(&model_id), text: text.clone() };
         if std::mem::replace(&mut request.wrote, true) {
             self.say(&text);
-            return Some(step);
+            return Some(Step::Text { model_id, text });
         }
         if request.permit.works() {
             info!(model = %model_id, "provider answers again");
@@ -303,6 +310,7 @@ impl Chain {
         self.part = self.said.len();
         self.made.segments.push(Segment { offset: self.length, model_id: model_id.to_string() });
         self.say(&text);
+        let step = Step::Text { model_id, text };
         let Some(mark) = mark else { return Some(step) };
         self.held = Some(step);
         Some(mark)

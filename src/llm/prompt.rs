@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn beginnings(prompt: &Prompt) -> Vec<&str> {
-        prompt.messages.iter().map(|message| &message.content[..4]).collect()
+        prompt.messages.iter().map(|message| message.content.split_at(4).0).collect()
     }
 
     #[test]

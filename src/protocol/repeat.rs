@@ -24,13 +24,14 @@ pub enum Repeat {
 
 impl Repeat {
     /// What is copied of a frame that takes so many bytes: entries, their acknowledgement, the start, text and the end
-    /// of replies. The end of a failed reply is not: its `error` frame must come before it.
+    /// of replies. The end of a reply that models broke off is not: its `error` frame must come before it.
     pub(super) fn of(frame: ServerFrame, bytes: usize) -> Option<Self> {
         match frame {
             ServerFrame::AiResponse(piece) if piece.reply.is_none() => Some(Self::Text(piece)),
             _ if bytes > COPY_BYTES_MAX => None,
             ServerFrame::AiResponse(last) => {
-                last.reply.is_some_and(|reply| reply.state != TurnState::Failed).then_some(Self::Frame)
+                let broken = |state| matches!(state, TurnState::Failed | TurnState::Interrupted);
+                last.reply.is_some_and(|reply| !broken(reply.state)).then_some(Self::Frame)
             }
             ServerFrame::UserMessage(_) | ServerFrame::Loading { .. } => Some(Self::Frame),
             ServerFrame::Accepted(accepted) => accepted.seq.map(|_seq| Self::Frame),
@@ -142,6 +143,7 @@ mod tests {
             length: 3,
             sha256: String::new(),
             usage: None,
+            segments: Vec::new(),
             rating: None,
             html: None,
             timestamp: Timestamp(0),
@@ -162,6 +164,7 @@ mod tests {
             (last(TurnState::Complete), true),
             (last(TurnState::Stopped), true),
             (last(TurnState::Failed), false),
+            (last(TurnState::Interrupted), false),
             (typing, false),
             (ServerFrame::Pong { re: None }, false),
         ] {

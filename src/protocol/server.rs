@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chat::{
-    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Sender, SessionId, SessionState,
+    ConnectionId, Entry, EntryId, ErrorCode, Metadata, Rating, RequestId, Segment, Sender, SessionId, SessionState,
     SessionUpdate, Timestamp, TurnId, TurnState, Usage, UserId,
 };
 
@@ -231,6 +231,9 @@ pub struct Reply {
     /// tokens
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// which model wrote which part, when several did
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<Segment>,
     /// what the session's owner thinks of it
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rating: Option<Rating>,
@@ -389,6 +392,7 @@ impl Presented<'_> {
                 length: entry.length.unwrap_or_default(),
                 sha256: entry.sha256.clone().unwrap_or_default(),
                 usage: entry.usage,
+                segments: entry.segments.clone(),
                 rating: entry.rating,
                 html: self.html,
                 timestamp: entry.created_at,

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::{Router, boundary, live::Live};
 use crate::{
     bus::Published,
-    chat::{Entry, ErrorCode, Event, Sender, SessionUpdate, TurnId},
+    chat::{Entry, ErrorCode, Event, Segment, Sender, SessionUpdate, TurnId},
 };
 
 /// Largest piece of text that one frame carries, in bytes, so that its frame stays far below the limit.
@@ -48,7 +48,7 @@ pub enum Shown {
     End {
         /// the reply, settled
         entry: Arc<Entry>,
-        /// why it failed
+        /// why the models gave no more of it
         failure: Option<ErrorCode>,
     },
     /// the session itself has changed
@@ -106,10 +106,11 @@ impl Cursor {
 
     /// Shows what is new of the piece that `event` is.
     pub(super) fn piece(&mut self, event: &Arc<Published>, out: &mut Waiting) -> Fit {
-        let Event::Piece { offset, content, .. } = &***event else { return Fit::Seamless };
+        let Event::Piece { offset, content, model_id, .. } = &***event else { return Fit::Seamless };
         if *offset > self.offset {
             return Fit::Hole;
         }
+        self.model_id = Some(Arc::clone(model_id));
         if *offset == self.offset {
             self.offset += u64::try_from(content.len()).unwrap_or_default();
             out.push(Shown::Published(Arc::clone(event)));
@@ -126,6 +127,16 @@ impl Cursor {
             out.push(self.show(piece.into()));
             text = rest;
         }
+    }
+
+    /// Bytes of a piece that one model wrote, at most; notes which.
+    fn by_one_writer(&mut self, segments: &[Segment]) -> usize {
+        let next = segments.partition_point(|segment| segment.offset <= self.offset);
+        if let Some(writer) = next.checked_sub(1).and_then(|at| segments.get(at)) {
+            self.model_id = Some(writer.model_id.as_str().into());
+        }
+        let until = segments.get(next).map(|segment| segment.offset - self.offset);
+        until.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX).min(PIECE_BYTES_MAX)
     }
 
     fn show(&mut self, content: Arc<str>) -> Shown {
@@ -196,14 +207,16 @@ impl Waiting {
             match self.0.front_mut()? {
                 Item::Live { cursor, live, until } => {
                     let most = until.saturating_sub(cursor.offset).min(PIECE_BYTES_MAX.try_into().unwrap_or(u64::MAX));
-                    let piece = live.piece(cursor.offset, most);
+                    let (writer, piece) = live.piece(cursor.offset, most);
                     if !piece.is_empty() {
+                        cursor.model_id = writer.or_else(|| cursor.model_id.take());
                         return Some(cursor.show(piece.into()));
                     }
                 }
                 Item::Rest { cursor, entry, .. } => {
                     if let Some(rest) = tail(&entry.content, cursor.offset) {
-                        let piece = rest.get(..boundary(rest, PIECE_BYTES_MAX)).unwrap_or(rest);
+                        let most = cursor.by_one_writer(&entry.segments);
+                        let piece = rest.get(..boundary(rest, most)).filter(|piece| !piece.is_empty()).unwrap_or(rest);
                         return Some(cursor.show(piece.into()));
                     }
                 }

@@ -16,40 +16,53 @@ use crate::chat::TurnId;
 /// A running turn's text so far. Watchers read it from their own offset; nobody keeps a copy for them.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    text: Mutex<String>,
+    text: Mutex<Text>,
     /// a runner has taken it on
     begun: AtomicBool,
     stopped: CancellationToken,
     ended: CancellationToken,
 }
 
+#[derive(Debug, Default)]
+struct Text {
+    text: String,
+    /// from which byte on which model writes, in order
+    writers: Vec<(u64, Arc<str>)>,
+}
+
 impl Live {
     /// Adds a piece and returns its offset.
-    pub(super) fn push(&self, piece: &str) -> u64 {
-        let mut text = self.lock();
-        let offset = text.len();
-        text.push_str(piece);
-        offset.try_into().unwrap_or(u64::MAX)
+    pub(super) fn push(&self, model_id: &Arc<str>, piece: &str) -> u64 {
+        let mut live = self.lock();
+        let offset = live.length();
+        if live.writers.last().is_none_or(|(_, writer)| writer != model_id) {
+            live.writers.push((offset, Arc::clone(model_id)));
+        }
+        live.text.push_str(piece);
+        offset
     }
 
     /// All of the text.
     pub(super) fn text(&self) -> String {
-        self.lock().clone()
+        self.lock().text.clone()
     }
 
     /// Bytes of the text.
     pub(super) fn length(&self) -> u64 {
-        self.lock().len().try_into().unwrap_or(u64::MAX)
+        self.lock().length()
     }
 
-    /// The text from an offset on, at most so many bytes, whole characters.
-    pub(super) fn piece(&self, offset: u64, most: u64) -> String {
-        let text = self.lock();
-        let at = |byte: u64| boundary(&text, usize::try_from(byte).unwrap_or(usize::MAX));
-        text.get(at(offset)..at(offset.saturating_add(most))).unwrap_or_default().to_owned()
+    /// The text from an offset on, at most so many bytes, whole characters, by one model, and that model.
+    pub(super) fn piece(&self, offset: u64, most: u64) -> (Option<Arc<str>>, String) {
+        let live = self.lock();
+        let next = live.writers.partition_point(|(from, _)| *from <= offset);
+        let writer = next.checked_sub(1).and_then(|at| live.writers.get(at)).map(|(_, writer)| Arc::clone(writer));
+        let until = live.writers.get(next).map_or(u64::MAX, |(from, _)| *from).min(offset.saturating_add(most));
+        let at = |byte: u64| boundary(&live.text, usize::try_from(byte).unwrap_or(usize::MAX));
+        (writer, live.text.get(at(offset)..at(until)).unwrap_or_default().to_owned())
     }
 
-    fn lock(&self) -> MutexGuard<'_, String> {
+    fn lock(&self) -> MutexGuard<'_, Text> {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -65,6 +78,12 @@ impl Live {
     /// Resolves when the task that runs the turn is done with it.
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
+    }
+}
+
+impl Text {
+    fn length(&self) -> u64 {
+        self.text.len().try_into().unwrap_or(u64::MAX)
     }
 }
 

@@ -335,9 +335,9 @@ async fn failure_of_the_provider_is_told_once(via: Via) {
     assert_eq!((&error["type"], &error["turn_id"]), (&json!("error"), &turn));
     assert_eq!((&error["error"]["code"], &error["error"]["recoverable"]), (&json!("LLM_UNAVAILABLE"), &json!(true)));
     let (text, last) = exchange.reply_from("half ".to_owned()).await;
-    assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("failed")), "the text that was shown stays");
+    assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("interrupted")), "the text that was shown stays");
     let (text, last) = seen.reply().await;
-    assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("failed")));
+    assert_eq!((text.as_str(), &last["state"]), ("half ", &json!("interrupted")));
     watch.until("session_update").await;
     assert!(watch.silent(MOMENT).await);
     provider.script(Script::answer(["fine"]));
