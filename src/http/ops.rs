@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::Parts;
-use crate::{chat::Timestamp, clock::now};
+use crate::{chat::Timestamp, clock::now, router::Router};
 
 /// How long the store may take to say that it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(2);
@@ -49,8 +49,8 @@ struct Checks {
     store: Check,
     /// the same, by the name that the predecessor's readers know
     mongodb: Check,
-    /// whether a model is configured
-    llm: Check,
+    /// whether a model is configured, and which ones can be used
+    llm: ModelsCheck,
     /// whether the server goes on
     lifecycle: Check,
 }
@@ -63,16 +63,53 @@ struct Check {
     /// why not
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
-    /// configured models
-    #[serde(skip_serializing_if = "Option::is_none")]
-    providers_count: Option<usize>,
 }
 
 impl Check {
-    const OK: Self = Self { status: "ok", reason: None, providers_count: None };
+    const OK: Self = Self { status: "ok", reason: None };
 
     const fn failed(reason: &'static str) -> Self {
-        Self { status: "failed", reason: Some(reason), ..Self::OK }
+        Self { status: "failed", reason: Some(reason) }
+    }
+}
+
+/// What is known of the models from the requests that were made. None is made for this.
+#[derive(Serialize, JsonSchema)]
+struct ModelsCheck {
+    /// `ok`, `degraded` while one of them keeps failing, `failed` when none is configured
+    status: &'static str,
+    /// why not
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    /// configured models
+    providers_count: usize,
+    /// each of them, in configured order
+    models: Vec<ModelState>,
+}
+
+/// Whether one model can be used.
+#[derive(Serialize, JsonSchema)]
+struct ModelState {
+    /// its id
+    id: String,
+    /// `usable`; `left_alone` after it kept failing; `trying` when the next request, or one that runs, tries it again
+    state: &'static str,
+}
+
+impl ModelsCheck {
+    /// A model that is down leaves the node ready: other nodes are no better off, and people can still answer.
+    fn of(router: &Router) -> Self {
+        let state = |id: &str, state| ModelState { id: id.to_owned(), state };
+        let models: Vec<_> =
+            router.models().iter().map(|model| state(&model.id, model.breaker.status().name())).collect();
+        let usable = models.iter().filter(|model| model.state == "usable").count();
+        let (status, reason) = match usable {
+            _ if models.is_empty() => ("failed", Some("no model is configured")),
+            usable if usable == models.len() => ("ok", None),
+            0 => ("degraded", Some("every model keeps failing")),
+            _ => ("degraded", Some("a model keeps failing")),
+        };
+        Self { status, reason, providers_count: models.len(), models }
     }
 }
 
@@ -85,12 +122,10 @@ pub(super) async fn readyz(State(parts): State<Arc<Parts>>) -> (StatusCode, Json
         }
         Err(_late) => Check::failed("the store does not answer in time"),
     };
-    let models = parts.router.models().iter().len();
-    let llm = if models > 0 { Check::OK } else { Check::failed("no model is configured") };
+    let llm = ModelsCheck::of(&parts.router);
     let drains = parts.lifecycle.drains();
-    let lifecycle = if drains { Check { status: "draining", ..Check::OK } } else { Check::OK };
-    let ready = !drains && models > 0 && store.reason.is_none();
-    let llm = Check { providers_count: Some(models), ..llm };
+    let lifecycle = if drains { Check { status: "draining", reason: None } } else { Check::OK };
+    let ready = !drains && llm.status != "failed" && store.reason.is_none();
     let checks = Checks { mongodb: store.clone(), store, llm, lifecycle };
     let (code, status) = match ready {
         true => (StatusCode::OK, "ready"),
@@ -100,6 +135,10 @@ pub(super) async fn readyz(State(parts): State<Arc<Parts>>) -> (StatusCode, Json
 }
 
 pub(super) async fn metrics(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
+    for model in parts.router.models().iter() {
+        let state = parts.metrics.model_breaker_state.with_label_values(&[&model.id]);
+        state.set(model.breaker.status().number());
+    }
     let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     std::future::ready((headers, parts.metrics.text())).await
 }

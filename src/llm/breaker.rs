@@ -18,6 +18,28 @@ pub enum Status {
     Trying,
 }
 
+impl Status {
+    /// What `/readyz` calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "usable",
+            Self::Open => "left_alone",
+            Self::Trying => "trying",
+        }
+    }
+
+    /// What the metric shows.
+    #[must_use]
+    pub const fn number(self) -> i64 {
+        match self {
+            Self::Closed => 0,
+            Self::Open => 1,
+            Self::Trying => 2,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum State {
     Closed { failures: u32 },

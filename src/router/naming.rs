@@ -149,7 +149,7 @@ impl<'a> Charge<'a> {
             completion_tokens: self.model.tokenizer.count(&self.text),
             estimated: true,
         });
-        Spent { model_id: self.model.id.to_string(), purpose: Purpose::Name, usage, cost: None }
+        Spent { model_id: self.model.id.to_string(), purpose: Purpose::Name, usage, cost: self.model.cost(&usage) }
     }
 }
 

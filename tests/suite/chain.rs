@@ -19,7 +19,9 @@ use crate::harness::{
     provider::{Provider, Request, Script},
 };
 
+mod asked;
 mod continued;
+mod operated;
 
 over_both! {
     busy_provider_is_asked_again_and_bills_once,
@@ -119,7 +121,7 @@ async fn slow_first_token_is_not_asked_again(via: Via) {
 
 // checklist W35
 async fn connection_cut_before_an_answer_is_not_asked_again(via: Via) {
-    let (cut, other) = (Provider::start(Script::hangs_up()).await, Provider::start(Script::answer(["fine"])).await);
+    let (cut, other) = (Provider::start(Script::gone()).await, Provider::start(Script::answer(["fine"])).await);
     let server = server(&[("a", &cut), ("b", &other)], |_config| {}).await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
     assert_eq!(client.say("hello").await.reply().await.0, "fine");
@@ -166,7 +168,7 @@ async fn whoever_withholds_is_not_replaced(via: Via) {
 
 // checklist 99, W33
 async fn turn_fails_when_nobody_answers(via: Via) {
-    let (one, two) = (Provider::start(busy()).await, Provider::start(Script::hangs_up()).await);
+    let (one, two) = (Provider::start(busy()).await, Provider::start(Script::gone()).await);
     let server = server(&[("a", &one), ("b", &two)], |config| config.llm.retries = 1).await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
     let (code, text, last) = broken(&mut client.say("hello").await).await;

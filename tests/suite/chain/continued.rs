@@ -159,7 +159,7 @@ async fn answer_is_interrupted_where_nobody_goes_on(via: Via) {
 
 async fn answer_is_interrupted_when_nobody_is_left(via: Via) {
     let breaking = Provider::start(Script::answer(["half ", "of it"]).cut_after(1)).await;
-    let other = Provider::start(Script::hangs_up()).await;
+    let other = Provider::start(Script::gone()).await;
     let server = server(&[("a", &breaking), ("b", &other)], |_config| {}).await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
     let (code, text, last) = broken(&mut client.say("hello").await).await;
