@@ -163,7 +163,9 @@ impl Connection {
             session_id: None,
             user_id: principal.user_id.clone(),
             connection_id: self.0.id,
-            models: models.map(|model| Model { id: model.id.to_string(), name: model.label.to_string() }).collect(),
+            models: models
+                .map(|model| Model { id: model.id.to_string(), name: model.label.to_string(), images: model.images })
+                .collect(),
             name: None,
             state: None,
             help_requested: None,

@@ -329,12 +329,19 @@ impl Models {
     /// if it cannot. Asks nobody before the answer is awaited.
     #[must_use]
     pub fn answer(&self, id: &str, conversation: Conversation, metrics: &Arc<Metrics>) -> Chain {
-        let first = self.get(id).or_else(|| self.get(&self.default));
-        let mut chain: Vec<Model> = first.cloned().into_iter().collect();
-        for name in first.iter().flat_map(|model| model.fallback.iter()) {
-            chain.extend(self.get(name).filter(|model| chain.iter().all(|other| other.id != model.id)).cloned());
-        }
+        let chain = self.chain(id).into_iter().cloned().collect();
         Chain::new(chain, self.policy, conversation, Arc::clone(metrics))
+    }
+
+    /// The models that [`Self::answer`] asks for one, in order.
+    #[must_use]
+    pub fn chain(&self, id: &str) -> Vec<&Model> {
+        let first = self.get(id).or_else(|| self.get(&self.default));
+        let mut chain: Vec<&Model> = first.into_iter().collect();
+        for name in first.iter().flat_map(|model| model.fallback.iter()) {
+            chain.extend(self.get(name).filter(|model| chain.iter().all(|other| other.id != model.id)));
+        }
+        chain
     }
 }
 

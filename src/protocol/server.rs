@@ -120,6 +120,9 @@ pub struct Model {
     pub id: String,
     /// its name for people
     pub name: String,
+    /// it looks at images
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub images: bool,
 }
 
 /// What a connection may do at a time.

@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use super::naming;
 use crate::{
-    chat::{Entry, EntryKind, Sender, SessionId},
+    chat::{Entry, EntryKind, Scalar, Sender, SessionId, TurnState},
     llm::{Message, Role},
     store::{Range, Result, Store},
 };
@@ -30,15 +30,35 @@ pub(super) struct History {
     upto: u64,
     /// in the order of the messages
     said: Vec<Said>,
+    /// the place of the last text of staff
+    staff_upto: u64,
     bytes: usize,
 }
 
-/// A message and its newest reply.
+/// A message, its newest reply, and what staff wrote behind it.
 #[derive(Clone, Debug)]
 struct Said {
     seq: u64,
     message: Arc<str>,
-    reply: Option<Arc<str>>,
+    reply: Option<Reply>,
+    staff: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug)]
+struct Reply {
+    seq: u64,
+    text: Arc<str>,
+    whole: bool,
+}
+
+/// What a model is told of a conversation.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Told {
+    /// oldest first; the last one is to be answered
+    pub(super) messages: Vec<Message>,
+    /// the place of the reply that stands right before the last message and is whole. Whoever holds the conversation up
+    /// to it holds all but that message
+    pub(super) before: Option<u64>,
 }
 
 impl History {
@@ -67,11 +87,21 @@ impl History {
                 let Ok(at) = self.said.binary_search_by_key(&message, |said| said.seq) else { return };
                 let Some(said) = self.said.get_mut(at) else { return };
                 self.bytes += entry.content.len();
-                let older = said.reply.replace(entry.content.as_str().into());
-                self.bytes -= older.map_or(0, |older| older.len());
+                let whole = entry.state == Some(TurnState::Complete);
+                let reply = Reply { seq: entry.seq, text: entry.content.as_str().into(), whole };
+                self.bytes -= said.reply.replace(reply).map_or(0, |older| older.text.len());
+            }
+            // What is read again changes nothing. Without a message before it, it answers none that a model sees.
+            (Sender::Admin, _) if entry.kind == EntryKind::Text && entry.seq > self.staff_upto => {
+                self.staff_upto = entry.seq;
+                let Some(said) = self.said.last_mut() else { return };
+                let text = by_staff(entry);
+                self.bytes += text.len();
+                said.staff.push(text);
             }
             (Sender::User, _) if entry.kind == EntryKind::Text && self.ends_before(entry.seq) => {
-                let said = Said { seq: entry.seq, message: entry.content.as_str().into(), reply: None };
+                let message = entry.content.as_str().into();
+                let said = Said { seq: entry.seq, message, reply: None, staff: Vec::new() };
                 self.bytes += said.bytes();
                 self.said.push(said);
             }
@@ -83,23 +113,36 @@ impl History {
         self.said.last().is_none_or(|last| last.seq < seq)
     }
 
-    /// Every message up to `last`, before `last` each with its newest reply.
-    fn conversation(&self, last: u64) -> Vec<Message> {
+    /// Every message up to `last`, before `last` each with what was answered to it.
+    fn conversation(&self, last: u64) -> Told {
         let until = self.said.partition_point(|said| said.seq <= last);
-        let mut told = Vec::with_capacity(2 * until);
+        let mut told = Told { messages: Vec::with_capacity(2 * until), before: None };
         for said in self.said.iter().take(until) {
-            told.push(Message::text(Role::User, Arc::clone(&said.message)));
-            if let Some(reply) = said.reply.as_ref().filter(|_reply| said.seq < last) {
-                told.push(Message::text(Role::Assistant, Arc::clone(reply)));
+            told.messages.push(Message::text(Role::User, Arc::clone(&said.message)));
+            if said.seq < last {
+                let reply = said.reply.iter().map(|reply| &reply.text);
+                told.messages
+                    .extend(reply.chain(&said.staff).map(|text| Message::text(Role::Assistant, Arc::clone(text))));
+                let alone = said.reply.as_ref().filter(|reply| reply.whole && said.staff.is_empty());
+                told.before = alone.map(|reply| reply.seq);
             }
         }
         told
     }
 }
 
+/// A text of staff, with the name in front where it is known: to a model they are on its side.
+fn by_staff(entry: &Entry) -> Arc<str> {
+    match entry.metadata.get("admin_name") {
+        Some(Scalar::Text(name)) if !name.is_empty() => format!("{name}: {}", entry.content).into(),
+        _ => entry.content.as_str().into(),
+    }
+}
+
 impl Said {
     fn bytes(&self) -> usize {
-        size_of::<Self>() + self.message.len() + self.reply.as_ref().map_or(0, |reply| reply.len())
+        let staff: usize = self.staff.iter().map(|text| text.len()).sum();
+        size_of::<Self>() + self.message.len() + self.reply.as_ref().map_or(0, |reply| reply.text.len()) + staff
     }
 }
 
@@ -128,7 +171,7 @@ impl Histories {
         session: SessionId,
         last: u64,
         reply: u64,
-    ) -> Result<Option<Vec<Message>>> {
+    ) -> Result<Option<Told>> {
         let mut history = self.take(session);
         let range = history.as_ref().map_or(ALL, |history| Range::After(history.upto, ENTRIES_MAX));
         let mut entries = store.entries(session, range).await?;
@@ -147,7 +190,7 @@ impl Histories {
 
     /// The conversation up to a message that has just been stored, and has started its turn with that; `None` when
     /// something before it is not kept, and has to be read. The caller knows that nobody has ended the turn.
-    pub(super) fn asked(&self, message: &Entry) -> Option<Vec<Message>> {
+    pub(super) fn asked(&self, message: &Entry) -> Option<Told> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if message.seq == 1 && !kept.sessions.contains(&message.session_id) {
             kept.insert(message.session_id, History::default());
@@ -218,3 +261,92 @@ impl Kept {
 
 /// What is read of a conversation that is not kept.
 const ALL: Range = Range::Last(ENTRIES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::{EntryId, Timestamp, UserId};
+
+    fn entry(seq: u64, sender: Sender, content: &str, reply_to: Option<u64>) -> Entry {
+        Entry {
+            session_id: SessionId(uuid::Uuid::nil()),
+            seq,
+            id: EntryId::new(),
+            user_id: UserId::parse("ann").unwrap(),
+            client_id: None,
+            turn_id: None,
+            reply_to,
+            sender,
+            kind: EntryKind::Text,
+            content: content.to_owned(),
+            files: Vec::new(),
+            metadata: crate::chat::Metadata::new(),
+            state: reply_to.map(|_| TurnState::Complete),
+            length: None,
+            sha256: None,
+            usage: None,
+            model_id: None,
+            segments: Vec::new(),
+            rating: None,
+            created_at: Timestamp(0),
+        }
+    }
+
+    fn told(entries: &[Entry], last: u64) -> (Vec<(Role, String)>, Option<u64>) {
+        let mut history = History::default();
+        history.extend(entries);
+        let bytes = history.bytes;
+        // What is read again changes nothing.
+        history.extend(entries);
+        assert_eq!(history.bytes, bytes);
+        let told = history.conversation(last);
+        (told.messages.iter().map(|message| (message.role, message.content.to_string())).collect(), told.before)
+    }
+
+    fn said(texts: &[(Role, &str)]) -> Vec<(Role, String)> {
+        texts.iter().map(|(role, text)| (*role, (*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn staff_are_on_the_models_side_and_notices_are_not_told() {
+        let mut named = entry(3, Sender::Admin, "I am on it.", None);
+        named.metadata.insert("admin_name".to_owned(), Scalar::Text("Sue".to_owned()));
+        let joined = Entry { kind: EntryKind::Notice, ..entry(4, Sender::Admin, "joined", None) };
+        let entries = [
+            entry(1, Sender::User, "Help", None),
+            entry(2, Sender::Ai, "How?", Some(1)),
+            named,
+            joined,
+            entry(5, Sender::System, "notice", None),
+            entry(6, Sender::User, "Thanks", None),
+            entry(7, Sender::Admin, "Bye.", None),
+            entry(8, Sender::User, "Again", None),
+        ];
+        use Role::{Assistant, User};
+        let expected = [
+            (User, "Help"),
+            (Assistant, "How?"),
+            (Assistant, "Sue: I am on it."),
+            (User, "Thanks"),
+            (Assistant, "Bye."),
+            (User, "Again"),
+        ];
+        assert_eq!(told(&entries, 8), (said(&expected), None));
+        assert_eq!(told(&entries, 6).1, None, "whoever holds reply 2 has not heard Sue");
+    }
+
+    #[test]
+    fn the_reply_before_is_the_newest_one_and_whole() {
+        let first = [entry(1, Sender::User, "a", None), entry(2, Sender::Ai, "b", Some(1))];
+        let again = entry(3, Sender::Ai, "c", Some(1));
+        let next = entry(4, Sender::User, "d", None);
+        assert_eq!(told(&first, 1).1, None, "nothing is before the first message");
+        assert_eq!(told(&[&first[..], std::slice::from_ref(&next)].concat(), 4).1, Some(2));
+        assert_eq!(told(&[&first[..], &[again.clone(), next.clone()]].concat(), 4).1, Some(3));
+        assert_eq!(told(&[&first[..], &[again.clone(), next.clone()]].concat(), 1).1, None, "answered once more");
+        let broken = Entry { state: Some(TurnState::Interrupted), ..again };
+        assert_eq!(told(&[&first[..], &[broken, next.clone()]].concat(), 4).1, None);
+        let unanswered = [&first[..], &[next, entry(5, Sender::User, "e", None)]].concat();
+        assert_eq!(told(&unanswered, 5).1, None, "the message before has no reply");
+    }
+}

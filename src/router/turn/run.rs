@@ -14,7 +14,7 @@ use crate::{
         chain::{Made, Step},
     },
     router::{Refusal, Router, live::Live},
-    store::{StartedTurn, TurnText},
+    store::{self, StartedTurn, TurnText},
 };
 
 /// How often a silent provider's turn says that it is still there.
@@ -55,16 +55,31 @@ impl Run<'_> {
     /// What is to be answered; `None` when somebody ended the turn before it was begun here.
     async fn conversation(&self) -> Result<Option<Conversation>, ErrorCode> {
         let (store, histories) = (&self.router.0.parts.store, &self.router.0.histories);
-        let messages = match self.message.as_ref().and_then(|message| histories.asked(message)) {
-            Some(messages) => messages,
+        let (turn, reply) = (&self.started.turn, self.started.reply_seq);
+        let told = match self.message.as_ref().and_then(|message| histories.asked(message)) {
+            Some(told) => told,
             None => {
-                let (turn, reply) = (&self.started.turn, self.started.reply_seq);
                 let said = histories.conversation(&**store, turn.session_id, turn.message_seq, reply).await;
-                let Some(messages) = said.map_err(|err| Refusal::from(err).code)? else { return Ok(None) };
-                messages
+                let Some(told) = said.map_err(|err| Refusal::from(err).code)? else { return Ok(None) };
+                told
             }
         };
-        Ok(Some(Conversation { messages, user_id: self.started.user_id.clone(), threads: HashMap::new() }))
+        let threads = self.threads(told.before).await.map_err(|err| Refusal::from(err).code)?;
+        Ok(Some(Conversation { messages: told.messages, user_id: self.started.user_id.clone(), threads }))
+    }
+
+    /// What providers that keep conversations themselves call this one, where they hold it up to the reply at `before`
+    /// and no further.
+    async fn threads(&self, before: Option<u64>) -> store::Result<HashMap<String, String>> {
+        let parts = &self.router.0.parts;
+        let mut threads = HashMap::new();
+        let Some(before) = before else { return Ok(threads) };
+        for model in parts.models.chain(&self.started.model_id).into_iter().filter(|model| model.threads) {
+            let thread = parts.store.thread(self.started.turn.session_id, &model.id).await?;
+            let fits = thread.filter(|thread| thread.reply_seq == before);
+            threads.extend(fits.map(|thread| (model.id.to_string(), thread.reference)));
+        }
+        Ok(threads)
     }
 
     /// Passes pieces on as they come, and writes them to the turn's log in batches beside that.
