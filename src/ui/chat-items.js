@@ -10,7 +10,7 @@ import { StreamText } from './chat-stream.js';
 
 const ENDINGS = {
   stopped: 'Stopped',
-  interrupted: 'Interrupted: the server lost this answer',
+  interrupted: 'Interrupted',
   failed: 'Failed',
 };
 
@@ -82,7 +82,7 @@ export class Own extends Item {
 
 /** The replies to one message, the newest of them in view: there are several after `regenerate`. */
 export class Reply extends Item {
-  /** in the order of the log: `{id, seq, state: waiting | running | done, text, reply, rating}` */
+  /** in the order of the log: `{id, seq, state: waiting | running | done, text, models, reply, rating}` */
   turns = [];
   #picked = null;
   #stream = null;
@@ -124,6 +124,13 @@ export class Reply extends Item {
     return this.#fresh !== '';
   }
 
+  /** Notes which model writes on. */
+  writes(turn, model_id) {
+    if (turn.models.at(-1) === model_id) return;
+    turn.models.push(model_id);
+    if (this.element && turn === this.turn && turn.models.length > 1) this.#paintMeta();
+  }
+
   flush() {
     this.#stream?.append(this.#fresh);
     this.#fresh = '';
@@ -160,8 +167,13 @@ export class Reply extends Item {
     if (turn.reply) element.dataset.state = turn.reply.state;
     else delete element.dataset.state;
     element.querySelector('.body').replaceChildren(this.#body(turn));
+    this.#paintMeta();
+  }
+
+  #paintMeta() {
+    const { element, turn } = this;
     const meta = element.querySelector('.meta');
-    meta.hidden = !turn.reply && this.turns.length < 2;
+    meta.hidden = !turn.reply && this.turns.length < 2 && turn.models.length < 2;
     this.#paintVariants();
     for (const name of ['copy', 'rate-up', 'rate-down']) {
       // The text may have copy buttons of its own.
@@ -169,7 +181,7 @@ export class Reply extends Item {
       if (button) button.hidden = !turn.reply?.text;
     }
     this.#paintRating();
-    this.#paintFacts(turn.reply ?? {});
+    this.#paintFacts(turn.reply ?? { segments: turn.models.map((model_id) => ({ model_id })) });
   }
 
   #body(turn) {
@@ -202,14 +214,15 @@ export class Reply extends Item {
     }
   }
 
-  #paintFacts({ state, timestamp, usage, model_id, verified, error }) {
+  #paintFacts({ state, timestamp, usage, model_id, segments, verified, error }) {
     const { element } = this;
     const ending = ENDINGS[state] && (error?.message ? `${ENDINGS[state]}: ${error.message}` : ENDINGS[state]);
     const fault = verified === false ? 'The text differs from what the server has' : ending;
     element.querySelector('.mark').replaceChildren(...(fault ? [icon(state === 'stopped' ? 'stop' : 'alert'), fault] : []));
     time(element.querySelector('time'), timestamp);
     const tokens = usage && `${usage.estimated ? '≈ ' : ''}${usage.completion_tokens} tokens`;
-    element.querySelector('.facts').textContent = [model_id, tokens].filter(Boolean).join(' · ');
+    const models = segments?.length > 1 ? segments.map((segment) => segment.model_id).join(', then ') : model_id;
+    element.querySelector('.facts').textContent = [models, tokens].filter(Boolean).join(' · ');
   }
 
   #pick(step) {

@@ -125,10 +125,11 @@ export class Log {
   }
 
   /** Adds text to a reply that streams. */
-  piece({ turn_id, seq, content }) {
+  piece({ turn_id, seq, content, model_id }) {
     this.turn({ id: turn_id, seq });
     const { turn, item } = this.#turns.get(turn_id);
     this.window.change(() => {
+      if (turn.state !== 'done' && model_id) item.writes(turn, model_id);
       if (turn.state !== 'done' && item.append(turn, content)) this.#streaming.add(item);
     });
     if (this.#streaming.size) this.#frame ||= requestAnimationFrame(() => this.#paint());
@@ -172,7 +173,7 @@ export class Log {
       }
       return known.turn;
     }
-    const turn = { id, seq: seq ?? null, state: null, text: '', reply: null, rating: null };
+    const turn = { id, seq: seq ?? null, state: null, text: '', models: [], reply: null, rating: null };
     this.#turns.set(id, { turn, item: null });
     this.#settle(id);
     return turn;

@@ -148,8 +148,9 @@ function converse() {
     if (models.length < 2) return;
     const select = $('model');
     const known = [...select.options].map(({ value, text }) => `${value} ${text}`).join();
-    if (known !== models.map(({ id, name }) => `${id} ${name}`).join()) {
-      select.replaceChildren(...models.map(({ id, name }) => make('option', { value: id }, name)));
+    const offered = models.map(({ id, name, images }) => ({ id, name: images ? `${name} · images` : name }));
+    if (known !== offered.map(({ id, name }) => `${id} ${name}`).join()) {
+      select.replaceChildren(...offered.map(({ id, name }) => make('option', { value: id }, name)));
     }
     select.value = session.model_id ?? models[0].id;
   }

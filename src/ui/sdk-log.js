@@ -109,8 +109,10 @@ export class Turn {
     this.seq = null;
     /** the turn whose reply it gives anew, where this client asked for that */
     this.replaces = null;
-    /** the model that answers, once it is known */
+    /** the model that writes, once it is known */
     this.model_id = null;
+    /** from which byte on which model writes, as far as that was seen: `{offset, model_id}` */
+    this.segments = [];
     /** the text so far */
     this.text = '';
     /** UTF-8 bytes of `text` */
@@ -146,6 +148,23 @@ export class Turn {
     return fresh;
   }
 
+  /** Notes who writes from a byte on. @param {number} offset @param {string | null | undefined} model_id */
+  writes(offset, model_id) {
+    if (!model_id || model_id === this.model_id) return;
+    this.model_id = model_id;
+    this.segments.push({ offset, model_id });
+  }
+
+  /** The text by its writers. @returns {{offset: number, content: string, model_id: string | null}[]} */
+  parts() {
+    const bytes = encoder.encode(this.text);
+    const ends = [...this.segments.slice(1).map(({ offset }) => offset), bytes.length];
+    return ends.map((end, nth) => {
+      const offset = nth === 0 ? 0 : ends[nth - 1];
+      return { offset, content: decoder.decode(bytes.subarray(offset, end)), model_id: this.segments[nth]?.model_id ?? null };
+    });
+  }
+
   /** Takes back what lies beyond `length` bytes: text that came after the turn had ended elsewhere. */
   truncate(length) {
     if (length >= this.length) return;
@@ -157,6 +176,7 @@ export class Turn {
   replace(text) {
     this.text = text;
     this.length = encoder.encode(text).length;
+    if (!text) Object.assign(this, { model_id: null, segments: [] });
     this.#notify();
   }
 

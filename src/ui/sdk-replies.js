@@ -66,7 +66,7 @@ export class Replies {
     for (const turn of this.#turns.values()) {
       if (turn.ended) continue;
       this.#owner.emit('turn', turn);
-      this.#owner.emit('piece', { turn_id: turn.id, seq: turn.seq, offset: 0, content: turn.text });
+      for (const part of turn.parts()) this.#owner.emit('piece', { turn_id: turn.id, seq: turn.seq, ...part });
     }
   }
 
@@ -105,11 +105,12 @@ export class Replies {
   #piece({ turn_id, offset, content, model_id }) {
     const turn = this.expect(turn_id);
     if (!turn || turn.ended) return;
-    turn.model_id ??= model_id ?? null;
     const at = turn.length;
     const fresh = turn.add(offset, content);
     if (fresh === null) this.#owner.reread();
-    else if (fresh) this.#owner.emit('piece', { turn_id, seq: turn.seq, offset: at, content: fresh });
+    if (!fresh) return;
+    turn.writes(at, model_id);
+    this.#owner.emit('piece', { turn_id, seq: turn.seq, offset: at, content: fresh, model_id: turn.model_id });
   }
 
   async #last(frame) {
@@ -142,6 +143,7 @@ export class Replies {
     const { seq, reply_to, state, html, usage, rating, timestamp, sha256 } = frame;
     const reply = { turn_id: turn.id, seq, reply_to, state, text: turn.text, html, usage, rating, timestamp, sha256, verified };
     Object.assign(reply, { length: turn.length, model_id: frame.model_id ?? turn.model_id, error: turn.error });
+    reply.segments = frame.segments ?? [];
     turn.finish(reply);
     this.#owner.emit('reply', reply);
     this.#owner.ended();

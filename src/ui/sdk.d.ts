@@ -63,7 +63,8 @@ export interface Session {
   session_id: string;
   user_id: string;
   connection_id: string;
-  models: { id: string; name: string }[];
+  /** `images`: it looks at them. */
+  models: { id: string; name: string; images?: boolean }[];
   model_id?: string;
   name?: string;
   state?: 'active' | 'ended';
@@ -102,9 +103,12 @@ export interface Reply {
   usage?: { prompt_tokens: number; completion_tokens: number; estimated: boolean };
   /** What this person has said of it. */
   rating?: 'up' | 'down';
+  /** The model that wrote it, or its end. */
   model_id: string | null;
+  /** Which model wrote which part; empty when one wrote all of it. */
+  segments: Segment[];
   timestamp: string;
-  /** Why it failed, for the client that asked. */
+  /** Why models gave no more of it, for the client that asked. */
   error: ErrorBody | null;
 }
 
@@ -152,6 +156,8 @@ export interface Turn {
   readonly replaces: string | null;
   readonly seq: number | null;
   readonly model_id: string | null;
+  /** As far as it was seen. */
+  readonly segments: Segment[];
   readonly text: string;
   /** UTF-8 bytes of `text`. */
   readonly length: number;
@@ -205,6 +211,14 @@ export interface Piece {
   /** UTF-8 byte offset of `content` in the turn's text. */
   offset: number;
   content: string;
+  /** The model that writes; of the mark between two models' texts, the one before it. */
+  model_id: string | null;
+}
+
+/** From which UTF-8 byte on which model wrote a reply. */
+export interface Segment {
+  offset: number;
+  model_id: string;
 }
 
 export interface ChatboxEventMap {

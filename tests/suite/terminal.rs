@@ -105,6 +105,17 @@ async fn an_answer_that_fails_ends_with_1_and_bad_usage_with_64() {
     assert!(ended.stderr.contains("wants a token"), "got {}", ended.stderr);
 }
 
+/// What was said is printed, and that it broke off is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_breaks_off_ends_with_1_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start(Script::answer(["half ", "of it"]).cut_after(1)).await;
+    let server = Process::start(dir.path(), &provider).await;
+    let ended = talk(chat(&server, &["--token", &server.token("ann")]), "hi\n").await;
+    assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), "half \n"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the model is not available"), "got {}", ended.stderr);
+}
+
 /// On loopback a token is made from the secret that the server keeps in its data folder.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_loopback_nobody_needs_a_token() {

@@ -7,6 +7,7 @@
 import { mkdir } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
 import { appearance, OUTPUT } from './behaviours-appearance.js';
+import { failover } from './behaviours-chain.js';
 import { client, conversation, transports } from './behaviours-chat.js';
 import { history } from './behaviours-history.js';
 import { hosts } from './behaviours-host.js';
@@ -36,6 +37,7 @@ export function behaviours(name, launch) {
 
     conversation(page);
     replies(page);
+    failover(page);
     history(page);
     sessions(page);
     sharing(page);

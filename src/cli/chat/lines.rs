@@ -95,9 +95,9 @@ async fn answer(session: &Session, mut message: Message) -> anyhow::Result<()> {
     }
 }
 
-/// Fails where an answer did.
+/// Fails where an answer did, or broke off.
 fn whole(reply: &Reply) -> anyhow::Result<()> {
-    if reply.state == TurnState::Failed {
+    if reply.state == TurnState::Failed || reply.error.is_some() {
         let error = reply.error.clone();
         return Err(error.map_or(Error::Protocol("the answer failed"), Error::Answered).into());
     }
@@ -174,7 +174,7 @@ fn object(event: &Event) -> Value {
                 "session_id": reply.session_id, "turn_id": reply.turn_id, "seq": reply.seq,
                 "reply_to": reply.reply_to, "state": reply.state, "text": reply.text, "length": reply.text.len(),
                 "sha256": reply.sha256, "verified": reply.verified, "usage": reply.usage, "model_id": reply.model_id,
-                "timestamp": reply.timestamp, "error": reply.error,
+                "segments": reply.segments, "timestamp": reply.timestamp, "error": reply.error,
             }),
         ),
         Event::Update(update) => named("update", json!(update)),

@@ -115,8 +115,13 @@ impl Screen {
 
     fn draw_choice(&self, frame: &mut Frame<'_>, area: Rect) {
         let Some(choice) = self.choice else { return };
-        let items: Vec<ListItem<'_>> =
-            self.models().iter().map(|model| ListItem::new(format!("{} ({})", model.name, model.id))).collect();
+        let items: Vec<ListItem<'_>> = self
+            .models()
+            .iter()
+            .map(|model| {
+                ListItem::new(format!("{} ({}){}", model.name, model.id, if model.images { " · images" } else { "" }))
+            })
+            .collect();
         let height = u16::try_from(items.len()).unwrap_or(u16::MAX).saturating_add(2).min(area.height);
         let width = 50.min(area.width);
         let place = Rect { x: area.x + (area.width - width) / 2, y: area.y, width, height };

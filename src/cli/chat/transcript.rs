@@ -9,7 +9,7 @@ use ratatui::{
 
 use super::composer::wrap;
 use crate::{
-    chat::{Sender, TurnId, TurnState},
+    chat::{Segment, Sender, TurnId, TurnState},
     client::{Event, Reply},
     protocol::{AiResponse, EntryFrame, ServerFrame},
 };
@@ -91,7 +91,7 @@ impl Transcript {
         item.seq = Some(reply.seq);
         item.text.clone_from(&reply.text);
         item.note = match reply.state {
-            TurnState::Complete if reply.verified => String::new(),
+            TurnState::Complete if reply.verified => writers(&reply.segments),
             TurnState::Complete => "could not be verified".to_owned(),
             state => {
                 let why = reply.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
@@ -170,11 +170,15 @@ fn message(entry: &EntryFrame) -> Item {
 
 fn ended(response: &AiResponse) -> Item {
     let reply = response.reply.as_ref();
-    let state = reply.map(|reply| reply.state).filter(|state| *state != TurnState::Complete);
-    Item {
-        seq: reply.map(|reply| reply.seq),
-        who: Who::Model,
-        text: response.content.clone().into_owned(),
-        note: state.map(|state| format!("{state:?}").to_lowercase()).unwrap_or_default(),
-    }
+    let note = match reply.map(|reply| (reply.state, &reply.segments)) {
+        Some((TurnState::Complete, segments)) => writers(segments),
+        Some((state, _)) => format!("{state:?}").to_lowercase(),
+        None => String::new(),
+    };
+    Item { seq: reply.map(|reply| reply.seq), who: Who::Model, text: response.content.clone().into_owned(), note }
+}
+
+/// Who wrote a reply, when several models did.
+fn writers(segments: &[Segment]) -> String {
+    segments.iter().map(|segment| segment.model_id.as_str()).collect::<Vec<_>>().join(", then ")
 }
