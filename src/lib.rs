@@ -52,9 +52,11 @@
 //! 3. `user_message` opens an exchange. [`router::Router::send`]: limit, then `append`, which checks the owner and
 //!    stores the message, its turn and, if no other turn is queued or running, the turn's start, in one commit. Then
 //!    `accepted` to the sender, and the event to the other watchers.
-//! 4. `router::turn` runs the turn: history within the model's budget, [`llm::Provider::stream`], each piece to the
-//!    watchers at once, text to the turn's log in batches (250 ms or 4 KiB at risk).
-//! 5. The end fixes text, length, hash and usage, and tells every watcher. Then the session's next queued turn starts.
+//! 4. `router::turn` runs the turn: what was said, [`llm::Models::answer`], each piece to the watchers at once, text to
+//!    the turn's log in batches (250 ms or 4 KiB at risk). [`llm::chain`] fits the conversation to each model that it
+//!    asks, asks again, and has another model answer, or go on, in place of one that fails.
+//! 5. The end fixes text, length, hash, who wrote which part, and what each request took, and tells every watcher. Then
+//!    the session's next queued turn starts.
 //! 6. After a crash [`router::Router::recover`] ends abandoned turns as `interrupted` with what their log holds. One
 //!    whose log is empty is asked again as a new turn; queued turns start.
 //!
@@ -116,6 +118,14 @@
 //!   takes a lock that all connections wait on.
 //! - **No QPACK streams are opened.** Without a dynamic table they carry nothing (RFC 9204, section 4.2), and an idle
 //!   session would keep their state.
+//! - **The mark between two models' texts is part of the text**, so that every client, export and hash has the same one.
+//!   The code block before it is closed, and whoever goes on is asked to open it again: nobody can tell beforehand
+//!   whether it would do so by itself.
+//! - **A request that a provider accepted is charged**, with our own count where it reports none, also when it was stopped
+//!   or broke off. What it refused, or was never sent, is not. A crash of the node loses what its running turns took.
+//! - **A breaker counts what tells of the provider**: refused keys, faults, silence. A refused or withheld prompt proves that
+//!   it works. While one request tries a provider again, the others go on to the next model.
+//! - **`/readyz` stays 200 while models are down**, and says which: other nodes are no better off.
 //! - **What a session has said stays in memory between its turns**, within `sessions.history_bytes`: settled entries do
 //!   not change, and messages and replies pass by here. What is not kept is read, and nothing else.
 //! - **A turn is announced on its node before it is stored.** As nothing is read between a message and the model's

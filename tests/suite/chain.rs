@@ -22,6 +22,7 @@ use crate::harness::{
 mod asked;
 mod continued;
 mod operated;
+mod threads;
 
 over_both! {
     busy_provider_is_asked_again_and_bills_once,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{broken, busy, came, in_turn, server};
 use crate::harness::{
     Client, Server, Via,
+    api::Api,
     client::http,
     over_both,
     provider::{Gate, Provider, Script},
@@ -97,6 +98,14 @@ async fn requests_are_counted_and_priced(via: Via) {
     assert_eq!(last["usage"], json!({"prompt_tokens": 1006, "completion_tokens": 101, "estimated": true}));
     let cost = |model: &str| server.metrics.model_cost_millionths_total.with_label_values(&[model]).get();
     assert_eq!((cost("a"), cost("b")), (2, 210), "1000 × 0.15 + 100 × 0.6");
+    let days = Api::new(&server, "ann").get("/usage").await.body["days"].clone();
+    let row = |nth: usize| {
+        let row = &days[nth];
+        let tokens = (row["prompt_tokens"].clone(), row["completion_tokens"].clone(), row["estimated_tokens"].clone());
+        (row["model_id"].clone(), row["requests"].clone(), tokens, row["cost_millionths"].clone())
+    };
+    assert_eq!(row(0), (json!("a"), json!(1), (json!(6), json!(1), json!(7)), json!(2)), "{days}");
+    assert_eq!(row(1), (json!("b"), json!(1), (json!(1000), json!(100), json!(0)), json!(210)), "{days}");
     let times = |model: &str| {
         let first = server.metrics.model_first_text_seconds.with_label_values(&[model]).get_sample_count();
         (first, server.metrics.model_request_duration_seconds.with_label_values(&[model]).get_sample_count())
