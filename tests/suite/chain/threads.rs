@@ -21,6 +21,11 @@ over_both! {
     users_are_told_apart,
 }
 
+/// A question in the conversation that the provider holds.
+fn kept(query: &str) -> (String, String) {
+    (query.to_owned(), CONVERSATION.to_owned())
+}
+
 /// `d` keeps conversations, `o` does not and answers in its place.
 async fn server(keeps: &Provider, other: &Provider) -> Server {
     Server::with(|config| {
@@ -48,7 +53,6 @@ async fn thread_is_given_back_where_it_holds_what_came_before(via: Via) {
     let server = server(&keeps, &other).await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
     let select = |model: &str| json!({"type": "model_select", "id": id(), "model_id": model});
-    let kept = |query: &str| (query.to_owned(), CONVERSATION.to_owned());
     client.say("one").await.reply().await;
     client.say("two").await.reply().await;
     assert_eq!(asked(&keeps, 0).await, ("one".to_owned(), String::new()));

@@ -356,8 +356,10 @@ impl Held {
                 if frame["metadata"]["done"] != "true" {
                     return self.piece(Some(id), frame);
                 }
-                if (frame["state"] == "failed") != exchange.failed {
-                    return Err(format!("an error comes before the end of a failed turn, and no other: {frame}"));
+                // The end of the server interrupts answers, too, and tells of no error.
+                let broken = frame["state"] == "failed" || frame["state"] == "interrupted" && exchange.failed;
+                if broken != exchange.failed {
+                    return Err(format!("an error comes before the end of a broken turn, and no other: {frame}"));
                 }
                 exchange.follows = false;
                 self.end(Some(id), frame)

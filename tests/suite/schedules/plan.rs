@@ -52,7 +52,7 @@ pub(super) struct Answer {
     pieces: usize,
     piece_chars: usize,
     pace_us: u64,
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 impl Answer {
