@@ -74,13 +74,15 @@ impl Model {
     fn fit<'a>(&self, messages: &'a [Message], reserved: u64) -> &'a [Message] {
         let context = self.context_tokens;
         let answer = self.max_tokens.map_or(context / 4, |tokens| tokens.min(context / 2));
-        let system = self.system_prompt.as_deref().map_or(0, |system| self.tokens(system));
-        let budget = u64::from(context - answer).saturating_sub(system + reserved);
+        let room = u64::from(context - answer).saturating_sub(reserved);
+        let system = self.system_prompt.as_deref().unwrap_or_default();
         // A token has at least one byte, so what fits by bytes need not be counted.
-        let most = |message: &Message| u64::try_from(message.content.len()).unwrap_or(u64::MAX) + MESSAGE_TOKENS;
-        if messages.iter().map(most).sum::<u64>() <= budget {
+        let most = |text: &str| u64::try_from(text.len()).unwrap_or(u64::MAX);
+        let all = messages.iter().map(|message| most(&message.content) + MESSAGE_TOKENS).sum::<u64>();
+        if all + most(system) <= room {
             return messages;
         }
+        let budget = room.saturating_sub(self.tokens(system));
         let mut tokens = 0;
         let mut kept: &[Message] = &[];
         let begins = |(_, message): &(usize, &Message)| message.role == Role::User;

@@ -15,11 +15,11 @@ use crate::harness::{
     },
 };
 
-over_both! {
+over_both!(
     thread_is_given_back_where_it_holds_what_came_before,
     thread_of_a_broken_answer_is_not_given_back,
-    users_are_told_apart,
-}
+    users_are_told_apart
+);
 
 /// A question in the conversation that the provider holds.
 fn kept(query: &str) -> (String, String) {
