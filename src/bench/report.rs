@@ -114,6 +114,8 @@ pub enum Unit {
     Connection,
     /// an answer of a model
     Answer,
+    /// a piece of one, as the model sends it
+    Piece,
     /// a start of the process
     Start,
     /// a request over HTTP or a watch
@@ -127,6 +129,7 @@ impl fmt::Display for Unit {
             Self::Delivery => "delivery",
             Self::Connection => "connection",
             Self::Answer => "answer",
+            Self::Piece => "piece",
             Self::Start => "start",
             Self::Request => "request",
         })

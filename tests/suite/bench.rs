@@ -86,7 +86,7 @@ async fn fanout_delivers_every_piece_to_every_watcher() {
 async fn ttft_durable_and_storm_count_what_they_asked() {
     let _alone = ALONE.acquire().await;
     let parts = ["of it until the model is asked", "of it from the model's first piece"];
-    both(&report("ttft"), &["4 answers at a time", parts[0], parts[1], "4 asked at once"]);
+    both(&report("ttft"), &["4 answers at a time", parts[0], parts[1], "4 asked at once", "pieces of answers of 50"]);
     both(&report("durable"), &["acknowledged"]);
     let storm = report("storm");
     assert_eq!(variants(&storm, "webtransport"), ["full", "resumed"]);

@@ -3,6 +3,7 @@
 //!
 //! Twice: people who ask on their own, at moments of their own; and all of them at the same moment, again and again.
 //! For the first, its two parts as well: until the model has the whole request, and from the model's first piece on.
+//! And what a piece costs: the server's CPU time for long answers, shared out among their pieces.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -27,6 +28,10 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How many pieces answers have by turns where people are on their own: who asked together once does not again.
 const LENGTHS: [usize; 7] = [20, 14, 26, 17, 23, 15, 25];
 
+/// How many pieces an answer has whose cost is that of its pieces: question and ends are a small part of it.
+const LONG: usize = 50;
+const LONG_PAUSE: Duration = Duration::from_millis(4);
+
 #[derive(Default)]
 struct Added {
     whole: Recorded,
@@ -38,17 +43,19 @@ struct Asker {
     device: Device,
     script: Script,
     added: Arc<Mutex<Added>>,
-    /// how far through [`LENGTHS`]; `None`: every answer has [`PIECES`]
+    /// how far through [`LENGTHS`]; `None`: every answer has `pieces`
     turn: Option<usize>,
+    pieces: usize,
+    pause: Duration,
     /// before the first question
     wait: Duration,
 }
 
 impl Asker {
     fn pieces(&mut self) -> usize {
-        let Some(turn) = &mut self.turn else { return PIECES };
+        let Some(turn) = &mut self.turn else { return self.pieces };
         *turn += 1;
-        LENGTHS.get(*turn % LENGTHS.len()).copied().unwrap_or(PIECES)
+        LENGTHS.get(*turn % LENGTHS.len()).copied().unwrap_or(self.pieces)
     }
 }
 
@@ -58,7 +65,7 @@ impl Pair for Asker {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let answer = Answer::new(self.pieces(), PIECE_BYTES, PAUSE);
+        let answer = Answer::new(self.pieces(), PIECE_BYTES, self.pause);
         let message = self.script.announce(&answer)?;
         let said = self.device.say(&message).await?;
         let asked = answer.asked_at().context("the model was not asked")?;
@@ -82,38 +89,55 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
     let people = (0..answers).map(|number| person("ttft", number)).collect();
     let mut devices = bench.devices(&target, via, people).await?;
     let mut rows = Vec::new();
-    for together in [false, true] {
+    for (apart, pieces, pause) in [(true, PIECES, PAUSE), (false, PIECES, PAUSE), (true, LONG, LONG_PAUSE)] {
         let added = Arc::new(Mutex::new(Added::default()));
-        let span = PAUSE * u32::try_from(PIECES).unwrap_or(0);
+        let span = pause * u32::try_from(pieces).unwrap_or(0);
         let asker = |(place, device)| Asker {
             device,
             script: model.script().clone(),
             added: Arc::clone(&added),
-            turn: (!together).then_some(place),
-            wait: if together { Duration::ZERO } else { span.mul_f64(share(place, answers)) },
+            turn: (apart && pieces == PIECES).then_some(place),
+            pieces,
+            pause,
+            wait: if apart { span.mul_f64(share(place, answers)) } else { Duration::ZERO },
         };
         let askers = devices.into_iter().enumerate().map(asker).collect();
         let (whole, outcome) = bench.load(askers, Pace::Saturated, meter.as_mut()).await;
         devices = outcome.pairs.into_iter().map(|asker| asker.device).collect();
+        let whole = Row { scenario: "ttft".to_owned(), unit: Unit::Answer, ..whole };
         let Added { whole: all, asking, passing } =
             std::mem::take(&mut *added.lock().unwrap_or_else(PoisonError::into_inner));
         let row = |variant: String, times: &Recorded| Row {
-            scenario: "ttft".to_owned(),
             variant,
-            unit: Unit::Answer,
             latency: Latency::of(&times.latencies),
             ..whole.clone()
         };
-        if together {
-            rows.push(row(format!("{answers} asked at once"), &all));
-        } else {
-            rows.push(row(format!("{answers} answers at a time"), &all));
-            rows.push(row("of it until the model is asked".to_owned(), &asking));
-            rows.push(row("of it from the model's first piece".to_owned(), &passing));
+        match (apart, pieces) {
+            (_, LONG) => rows.push(of_pieces(whole)),
+            (false, _) => rows.push(row(format!("{answers} asked at once"), &all)),
+            (true, _) => {
+                rows.push(row(format!("{answers} answers at a time"), &all));
+                rows.push(row("of it until the model is asked".to_owned(), &asking));
+                rows.push(row("of it from the model's first piece".to_owned(), &passing));
+            }
         }
     }
     super::close(devices).await;
     Ok(rows)
+}
+
+/// The row of long answers by their pieces.
+fn of_pieces(answers: Row) -> Row {
+    let pieces = super::number(super::count(LONG));
+    Row {
+        variant: format!("pieces of answers of {LONG}"),
+        unit: Unit::Piece,
+        n: answers.n * super::count(LONG),
+        latency: None,
+        cpu_us: answers.cpu_us.map(|cpu_us| cpu_us / pieces),
+        per_second: answers.per_second.map(|answers| answers * pieces),
+        ..answers
+    }
 }
 
 /// Where one of so many is, from 0 to 1.
