@@ -6,6 +6,7 @@ mod dify; // applications of Dify
 mod moderation; // the hook that is asked whether a text is allowed
 mod openai; // OpenAI's chat completions
 mod probe; // whether a provider can be used, without a token of its
+mod tls; // vendors behind TLS and HTTP/2
 mod transcription; // what makes text of recordings
 mod vendors; // what holds for each of the three
 
