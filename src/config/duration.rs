@@ -1,8 +1,11 @@
-//! Durations as people write them: `2s`, `250ms`, `1h 30m`.
+//! Durations as people write them: `2s`, `250ms`, `1h 30m`; at most [`MAX`].
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer};
+
+/// Longest duration that is accepted: ten years. A deadline far beyond it has no place on the system's clock.
+pub const MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Reads a duration; for `#[serde(with)]`.
 ///
@@ -10,8 +13,10 @@ use serde::{Deserialize, Deserializer, Serializer};
 /// When the text is not a duration; the error names it and what is accepted.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text)
-        .map_err(|err| serde::de::Error::custom(format!("`{text}` is not a duration such as `2s` or `1h 30m`: {err}")))
+    let wrong =
+        |why: &str| serde::de::Error::custom(format!("`{text}` is not a duration such as `2s` or `1h 30m`: {why}"));
+    let duration = humantime::parse_duration(&text).map_err(|err| wrong(&err.to_string()))?;
+    if duration > MAX { Err(wrong("it is longer than ten years")) } else { Ok(duration) }
 }
 
 /// Writes a duration as [`deserialize`] reads it; for `#[serde(with)]`.
@@ -42,6 +47,28 @@ pub mod option {
         match duration {
             Some(duration) => super::serialize(duration, serializer),
             None => serializer.serialize_none(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::{IntoDeserializer, value::Error};
+
+    use super::*;
+
+    #[test]
+    fn ten_years_are_the_longest() {
+        let read = |text: &str| deserialize::<'_, _>(IntoDeserializer::<Error>::into_deserializer(text));
+        assert_eq!(read("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(read("3650days"), Ok(MAX));
+        for (text, why) in [
+            ("3651days", "it is longer than ten years"),
+            ("500000000000years", "it is longer than ten years"),
+            ("2", "time unit needed, for example 2sec or 2ms"),
+        ] {
+            let told = format!("`{text}` is not a duration such as `2s` or `1h 30m`: {why}");
+            assert_eq!(read(text).unwrap_err().to_string(), told);
         }
     }
 }
