@@ -103,7 +103,7 @@ fn line(step: &Step<'_>) -> Option<String> {
 }
 
 fn measured(row: &Row) -> String {
-    let mut parts = vec![format!("{} {} {}: {} {}s", row.scenario, row.variant, row.transport, row.n, row.unit)];
+    let mut parts = vec![format!("{} {} {}: {} × {}", row.scenario, row.variant, row.transport, row.n, row.unit)];
     parts.extend(row.cpu_us.map(|cpu| format!("CPU {cpu:.1} µs each")));
     parts.extend(row.bytes.map(|bytes| format!("{bytes:.0} bytes each")));
     parts.extend(row.latency.as_ref().map(|latency| format!("p50 {:.2} ms, p99 {:.2} ms", latency.p50, latency.p99)));
