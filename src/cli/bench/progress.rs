@@ -122,6 +122,6 @@ mod tests {
         let begins = Step::Begins { scenario: Scenario::Relay, via: Some(Via::Wss), round: 2, of: 3 };
         assert_eq!(line(&begins).unwrap(), "relay over wss, round 2 of 3");
         let row = Row { scenario: "relay".to_owned(), n: 10, cpu_us: Some(12.34), failures: 1, ..Row::default() };
-        assert_eq!(line(&Step::Measured(&row)).unwrap(), "  relay  : 10 messages, CPU 12.3 µs each, 1 FAILED");
+        assert_eq!(line(&Step::Measured(&row)).unwrap(), "  relay  : 10 × message, CPU 12.3 µs each, 1 FAILED");
     }
 }
