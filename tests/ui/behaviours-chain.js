@@ -11,6 +11,7 @@ const OUTPUT = fileURLToPath(new URL('output/', import.meta.url));
 
 const facts = () => [...document.querySelectorAll('.reply .facts')].at(-1)?.textContent;
 const mark = () => [...document.querySelectorAll('.reply .mark')].at(-1)?.textContent;
+const seam = () => /Sunlight is\s+---\s+scattered/.test(document.querySelector('.streaming')?.textContent);
 const rules = () => document.querySelectorAll('.reply .body hr').length;
 
 export function failover(page) {
@@ -22,7 +23,8 @@ export function failover(page) {
       await say(page, 'Why is the sky blue?');
       await page.until(() => document.querySelector('.reply[aria-busy=true] .facts')?.checkVisibility());
       assert.equal(await page.evaluate(facts), 'quick, then steady');
-      assert.match(await page.evaluate(shown.streamed), /Sunlight is\s+---\s+scattered/);
+      // The text is painted with the next frame.
+      await page.until(seam);
       const other = await page.tab();
       await other.goto(server.base);
       await other.until(() => document.querySelector('.reply[aria-busy=true] .facts')?.textContent === 'quick, then steady');
