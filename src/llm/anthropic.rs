@@ -15,6 +15,7 @@ use super::{
     Answer, Chunk, Error, Failure, Message, Prompt, Provider, Role, Usable, VendorModel,
     files::{self, Shown},
     http::{Auth, Http, Settings},
+    request::{Content, RequestMessage},
     sse::Event,
     stream::{self, Dialect, Fault, Progress},
 };
@@ -52,8 +53,8 @@ impl Anthropic {
 
     fn body<'a>(&'a self, prompt: &'a Prompt) -> Request<'a> {
         let mut messages: Vec<_> = prompt.messages.iter().filter_map(|message| self.message(message)).collect();
-        if messages.first().is_some_and(|first| first.role == ASSISTANT) {
-            messages.insert(0, RequestMessage { role: USER, content: Content::Text(OPENING.into()) });
+        if messages.first().is_some_and(|first| first.role == Role::Assistant.name()) {
+            messages.insert(0, RequestMessage { role: Role::User.name(), content: Content::Text(OPENING.into()) });
         }
         Request {
             model: &self.model.name,
@@ -65,11 +66,8 @@ impl Anthropic {
     }
 
     /// `None` for a message without content, which the vendor refuses.
-    fn message<'a>(&self, message: &'a Message) -> Option<RequestMessage<'a>> {
-        let role = match message.role {
-            Role::User => USER,
-            Role::Assistant => ASSISTANT,
-        };
+    fn message<'a>(&self, message: &'a Message) -> Option<RequestMessage<'a, Block<'a>>> {
+        let role = message.role.name();
         let Shown { text, images } = files::show(message, self.model.images);
         let text = Some(text).filter(|text| !text.trim().is_empty());
         if images.is_empty() {
@@ -81,7 +79,7 @@ impl Anthropic {
             Block::Image { source }
         });
         let blocks = images.chain(text.map(|text| Block::Text { text })).collect();
-        Some(RequestMessage { role, content: Content::Blocks(blocks) })
+        Some(RequestMessage { role, content: Content::Parts(blocks) })
     }
 }
 
@@ -105,30 +103,14 @@ impl Provider for Anthropic {
     }
 }
 
-const USER: &str = "user";
-const ASSISTANT: &str = "assistant";
-
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
     max_tokens: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     system: Option<&'a str>,
-    messages: Vec<RequestMessage<'a>>,
+    messages: Vec<RequestMessage<'a, Block<'a>>>,
     stream: bool,
-}
-
-#[derive(Serialize)]
-struct RequestMessage<'a> {
-    role: &'static str,
-    content: Content<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Content<'a> {
-    Text(Cow<'a, str>),
-    Blocks(Vec<Block<'a>>),
 }
 
 #[derive(Serialize)]

@@ -13,6 +13,7 @@ pub mod openai;
 pub mod probe;
 mod prompt;
 mod refusal;
+mod request;
 mod sse;
 mod stream;
 pub mod tokens;

@@ -13,9 +13,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    Answer, Chunk, Error, Failure, Message, Prompt, Provider, Role, Usable, VendorModel,
+    Answer, Chunk, Error, Failure, Message, Prompt, Provider, Usable, VendorModel,
     files::{self, Shown},
     http::{Auth, Http, Settings},
+    request::{Content, RequestMessage},
     sse::Event,
     stream::{self, Dialect, Fault, Progress},
 };
@@ -57,12 +58,8 @@ impl OpenAi {
         }
     }
 
-    /// Content in parts only where there are images: some servers know plain text alone.
-    fn message<'a>(&self, message: &'a Message) -> RequestMessage<'a> {
-        let role = match message.role {
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        };
+    fn message<'a>(&self, message: &'a Message) -> RequestMessage<'a, Part<'a>> {
+        let role = message.role.name();
         let Shown { text, images } = files::show(message, self.model.images);
         if images.is_empty() {
             return RequestMessage { role, content: Content::Text(text) };
@@ -121,26 +118,13 @@ async fn listed(http: &Http, name: &str, until: Instant) -> Result<Option<(bool,
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
-    messages: Vec<RequestMessage<'a>>,
+    messages: Vec<RequestMessage<'a, Part<'a>>>,
     stream: bool,
     stream_options: StreamOptions,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_completion_tokens: Option<u32>,
-}
-
-#[derive(Serialize)]
-struct RequestMessage<'a> {
-    role: &'static str,
-    content: Content<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Content<'a> {
-    Text(Cow<'a, str>),
-    Parts(Vec<Part<'a>>),
 }
 
 #[derive(Serialize)]
