@@ -56,6 +56,7 @@ fn inside_and_metadata(address: IpAddr) -> (bool, bool) {
 mod tests {
     use super::*;
 
+    /// checklist 93
     #[test]
     fn endpoints_are_https_or_inside() {
         for accepted in [
