@@ -64,7 +64,7 @@ impl Server {
     pub async fn bind_with_bus(config: Config, bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
         let (metrics, lifecycle) = (Metrics::new(), Lifecycle::default());
-        let gate = gate(&config, &secrets, bus(Arc::clone(&metrics)), &metrics, &lifecycle)?;
+        let gate = gate(&config, &secrets, bus(Arc::clone(&metrics)), &metrics, &lifecycle).await?;
         let tls = Tls::load(&config.tls, config.listen.quic.loopback(), Arc::clone(&metrics))?;
         let http_sockets = bind::open(config.listen.http, false).context("open `listen.http`")?;
         let mut quic_sockets = bind::open(config.listen.quic, true).context("open `listen.quic`")?;
@@ -228,7 +228,7 @@ impl Server {
     }
 }
 
-fn gate(
+async fn gate(
     config: &Config,
     secrets: &Secrets,
     bus: Arc<dyn Bus>,
@@ -240,7 +240,7 @@ fn gate(
     }
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
     let router = Router::new(router::Parts {
-        store: store::open(&config.store, &config.data_dir, Arc::clone(metrics))?,
+        store: store::open(&config.store, &config.data_dir, Arc::clone(metrics)).await?,
         bus,
         models: models(config)?,
         budget: Budget::new(&config.llm),

@@ -21,10 +21,10 @@ const BODY_BYTES: usize = 200;
 ///
 /// # Errors
 /// When it cannot be made or opened.
-pub(super) fn open(data_dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+pub(super) async fn open(data_dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(data_dir).context("make the data directory")?;
-    store::open(&store::Config::default(), data_dir, Metrics::new()).context("open the store")
+    store::open(&store::Config::default(), data_dir, Metrics::new()).await.context("open the store")
 }
 
 /// Gives a person a session with so many messages that nobody answers.

@@ -3,22 +3,20 @@
 //! [`Store`] is the trait that every database passes one conformance suite on (`tests/suite/store.rs`). It
 //! knows no frame, no connection and no model; it takes values and keeps them, in one write for each method.
 
+mod open;
 pub mod seal;
 mod sessions;
 pub mod sqlite;
 mod usage;
 
 pub use self::sqlite::inspect::Inspected;
+pub use open::{Config, OpenError, inspect, open};
 pub use sessions::{
     Change, Changed, Found, ListSessions, NewShare, Open, OpenSession, Opened, Order, Page, Place, Search, Share,
 };
 pub use usage::{DaySpent, Purpose, Spend, Spent, Thread};
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -28,7 +26,6 @@ use crate::chat::{
     SessionId, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 use crate::clock::now;
-use crate::metrics::Metrics;
 
 /// Sessions, each with its `rev`.
 pub type Revs = Vec<(SessionId, u64)>;
@@ -395,58 +392,4 @@ pub struct Lost {
     pub turns: Vec<Turn>,
     /// sessions with queued turns and no running one
     pub sessions: Vec<SessionId>,
-}
-
-/// Where the store is.
-#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// `sqlite:PATH`, relative to the working directory; `sqlite:` alone is `chatbox.db` in the data directory
-    pub url: String,
-    /// the keys that people's words are sealed with: the first one closes, all of them open. Empty: plain text
-    pub encryption_keys: Vec<seal::Key>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { url: "sqlite:".to_owned(), encryption_keys: Vec::new() }
-    }
-}
-
-impl Config {
-    /// Where the file is.
-    ///
-    /// # Errors
-    /// The URL names no file.
-    pub fn path(&self, data_dir: &Path) -> std::result::Result<PathBuf, sqlite::OpenError> {
-        match self.url.strip_prefix("sqlite:") {
-            Some("") => Ok(data_dir.join("chatbox.db")),
-            Some(path) if !path.starts_with(':') && !path.ends_with('/') => Ok(PathBuf::from(path)),
-            _ => Err(sqlite::OpenError::Url(self.url.clone())),
-        }
-    }
-}
-
-/// Opens the configured store. `data_dir` is where it lies unless its URL says otherwise.
-///
-/// # Errors
-/// The URL or a key is wrong, or the database does not open: another process has it, it is from a newer version,
-/// or the file system refuses.
-pub fn open(
-    config: &Config,
-    data_dir: &Path,
-    metrics: Arc<Metrics>,
-) -> std::result::Result<Arc<dyn Store>, sqlite::OpenError> {
-    let path = config.path(data_dir)?;
-    let seal = seal::Seal::new(&config.encryption_keys)?;
-    Ok(Arc::new(sqlite::Sqlite::open(&path, seal, &sqlite::Options::default(), metrics)?))
-}
-
-/// Looks at the configured store, and changes nothing.
-///
-/// # Errors
-/// Those of [`open`], but for another process that has it.
-pub fn inspect(config: &Config, data_dir: &Path) -> std::result::Result<Inspected, sqlite::OpenError> {
-    seal::Seal::new(&config.encryption_keys)?;
-    sqlite::inspect::inspect(&config.path(data_dir)?)
 }

@@ -91,7 +91,7 @@ fn list(steps: &[Step]) -> String {
 
 /// Compares what clients were shown with what is in the file.
 async fn check_store(world: &World, logs: &[Log]) {
-    let store = world.store();
+    let store = world.store().await;
     for Log { session, entries } in logs {
         let session = SessionId(session.parse().unwrap());
         let stored = store.entries(session, Range::After(0, u32::MAX)).await.expect("the store is read");

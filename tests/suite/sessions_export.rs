@@ -56,7 +56,7 @@ async fn replayed(server: &Server, status: &Value) -> Vec<Value> {
 
 /// Writes a long log with the server's own store while no server runs.
 async fn long_log(config: &chatbox::config::Config, entries: u64) -> SessionId {
-    let store = chatbox::store::open(&config.store, &config.data_dir, chatbox::metrics::Metrics::new()).unwrap();
+    let store = chatbox::store::open(&config.store, &config.data_dir, chatbox::metrics::Metrics::new()).await.unwrap();
     let user_id = UserId::parse("ann").unwrap();
     let ask = OpenSession { user_id: user_id.clone(), open: Open::New, id: SessionId::new(), active_max: 1 };
     let session_id = store.open_session(ask).await.unwrap().session.id;

@@ -22,7 +22,7 @@ const SHOWN: u32 = 50;
 pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
     let own = bench.own()?;
     let dir = home()?;
-    let store = fill::open(&dir.path().join("data"))?;
+    let store = fill::open(&dir.path().join("data")).await?;
     for &entries in &bench.sizes.entries {
         fill::session(&store, &person("flat", entries), entries).await?;
     }

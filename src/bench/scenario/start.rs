@@ -81,7 +81,7 @@ fn accepts(port: u16, began: Instant) -> anyhow::Result<Duration> {
 }
 
 async fn full(dir: &Path, messages: usize) -> anyhow::Result<()> {
-    let store = fill::open(&dir.join("data"))?;
+    let store = fill::open(&dir.join("data")).await?;
     for session in 0..messages.div_ceil(SESSION_MESSAGES) {
         let left = messages - session * SESSION_MESSAGES;
         fill::session(&store, &super::person("full", session), left.min(SESSION_MESSAGES)).await?;

@@ -26,7 +26,7 @@ use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -40,44 +40,12 @@ use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
 use super::{
     Appended, Change, Changed, DaySpent, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry,
     NewShare, OpenSession, Opened, Page, Range, Rate, Regenerate, Regenerated, Result, Revs, Search, Share, Spend,
-    StartedTurn, Store, Thread, TurnText, now,
-    seal::{KeyError, Seal},
+    StartedTurn, Store, Thread, TurnText, now, open::OpenError, seal::Seal,
 };
 use crate::{
     chat::{Day, Entry, NodeId, RequestId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
     metrics::Metrics,
 };
-
-/// Why a database does not open. Each text says what to do about it, or what was found.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// not a store that there is
-    #[error("store url `{0}` is not `sqlite:PATH`")]
-    Url(String),
-    /// the keys cannot be used
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// the lock file is held
-    #[error("database `{}` is open in another process", .0.display())]
-    Locked(PathBuf),
-    /// written by a later version of chatbox
-    #[error("the database has version {found}, this chatbox knows versions up to {known}")]
-    Newer {
-        /// version of the file
-        found: usize,
-        /// newest version that can be opened
-        known: usize,
-    },
-    /// a database, but not ours
-    #[error("the file is the database of another program")]
-    Foreign,
-    /// the file system refuses
-    #[error("the database's files cannot be used")]
-    Io(#[source] io::Error),
-    /// the database fails
-    #[error("the database cannot be used")]
-    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
 
 impl From<rusqlite::Error> for OpenError {
     fn from(err: rusqlite::Error) -> Self {

@@ -13,6 +13,10 @@ use chatbox::{
     llm::{Kind, Models, ProviderConfig},
     metrics::Metrics,
     router::{self, Budget, Router},
+    store::{
+        seal::Seal,
+        sqlite::{Options, Sqlite},
+    },
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -205,8 +209,10 @@ pub(crate) fn gate(metrics: &Arc<Metrics>, lifecycle: &Lifecycle) -> Arc<Gate> {
     let dir = tempfile::tempdir().expect("temporary directory").keep();
     let config = Server::config(&dir);
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
+    let path = config.store.path(&dir).expect("a file");
+    let sqlite = Sqlite::open(&path, Seal::new(&[]).expect("no keys"), &Options::default(), Arc::clone(metrics));
     let router = Router::new(router::Parts {
-        store: chatbox::store::open(&config.store, &dir, Arc::clone(metrics)).expect("store"),
+        store: Arc::new(sqlite.expect("store")),
         bus: Arc::new(Local::new(Arc::clone(metrics))),
         models: Models::new(&config.llm).expect("models"),
         budget: Budget::new(&config.llm),

@@ -125,9 +125,9 @@ impl World {
     }
 
     /// The store, once the server has ended.
-    pub(super) fn store(&self) -> Arc<dyn chatbox::store::Store> {
+    pub(super) async fn store(&self) -> Arc<dyn chatbox::store::Store> {
         let metrics = chatbox::metrics::Metrics::new();
-        chatbox::store::open(&self.config.store, &self.config.data_dir, metrics).expect("the store opens")
+        chatbox::store::open(&self.config.store, &self.config.data_dir, metrics).await.expect("the store opens")
     }
 }
 

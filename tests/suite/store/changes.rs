@@ -229,13 +229,13 @@ async fn opened_session_tells_what_it_changed_and_what_ended_for_it() {
 #[tokio::test]
 async fn activity_survives_a_restart() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     while room.row().await.last_activity == room.row().await.created_at {
         room.append(room.entry("busy")).await;
     }
     let before = room.row().await;
     room.store.close().await;
-    let room = Room { store: shelf.open(), ..room };
+    let room = Room { store: shelf.open().await, ..room };
     assert_eq!(room.row().await, before);
 }
 

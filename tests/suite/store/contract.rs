@@ -14,7 +14,7 @@ use super::{Room, Shelf, open, places, user};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parallel_writers_get_places_without_gaps() {
     let shelf = Shelf::new();
-    let room = Arc::new(Room::new(shelf.open()).await);
+    let room = Arc::new(Room::new(shelf.open().await).await);
     let mut writers = JoinSet::new();
     for writer in 0..64 {
         let room = Arc::clone(&room);
@@ -38,7 +38,7 @@ async fn parallel_writers_get_places_without_gaps() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart() {
     let shelf = Shelf::new();
-    let room = Arc::new(Room::new(shelf.open()).await);
+    let room = Arc::new(Room::new(shelf.open().await).await);
     let client_id = Some(RequestId::new_v4());
     let mut calls = JoinSet::new();
     for nth in 0..64 {
@@ -59,7 +59,7 @@ async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart()
     room.store.close().await;
 
     let room = Arc::into_inner(room).expect("all calls have ended");
-    let room = Room { store: shelf.open(), ..room };
+    let room = Room { store: shelf.open().await, ..room };
     let again = room.append(NewEntry { client_id, ..room.question("after the restart") }).await;
     assert_eq!((again.duplicate, again.entry, again.started, again.rev), (true, first.entry, None, rev));
     assert_eq!(places(&room.log().await), [1, 2]);
@@ -81,7 +81,7 @@ async fn repeated_row_is_recognised_without_a_request_id() {
 #[tokio::test]
 async fn two_users_may_choose_the_same_request_id() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let eve = user("eve");
     let session = open(&*store, &eve, Open::Current, 1).await.id;
@@ -194,7 +194,7 @@ async fn revs_are_read_for_the_sessions_that_there_are() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_parallel_first_visits_share_one_session() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let mut visits = JoinSet::new();
     for _ in 0..50 {
         let store = Arc::clone(&store);
@@ -208,7 +208,7 @@ async fn fifty_parallel_first_visits_share_one_session() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parallel_new_sessions_never_exceed_the_slots() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let mut calls = JoinSet::new();
     for _ in 0..30 {
         let store = Arc::clone(&store);
@@ -226,7 +226,7 @@ async fn parallel_new_sessions_never_exceed_the_slots() {
 #[tokio::test]
 async fn new_session_ends_the_one_that_was_silent_longest() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let second = open(&*store, &room.user, Open::New, 3).await;
     let third = open(&*store, &room.user, Open::New, 3).await;
@@ -243,7 +243,7 @@ async fn new_session_ends_the_one_that_was_silent_longest() {
 #[tokio::test]
 async fn current_session_is_the_active_one_with_the_latest_activity() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let second = open(&*store, &room.user, Open::New, 2).await;
     grow_until_latest(&room, second.last_activity.0).await;
@@ -261,7 +261,7 @@ async fn grow_until_latest(room: &Room, moment: i64) {
 #[tokio::test]
 async fn reopened_session_is_active_again_and_another_one_ends() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     room.append(room.entry("before")).await;
     let second = open(&*store, &room.user, Open::New, 1).await;
@@ -279,7 +279,7 @@ async fn reopened_session_is_active_again_and_another_one_ends() {
 #[tokio::test]
 async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let before = room.row().await;
     for open in [Open::Reopen(room.session), Open::Reopen(SessionId::new()), Open::New, Open::Current] {
@@ -293,7 +293,7 @@ async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
 #[tokio::test]
 async fn repeated_call_finds_the_session_that_the_first_one_made() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     let ask = OpenSession { user_id: user("ada"), open: Open::New, id: SessionId::new(), active_max: 1 };
     let first = store.open_session(ask.clone()).await.unwrap();
     assert_eq!((first.session.id, first.changed), (ask.id, true));
@@ -304,12 +304,12 @@ async fn repeated_call_finds_the_session_that_the_first_one_made() {
 #[tokio::test]
 async fn closed_store_takes_no_write() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     room.store.ready().await.unwrap();
     let last = room.append(room.entry("last")).await.entry;
     room.store.close().await;
     assert!(matches!(room.store.append(room.entry("later")).await, Err(Error::Database(_))));
     assert!(matches!(room.store.ready().await, Err(Error::Database(_))));
-    let again = shelf.open();
+    let again = shelf.open().await;
     assert_eq!(again.entries(room.session, Range::Last(10)).await.unwrap(), [last]);
 }

@@ -44,8 +44,8 @@ impl Shelf {
         store::Config { url: format!("sqlite:{}", path.display()), encryption_keys: Vec::new() }
     }
 
-    fn open(&self) -> Arc<dyn Store> {
-        store::open(&self.config(), self.dir.path(), Metrics::new()).unwrap()
+    async fn open(&self) -> Arc<dyn Store> {
+        store::open(&self.config(), self.dir.path(), Metrics::new()).await.unwrap()
     }
 }
 
@@ -63,7 +63,7 @@ impl Room {
     /// A room in a store of its own.
     async fn fresh() -> Self {
         let shelf = Shelf::new();
-        let room = Self::new(shelf.open()).await;
+        let room = Self::new(shelf.open().await).await;
         Self { _shelf: Some(shelf), ..room }
     }
 

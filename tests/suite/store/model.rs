@@ -234,7 +234,7 @@ async fn check(room: Room, steps: Vec<Step>) {
 fn random_schedules_do_what_the_model_does() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = runtime.block_on(shelf.open());
     let config = Config { cases: 160, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&steps(), |steps| {
         let room = runtime.block_on(async {

@@ -26,7 +26,7 @@ impl Room {
 #[tokio::test]
 async fn share_keeps_what_the_session_was_and_survives_a_restart() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     let empty = room.share().await;
     assert_eq!((empty.name.as_deref(), empty.last_seq, empty.running_seq), (None, 0, None));
     room.change(Change::Name("before".to_owned())).await.unwrap();
@@ -41,7 +41,7 @@ async fn share_keeps_what_the_session_was_and_survives_a_restart() {
     room.append(room.entry("more")).await;
     room.change(Change::End).await.unwrap();
     room.store.close().await;
-    let room = Room { store: shelf.open(), ..room };
+    let room = Room { store: shelf.open().await, ..room };
     assert_eq!(room.shared(&share).await, Some(share.clone()));
     let later = room.share().await;
     assert_eq!((later.name.as_deref(), later.last_seq, later.running_seq), (Some("after"), 3, None));

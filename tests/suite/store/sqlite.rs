@@ -7,10 +7,10 @@ use chatbox::{
     config::secret::Secret,
     metrics::Metrics,
     store::{
-        self, Change, EndTurn, Error, NewEntry, NewShare, Open, OpenSession, Purpose, Range, Rate, Search, Spend,
-        Spent, Store,
+        self, Change, EndTurn, Error, NewEntry, NewShare, Open, OpenError, OpenSession, Purpose, Range, Rate, Search,
+        Spend, Spent, Store,
         seal::{Key, KeyError, Seal},
-        sqlite::{OpenError, Options, Sqlite},
+        sqlite::{Options, Sqlite},
     },
 };
 use rusqlite::Connection;
@@ -22,9 +22,9 @@ impl Shelf {
         self.dir.path().join("data/chatbox.db")
     }
 
-    fn try_open(&self, keys: &[Key]) -> Result<Arc<dyn Store>, OpenError> {
+    async fn try_open(&self, keys: &[Key]) -> Result<Arc<dyn Store>, OpenError> {
         let config = store::Config { encryption_keys: keys.to_vec(), ..self.config() };
-        store::open(&config, self.dir.path(), Metrics::new())
+        store::open(&config, self.dir.path(), Metrics::new()).await
     }
 
     /// Changes the closed file with plain SQL.
@@ -41,20 +41,20 @@ fn key(id: u32, letter: &str) -> Key {
 #[tokio::test]
 async fn second_opener_is_refused_until_the_first_one_closes() {
     let shelf = Shelf::new();
-    let first = shelf.open();
-    let error = shelf.try_open(&[]).unwrap_err();
+    let first = shelf.open().await;
+    let error = shelf.try_open(&[]).await.unwrap_err();
     assert_eq!(error.to_string(), format!("database `{}` is open in another process", shelf.path().display()));
     first.close().await;
-    let second = shelf.try_open(&[]).unwrap();
-    assert!(matches!(shelf.try_open(&[]), Err(OpenError::Locked(_))));
+    let second = shelf.try_open(&[]).await.unwrap();
+    assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Locked(_))));
     drop(second);
-    shelf.try_open(&[]).unwrap();
+    shelf.try_open(&[]).await.unwrap();
 }
 
 #[tokio::test]
 async fn file_and_directory_are_for_their_owner_alone() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     room.append(room.entry("hello")).await;
     let mode = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
     let data = shelf.dir.path().join("data");
@@ -67,37 +67,37 @@ async fn file_and_directory_are_for_their_owner_alone() {
     }
 }
 
-#[test]
-fn file_of_a_newer_version_is_refused() {
+#[tokio::test]
+async fn file_of_a_newer_version_is_refused() {
     let shelf = Shelf::new();
-    drop(shelf.open());
+    drop(shelf.open().await);
     shelf.tamper("PRAGMA user_version = 99");
-    let error = shelf.try_open(&[]).unwrap_err();
+    let error = shelf.try_open(&[]).await.unwrap_err();
     assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
 }
 
-#[test]
-fn file_of_another_program_is_refused_and_left_alone() {
+#[tokio::test]
+async fn file_of_another_program_is_refused_and_left_alone() {
     let shelf = Shelf::new();
     std::fs::create_dir(shelf.dir.path().join("data")).unwrap();
     shelf.tamper("CREATE TABLE theirs (id INTEGER)");
-    assert!(matches!(shelf.try_open(&[]), Err(OpenError::Foreign)));
+    assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Foreign)));
     std::fs::write(shelf.path(), "not a database, but long enough to have a header of its own".repeat(9)).unwrap();
-    assert!(matches!(shelf.try_open(&[]), Err(OpenError::Database(_))));
+    assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Database(_))));
 }
 
-#[test]
-fn url_says_where_the_file_is() {
+#[tokio::test]
+async fn url_says_where_the_file_is() {
     let shelf = Shelf::new();
-    let open = |url: &str| {
+    let open = async |url: &str| {
         let config = store::Config { url: url.to_owned(), ..store::Config::default() };
-        store::open(&config, shelf.dir.path(), Metrics::new())
+        store::open(&config, shelf.dir.path(), Metrics::new()).await
     };
     for url in ["", "mongodb://localhost", "sqlite::memory:", "sqlite:data/"] {
-        let error = open(url).unwrap_err();
+        let error = open(url).await.unwrap_err();
         assert_eq!(error.to_string(), format!("store url `{url}` is not `sqlite:PATH`"));
     }
-    let store = open(&store::Config::default().url).unwrap();
+    let store = open(&store::Config::default().url).await.unwrap();
     assert!(shelf.dir.path().join("chatbox.db").is_file(), "the default lies in the data directory");
     drop(store);
 }
@@ -107,7 +107,7 @@ fn url_says_where_the_file_is() {
 async fn keys_that_cannot_be_used_keep_the_store_closed() {
     let shelf = Shelf::new();
     let short = Key { id: 1, key: Secret::new("AAAA") };
-    assert!(matches!(shelf.try_open(&[short]), Err(OpenError::Key(KeyError::Length(1)))));
+    assert!(matches!(shelf.try_open(&[short]).await, Err(OpenError::Key(KeyError::Length(1)))));
     assert!(!shelf.path().exists());
 }
 
@@ -115,7 +115,7 @@ async fn keys_that_cannot_be_used_keep_the_store_closed() {
 #[tokio::test]
 async fn sealed_file_shows_nobody_what_was_said() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.try_open(&[key(7, "A")]).unwrap()).await;
+    let room = Room::new(shelf.try_open(&[key(7, "A")]).await.unwrap()).await;
     let secret = "xyzzy-plugh";
     let question = NewEntry {
         session_name: Some(format!("{secret} name")),
@@ -153,7 +153,7 @@ async fn sealed_file_shows_nobody_what_was_said() {
         .unwrap();
     assert!(!stored.windows(16).any(|window| window == &sha256.as_bytes()[..16]), "a hash tells what was said");
 
-    let rotated = shelf.try_open(&[key(8, "E"), key(7, "A")]).unwrap();
+    let rotated = shelf.try_open(&[key(8, "E"), key(7, "A")]).await.unwrap();
     assert_eq!(rotated.entries(room.session, Range::Last(9)).await.unwrap(), log, "the old key still opens");
     assert_eq!(rotated.shared(id).await.unwrap().unwrap().name, Some(format!("{secret} name")));
     let thread = rotated.thread(room.session, "small").await.unwrap().unwrap();
@@ -166,7 +166,7 @@ async fn sealed_file_shows_nobody_what_was_said() {
 #[tokio::test]
 async fn deleted_session_leaves_rows_that_say_no_more_than_what_was_spent() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     let kept = open(&*room.store, &room.user, Open::New, 2).await.id;
     let usage = Usage { prompt_tokens: 3, completion_tokens: 4, estimated: false };
     for session in [room.session, kept] {
@@ -199,7 +199,7 @@ async fn deleted_session_leaves_rows_that_say_no_more_than_what_was_spent() {
 async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
     let shelf = Shelf::new();
     let keys = [key(7, "A")];
-    let room = Room::new(shelf.try_open(&keys).unwrap()).await;
+    let room = Room::new(shelf.try_open(&keys).await.unwrap()).await;
     let first = room.append(room.entry("first")).await.entry;
     room.append(room.entry("second")).await;
     room.store.close().await;
@@ -212,7 +212,7 @@ async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
     for (case, sql) in cases {
         let before: Vec<u8> = content(&shelf);
         shelf.tamper(sql);
-        let store = shelf.try_open(&keys).unwrap();
+        let store = shelf.try_open(&keys).await.unwrap();
         let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
         let what = format!("stored entries.content of row {} does not open", first.id.0.simple());
         assert_eq!(error.to_string(), what, "{case}");
@@ -222,11 +222,11 @@ async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
             .execute("UPDATE entries SET content = ?1 WHERE seq = 1", [before])
             .unwrap();
     }
-    let store = shelf.try_open(&[key(9, "I")]).unwrap();
+    let store = shelf.try_open(&[key(9, "I")]).await.unwrap();
     let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
     assert!(matches!(error, Error::Sealed { .. }), "{error}");
     drop(store);
-    let store = shelf.try_open(&keys).unwrap();
+    let store = shelf.try_open(&keys).await.unwrap();
     assert_eq!(store.entries(room.session, Range::After(0, 1)).await.unwrap(), [first]);
 }
 
@@ -239,7 +239,7 @@ fn content(shelf: &Shelf) -> Vec<u8> {
 #[tokio::test]
 async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
     let shelf = Shelf::new();
-    drop(shelf.open());
+    drop(shelf.open().await);
     let metrics = Metrics::new();
     let options = Options { deadline: Duration::from_millis(30), ..Options::default() };
     let seal = Seal::new(&[]).unwrap();
@@ -259,7 +259,7 @@ async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
 #[tokio::test]
 async fn counters_of_a_session_move_once() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     for (state, prompt_tokens) in [(TurnState::Complete, 10), (TurnState::Stopped, 5)] {
         let turn = room.ask("go").await.turn.id;
         let usage = Some(Usage { prompt_tokens, completion_tokens: 2, estimated: false });
@@ -280,7 +280,7 @@ async fn counters_of_a_session_move_once() {
 #[tokio::test]
 async fn deleted_words_are_not_left_in_the_file() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     let other = room.next(2).await;
     let secret = "xyzzy-plugh";
     for nth in 0..40_usize {
@@ -309,6 +309,6 @@ async fn deleted_words_are_not_left_in_the_file() {
     let bytes = std::fs::read(shelf.path()).unwrap();
     let left = bytes.windows(secret.len()).filter(|window| *window == secret.as_bytes()).count();
     assert_eq!(left, 0, "of {} bytes", bytes.len());
-    let store = shelf.open();
+    let store = shelf.open().await;
     assert_eq!(store.entries(other.session, Range::After(0, 1000)).await.unwrap(), kept);
 }

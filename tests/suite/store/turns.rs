@@ -266,13 +266,13 @@ async fn turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it() {
 #[tokio::test]
 async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     let turn = room.ask("go").await.turn.id;
     let waits = room.queue("next").await;
     assert!(room.extend(turn, 0, "half ").await && room.extend(turn, 5, "a wörd").await);
     room.store.close().await;
 
-    let room = Room { store: shelf.open(), node: NodeId::new(), ..room };
+    let room = Room { store: shelf.open().await, node: NodeId::new(), ..room };
     let lost = room.store.lost(room.node, 10).await.unwrap();
     assert_eq!((lost.turns.len(), lost.turns[0].id, lost.sessions), (1, turn, vec![]));
     assert_eq!(room.store.turn_text(turn, 0).await.unwrap(), piece(0, "half a wörd"));
@@ -292,7 +292,7 @@ async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart() {
 #[tokio::test]
 async fn lost_keeps_its_limit() {
     let shelf = Shelf::new();
-    let store = shelf.open();
+    let store = shelf.open().await;
     for name in ["ada", "bob", "eve"] {
         let user = super::user(name);
         let session = open(&*store, &user, Open::Current, 1).await.id;

@@ -97,7 +97,7 @@ async fn request_outside_of_a_turn_is_counted_once_for_each_id() {
 #[tokio::test]
 async fn accounts_of_users_and_days_are_apart() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     room.replied(|end| EndTurn { spent: vec![spent("small", 3, 4)], ..end }).await;
     assert_eq!(room.store.spent(&user("bob"), Day(0)).await.unwrap(), []);
     let all = room.store.spent(&room.user, Day(0)).await.unwrap();
@@ -107,7 +107,7 @@ async fn accounts_of_users_and_days_are_apart() {
     assert_eq!(room.store.spent(&room.user, all[0].day).await.unwrap(), all);
     assert_eq!(room.store.spent(&room.user, all[0].day.next()).await.unwrap(), []);
     room.store.close().await;
-    assert_eq!(shelf.open().spent(&room.user, Day(0)).await.unwrap(), all, "a restart changes nothing");
+    assert_eq!(shelf.open().await.spent(&room.user, Day(0)).await.unwrap(), all, "a restart changes nothing");
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn reply_of_several_models_says_who_wrote_what() {
 #[tokio::test]
 async fn thread_is_kept_for_each_session_and_model_with_the_place_of_its_reply() {
     let shelf = Shelf::new();
-    let room = Room::new(shelf.open()).await;
+    let room = Room::new(shelf.open().await).await;
     let named = |name: &str| Some(name.to_owned());
     let thread = |name: &str, reply_seq| Some(Thread { reference: name.to_owned(), reply_seq });
     assert_eq!(room.store.thread(room.session, "small").await.unwrap(), None);
@@ -156,7 +156,7 @@ async fn thread_is_kept_for_each_session_and_model_with_the_place_of_its_reply()
     room.replied(|end| EndTurn { thread: named("three"), ..end }).await;
     room.replied(|end| end).await;
     room.store.close().await;
-    let store = shelf.open();
+    let store = shelf.open().await;
     assert_eq!(store.thread(room.session, "small").await.unwrap(), thread("three", 6));
     assert_eq!(store.thread(room.session, "large").await.unwrap(), thread("two", 4));
     assert_eq!(store.thread(SessionId::new(), "small").await.unwrap(), None);
