@@ -6,6 +6,7 @@ pub mod ask;
 mod day;
 mod error;
 mod scalar;
+pub mod word;
 
 pub use day::Day;
 pub use error::ErrorCode;

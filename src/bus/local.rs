@@ -12,7 +12,7 @@ use futures_util::task::AtomicWaker;
 
 use super::{Bus, Delivery, Published, QUEUE_EVENTS, Subscription, Topic};
 use crate::{
-    chat::{ConnectionId, Event},
+    chat::{ConnectionId, Event, word::Word},
     metrics::Metrics,
 };
 
@@ -43,7 +43,7 @@ struct Subscriber {
 /// Takes no memory while nothing waits, which is most of the time.
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<Arc<Published>>,
+    told: VecDeque<Delivery>,
     lagged: bool,
     /// the last `rev` of the session that the subscriber has read or is told of; 0 until it has read one
     rev: u64,
@@ -69,13 +69,12 @@ impl Local {
 #[async_trait]
 impl Bus for Local {
     async fn publish(&self, topic: &Topic, event: Arc<Published>) {
-        let shard = self.0.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
         let rev = event.rev().filter(|_| matches!(topic, Topic::Session(_)));
-        for subscriber in shard.get(topic).into_iter().flatten() {
-            if !subscriber.offer(&event, rev) {
-                self.0.metrics.bus_lagged_total.inc();
-            }
-        }
+        self.0.offer(topic, &Delivery::Event(event), rev);
+    }
+
+    fn tell(&self, topic: &Topic, word: Arc<Word>) {
+        self.0.offer(topic, &Delivery::Word(word), None);
     }
 
     async fn subscribe(&self, topic: Topic) -> Subscription {
@@ -100,18 +99,20 @@ impl Bus for Local {
 }
 
 impl Subscriber {
-    /// Queues an event; `false` when with this one the subscriber began to lag.
-    fn offer(&self, event: &Arc<Published>, rev: Option<u64>) -> bool {
+    /// Queues what was told; `false` when with this one the subscriber began to lag.
+    fn offer(&self, told: &Delivery, rev: Option<u64>) -> bool {
         let mut queue = self.lock();
-        if matches!(***event, Event::Typing { origin, .. } if queue.own == Some(origin)) {
+        if let Delivery::Event(event) = told
+            && matches!(***event, Event::Typing { origin, .. } if queue.own == Some(origin))
+        {
             return true;
         }
         let lags_already = queue.lagged;
         let lost_before = rev.is_some_and(|rev| queue.rev > 0 && rev > queue.rev + 1);
-        if queue.events.len() >= QUEUE_EVENTS || lost_before {
+        if queue.told.len() >= QUEUE_EVENTS || lost_before {
             queue.lagged = true;
         } else {
-            queue.events.push_back(Arc::clone(event));
+            queue.told.push_back(told.clone());
         }
         if queue.rev > 0 {
             queue.rev = queue.rev.max(rev.unwrap_or_default());
@@ -140,7 +141,7 @@ impl Subscriber {
             *queue = Queue { rev: queue.rev, own: queue.own, ..Queue::default() };
             return Some(Delivery::Lagged);
         }
-        queue.events.pop_front().map(Delivery::Event)
+        queue.told.pop_front()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -149,11 +150,22 @@ impl Subscriber {
 }
 
 impl Topics {
+    fn offer(&self, topic: &Topic, told: &Delivery, rev: Option<u64>) {
+        let shard = self.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
+        for subscriber in shard.get(topic).into_iter().flatten() {
+            if !subscriber.offer(told, rev) {
+                self.metrics.bus_lagged_total.inc();
+            }
+        }
+    }
+
     fn shard(&self, topic: &Topic) -> &Mutex<Shard> {
         // The last bytes of a version 7 id are random.
         let bits = match topic {
             Topic::Session(id) => id.0.as_bytes().last().copied().unwrap_or_default(),
             Topic::User(id) => id.as_str().bytes().fold(0, u8::wrapping_add),
+            Topic::Node(id) => id.0.as_bytes().last().copied().unwrap_or_default(),
+            Topic::Cluster => 0,
         };
         let [first, ..] = &self.shards;
         self.shards.get(usize::from(bits) % SHARDS).unwrap_or(first)
@@ -167,7 +179,10 @@ impl Receiver {
 
     pub(super) fn saw(&self, rev: u64) {
         let mut queue = self.subscriber.lock();
-        let revs = queue.events.iter().filter_map(|event| event.rev());
+        let revs = queue.told.iter().filter_map(|told| match told {
+            Delivery::Event(event) => event.rev(),
+            Delivery::Word(_) | Delivery::Lagged => None,
+        });
         let (told, lost) =
             revs.fold((queue.rev.max(rev), false), |(told, lost), rev| (told.max(rev), lost || rev > told + 1));
         queue.rev = told;

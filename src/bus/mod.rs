@@ -12,13 +12,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::chat::{ConnectionId, Event, SessionId, UserId};
+use crate::chat::{ConnectionId, Event, NodeId, SessionId, UserId, word::Word};
 
 /// What a subscription yields.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delivery {
     /// something happened
     Event(Arc<Published>),
+    /// a node said something; on [`Topic::Node`] and [`Topic::Cluster`] only
+    Word(Arc<Word>),
     /// events were lost for this subscriber, or may have been: compare with the store
     Lagged,
 }
@@ -71,6 +73,10 @@ pub enum Topic {
     Session(SessionId),
     /// what changes in a user's list of sessions
     User(UserId),
+    /// what is said to one node
+    Node(NodeId),
+    /// what is said to all nodes
+    Cluster,
 }
 
 /// Carries events of a topic to everyone who subscribed to it, in the order of one publisher's calls.
@@ -78,6 +84,9 @@ pub enum Topic {
 pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Hands an event to the subscribers. Never waits for one of them.
     async fn publish(&self, topic: &Topic, event: Arc<Published>);
+
+    /// Says something to the subscribers of [`Topic::Node`] or [`Topic::Cluster`], on this node too. Never waits.
+    fn tell(&self, topic: &Topic, word: Arc<Word>);
 
     /// Subscribes. Every event that is published after this returns is delivered, or reported as `Lagged`, unless the
     /// bus has lost it.
@@ -87,7 +96,7 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     fn topics(&self) -> Vec<Topic>;
 
     /// Has the subscribers of a topic on this node compare with the store: those of a session that were not told of
-    /// this `rev`, and all of a user.
+    /// this `rev`, and all of another topic.
     fn compare(&self, topic: &Topic, rev: u64);
 }
 

@@ -32,6 +32,8 @@ impl Router {
             match topic {
                 Topic::Session(id) => sessions.push(id),
                 Topic::User(_) => users.push(topic),
+                // What nodes say to each other is not stored.
+                Topic::Node(_) | Topic::Cluster => {}
             }
         }
         for chunk in sessions.chunks(CHUNK) {

@@ -62,6 +62,7 @@ impl Follow {
             }
             let seamless = match self.subscription.next().await {
                 Delivery::Event(event) => self.apply(&event) == Fit::Seamless,
+                Delivery::Word(_) => true,
                 Delivery::Lagged => false,
             };
             if !seamless && let Err(err) = self.resync().await {

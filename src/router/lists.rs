@@ -50,6 +50,7 @@ impl ListWatch {
             }
             match self.subscription.next().await {
                 Delivery::Event(event) => self.apply(&event),
+                Delivery::Word(_) => {}
                 Delivery::Lagged => {
                     while let Err(err) = Box::pin(self.resync()).await {
                         tracing::warn!(error = &err as &dyn std::error::Error, "missed changes are not read yet");

@@ -186,6 +186,7 @@ impl Watch {
             }
             let fit = match self.subscription.next().await {
                 Delivery::Event(event) => self.apply(&event),
+                Delivery::Word(_) => Fit::Seamless,
                 Delivery::Lagged => Fit::Hole,
             };
             if fit == Fit::Hole {

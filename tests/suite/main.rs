@@ -15,6 +15,7 @@
 mod auth; // which tokens are accepted, and which are not
 mod bad_input; // what is refused, how it is told, and that nothing else is harmed
 mod bench; // the load generator: each scenario in small, what it refuses, how it ends
+mod bus; // every bus's contract: who is told what, in which order, and what a loss looks like
 mod chain; // failing models: retries, fallback, continuation; what a model is sent; which one answers
 mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes

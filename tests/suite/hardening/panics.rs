@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use chatbox::{
     bus::{Bus, Local, Published, Subscription, Topic},
-    chat::Event,
+    chat::{Event, word::Word},
     metrics::Metrics,
 };
 use serde_json::{Value, json};
@@ -56,6 +56,10 @@ impl Bus for Mined {
             Event::Session { .. } => "session",
         });
         self.inner.publish(topic, event).await;
+    }
+
+    fn tell(&self, topic: &Topic, word: Arc<Word>) {
+        self.inner.tell(topic, word);
     }
 
     async fn subscribe(&self, topic: Topic) -> Subscription {

@@ -13,6 +13,7 @@ use std::{
 use async_trait::async_trait;
 use chatbox::{
     bus::{Bus, Local, Published, Subscription, Topic},
+    chat::word::Word,
     config::Config,
 };
 use rusqlite::OpenFlags;
@@ -173,6 +174,10 @@ impl Bus for Lossy {
         if !Rng::new(number.try_into().unwrap()).chance(self.percent) {
             self.local.publish(topic, event).await;
         }
+    }
+
+    fn tell(&self, topic: &Topic, word: Arc<Word>) {
+        self.local.tell(topic, word);
     }
 
     async fn subscribe(&self, topic: Topic) -> Subscription {
