@@ -393,8 +393,10 @@ fn tests_of(source: &Source) -> Vec<(usize, &str, &str)> {
     let code = source.code.as_str();
     let attributes = ["#[test]", "#[tokio::test"];
     let marked = attributes.iter().flat_map(|attribute| code.match_indices(attribute)).map(|(at, _)| at);
-    // Behaviours that run over both transports are named in a list.
-    let lists = code.match_indices("over_both!").filter_map(|(at, _)| code[at..].split_once(')').map(|(list, _)| list));
+    // Behaviours that run over both transports, or over every store, are named in a list.
+    let lists = [("over_both!", ')'), ("over_stores!", '}')].into_iter().flat_map(|(list, end)| {
+        code.match_indices(list).filter_map(move |(at, _)| code[at..].split_once(end).map(|(list, _)| list))
+    });
     let listed = lists.flat_map(words).filter_map(|(_, name)| code.find(&format!("async fn {name}(")));
     let tests = marked.chain(listed).filter_map(|at| {
         let keyword = at + code[at..].find("fn ")? + 3;

@@ -3,11 +3,14 @@
 pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod lossy;
+pub(crate) mod mongo;
 pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod road;
 pub(crate) mod server;
+
+use std::path::{Path, PathBuf};
 
 pub(crate) use client::{Client, Via, id};
 pub(crate) use server::{Server, gate, openai};
@@ -33,3 +36,23 @@ pub(crate) use over_both;
 
 /// Held by each test that keeps the machine busy or measures it: two of them at a time would tell of each other.
 pub(crate) static ALONE: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
+
+/// A server that tests need and do not bring along: where `variable` says, below the target directory, or on the
+/// `PATH`.
+///
+/// # Panics
+/// There is none, and `CHATBOX_TEST_STRICT` is 1: the whole suite was asked for.
+pub(crate) fn installed(name: &str, variable: &str) -> Option<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
+        |dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir),
+    );
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let fetched = target.join("tests-servers").join(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join(name)).collect::<Vec<_>>();
+    let found = named.into_iter().chain([fetched]).chain(on_path).find(|path| path.is_file());
+    let strict = std::env::var("CHATBOX_TEST_STRICT").is_ok_and(|strict| strict == "1");
+    assert!(found.is_some() || !strict, "no {name} is installed");
+    found
+}

@@ -8,7 +8,17 @@ use chatbox::{
 };
 use tokio::task::JoinSet;
 
-use super::{LONG, Room, ending, places, user};
+use super::{LONG, Room, Shelf, ending, places, user};
+
+over_stores! {
+    last_reply_is_asked_for_again_and_both_stay,
+    repeated_request_finds_the_turn_that_the_first_one_started,
+    repeated_turn_is_recognised_without_a_request_id,
+    request_id_of_another_request_is_refused,
+    only_the_last_turn_that_has_ended_is_asked_for_again,
+    regenerated_turn_that_is_lost_is_requeued_like_any_other,
+    settled_reply_is_rated_and_shows_it_in_every_read,
+}
 
 impl Room {
     fn again(&self, turn_id: TurnId) -> Regenerate {
@@ -34,9 +44,8 @@ impl Room {
     }
 }
 
-#[tokio::test]
-async fn last_reply_is_asked_for_again_and_both_stay() {
-    let room = Room::fresh().await;
+async fn last_reply_is_asked_for_again_and_both_stay(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.answered("first").await;
     let old = room.answered("second").await;
     let rev = room.row().await.rev;
@@ -60,9 +69,8 @@ async fn last_reply_is_asked_for_again_and_both_stay() {
     assert_eq!((counters.entries, counters.responses), (5, 3));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn repeated_request_finds_the_turn_that_the_first_one_started() {
-    let room = Arc::new(Room::fresh().await);
+async fn repeated_request_finds_the_turn_that_the_first_one_started(shelf: Shelf) {
+    let room = Arc::new(Room::fresh(shelf).await);
     let old = room.answered("question").await;
     let client_id = Some(RequestId::new_v4());
     let mut calls = JoinSet::new();
@@ -82,9 +90,8 @@ async fn repeated_request_finds_the_turn_that_the_first_one_started() {
     assert_eq!(places(&room.log().await), [1, 2, 3]);
 }
 
-#[tokio::test]
-async fn repeated_turn_is_recognised_without_a_request_id() {
-    let room = Room::fresh().await;
+async fn repeated_turn_is_recognised_without_a_request_id(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let old = room.answered("question").await;
     let ask = Regenerate { client_id: None, ..room.again(old) };
     let first = room.store.regenerate(ask.clone()).await.unwrap();
@@ -92,9 +99,8 @@ async fn repeated_turn_is_recognised_without_a_request_id() {
     assert_eq!(room.store.regenerate(ask).await.unwrap(), Regenerated { started: None, ..first });
 }
 
-#[tokio::test]
-async fn request_id_of_another_request_is_refused() {
-    let room = Room::fresh().await;
+async fn request_id_of_another_request_is_refused(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let (asks, regenerates) = (Some(RequestId::new_v4()), Some(RequestId::new_v4()));
     let question = NewEntry { client_id: asks, ..room.question("question") };
     let old = room.append(question).await.started.unwrap().turn.id;
@@ -111,9 +117,8 @@ async fn request_id_of_another_request_is_refused() {
     assert_eq!(places(&room.log().await), [1, 2, 3, 4, 5]);
 }
 
-#[tokio::test]
-async fn only_the_last_turn_that_has_ended_is_asked_for_again() {
-    let room = Room::fresh().await;
+async fn only_the_last_turn_that_has_ended_is_asked_for_again(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.answered("1").await;
     let second = room.answered("2").await;
     let refused = async |turn, why: &str| {
@@ -144,9 +149,8 @@ async fn only_the_last_turn_that_has_ended_is_asked_for_again() {
     assert!(matches!(room.regenerate(last).await, Err(Error::Ended)));
 }
 
-#[tokio::test]
-async fn regenerated_turn_that_is_lost_is_requeued_like_any_other() {
-    let room = Room::fresh().await;
+async fn regenerated_turn_that_is_lost_is_requeued_like_any_other(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let old = room.answered("question").await;
     let new = room.regenerate(old).await.unwrap().turn_id;
     room.end(new, TurnState::Interrupted, None).await.unwrap();
@@ -160,9 +164,8 @@ async fn regenerated_turn_that_is_lost_is_requeued_like_any_other() {
     assert!(room.regenerate(third).await.unwrap().started.is_some());
 }
 
-#[tokio::test]
-async fn settled_reply_is_rated_and_shows_it_in_every_read() {
-    let room = Room::fresh().await;
+async fn settled_reply_is_rated_and_shows_it_in_every_read(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("question").await.turn.id;
     assert!(matches!(room.rate(2, "because", Rating::Up).await, Err(Error::NotFound)), "it still runs");
     let usage = Some(chatbox::chat::Usage::default());

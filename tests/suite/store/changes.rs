@@ -11,6 +11,22 @@ use uuid::Uuid;
 
 use super::{Room, Shelf, open, piece, user};
 
+over_stores! {
+    owner_names_a_session_and_the_first_message_does_not_any_more,
+    model_improves_the_first_name_once_and_never_the_owners,
+    owner_who_keeps_a_guessed_name_makes_it_their_own,
+    chosen_model_answers_from_the_next_turn_on,
+    session_ends_once_and_each_call_tells_the_turns_that_are_open,
+    of_many_parallel_ends_one_counts,
+    queued_turns_of_an_ended_session_do_not_start_and_are_found_until_somebody_ends_them,
+    idle_session_ends_unless_something_happened_or_is_about_to,
+    help_is_asked_for_and_called_off_while_the_session_is_active,
+    session_of_another_user_is_neither_changed_nor_deleted,
+    opened_session_tells_what_it_changed_and_what_ended_for_it,
+    activity_survives_a_restart,
+    deleted_session_is_gone_with_everything_in_it,
+}
+
 impl Room {
     pub(super) async fn change(&self, change: Change) -> Result<Changed, Error> {
         self.store.change_session(self.session, Some(self.user.clone()), change).await
@@ -51,9 +67,8 @@ fn better(text: &str) -> Change {
     Change::BetterName(text.to_owned())
 }
 
-#[tokio::test]
-async fn owner_names_a_session_and_the_first_message_does_not_any_more() {
-    let room = Room::fresh().await;
+async fn owner_names_a_session_and_the_first_message_does_not_any_more(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     assert_eq!(room.changes(name("größer"), true).await.name.as_deref(), Some("größer"));
     room.changes(name("größer"), false).await;
     room.append(NewEntry { session_name: Some("guess".to_owned()), ..room.entry("hello") }).await;
@@ -62,9 +77,8 @@ async fn owner_names_a_session_and_the_first_message_does_not_any_more() {
 }
 
 // checklist 70
-#[tokio::test]
-async fn model_improves_the_first_name_once_and_never_the_owners() {
-    let room = Room::fresh().await;
+async fn model_improves_the_first_name_once_and_never_the_owners(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.append(NewEntry { session_name: Some("from the message".to_owned()), ..room.entry("hello") }).await;
     assert_eq!(room.row().await.name.as_deref(), Some("from the message"));
     assert_eq!(room.changes(better("from the model"), true).await.name.as_deref(), Some("from the model"));
@@ -73,17 +87,15 @@ async fn model_improves_the_first_name_once_and_never_the_owners() {
     room.changes(better("too late"), false).await;
 }
 
-#[tokio::test]
-async fn owner_who_keeps_a_guessed_name_makes_it_their_own() {
-    let room = Room::fresh().await;
+async fn owner_who_keeps_a_guessed_name_makes_it_their_own(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.append(NewEntry { session_name: Some("guess".to_owned()), ..room.entry("hello") }).await;
     room.changes(name("guess"), false).await;
     assert_eq!(room.changes(better("better guess"), false).await.name.as_deref(), Some("guess"));
 }
 
-#[tokio::test]
-async fn chosen_model_answers_from_the_next_turn_on() {
-    let room = Room::fresh().await;
+async fn chosen_model_answers_from_the_next_turn_on(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.ask("1").await;
     assert_eq!(room.changes(Change::Model("large".to_owned()), true).await.model_id.as_deref(), Some("large"));
     room.changes(Change::Model("large".to_owned()), false).await;
@@ -94,9 +106,8 @@ async fn chosen_model_answers_from_the_next_turn_on() {
 }
 
 // checklist 77
-#[tokio::test]
-async fn session_ends_once_and_each_call_tells_the_turns_that_are_open() {
-    let room = Room::fresh().await;
+async fn session_ends_once_and_each_call_tells_the_turns_that_are_open(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let runs = room.ask("1").await.turn.id;
     let (second, third) = (room.queue("2").await, room.queue("3").await);
     let first = room.change(Change::End).await.unwrap();
@@ -114,9 +125,8 @@ async fn session_ends_once_and_each_call_tells_the_turns_that_are_open() {
 }
 
 // checklist 77
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_parallel_ends_one_counts() {
-    let room = Arc::new(Room::fresh().await);
+async fn of_many_parallel_ends_one_counts(shelf: Shelf) {
+    let room = Arc::new(Room::fresh(shelf).await);
     let rev = room.row().await.rev;
     let mut calls = JoinSet::new();
     for _ in 0..32 {
@@ -129,9 +139,8 @@ async fn of_many_parallel_ends_one_counts() {
     assert_eq!(room.row().await.rev, rev + 1);
 }
 
-#[tokio::test]
-async fn queued_turns_of_an_ended_session_do_not_start_and_are_found_until_somebody_ends_them() {
-    let room = Room::fresh().await;
+async fn queued_turns_of_an_ended_session_do_not_start_and_are_found_until_somebody_ends_them(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let runs = room.ask("1").await.turn.id;
     let waits = room.queue("2").await;
     room.change(Change::End).await.unwrap();
@@ -146,9 +155,8 @@ async fn queued_turns_of_an_ended_session_do_not_start_and_are_found_until_someb
 }
 
 // checklist 71, W9
-#[tokio::test]
-async fn idle_session_ends_unless_something_happened_or_is_about_to() {
-    let room = Room::fresh().await;
+async fn idle_session_ends_unless_something_happened_or_is_about_to(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("1").await.turn.id;
     let idle = |since: Timestamp| Change::EndIdle { since };
     let last_activity = room.row().await.last_activity;
@@ -165,9 +173,8 @@ async fn idle_session_ends_unless_something_happened_or_is_about_to() {
     assert_eq!(room.store.idle_sessions(last_activity, 9).await.unwrap(), [], "it has ended");
 }
 
-#[tokio::test]
-async fn help_is_asked_for_and_called_off_while_the_session_is_active() {
-    let room = Room::fresh().await;
+async fn help_is_asked_for_and_called_off_while_the_session_is_active(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.changes(Change::Help(false), false).await;
     assert!(room.changes(Change::Help(true), true).await.help_requested);
     room.changes(Change::Help(true), false).await;
@@ -182,9 +189,8 @@ async fn help_is_asked_for_and_called_off_while_the_session_is_active() {
 }
 
 // checklist 1
-#[tokio::test]
-async fn session_of_another_user_is_neither_changed_nor_deleted() {
-    let room = Room::fresh().await;
+async fn session_of_another_user_is_neither_changed_nor_deleted(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.ask("mine").await;
     let before = room.row().await;
     let all = [
@@ -207,9 +213,8 @@ async fn session_of_another_user_is_neither_changed_nor_deleted() {
     assert!(anyone.changed && anyone.session.help_requested);
 }
 
-#[tokio::test]
-async fn opened_session_tells_what_it_changed_and_what_ended_for_it() {
-    let room = Room::fresh().await;
+async fn opened_session_tells_what_it_changed_and_what_ended_for_it(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let ask = |open| OpenSession { user_id: room.user.clone(), open, id: SessionId::new(), active_max: 1 };
     let current = room.store.open_session(ask(Open::Current)).await.unwrap();
     assert_eq!((current.session.id, current.changed, current.ended.len()), (room.session, false, 0));
@@ -226,9 +231,7 @@ async fn opened_session_tells_what_it_changed_and_what_ended_for_it() {
 }
 
 // checklist 73
-#[tokio::test]
-async fn activity_survives_a_restart() {
-    let shelf = Shelf::new();
+async fn activity_survives_a_restart(shelf: Shelf) {
     let room = Room::new(shelf.open().await).await;
     while room.row().await.last_activity == room.row().await.created_at {
         room.append(room.entry("busy")).await;
@@ -239,9 +242,8 @@ async fn activity_survives_a_restart() {
     assert_eq!(room.row().await, before);
 }
 
-#[tokio::test]
-async fn deleted_session_is_gone_with_everything_in_it() {
-    let room = Room::fresh().await;
+async fn deleted_session_is_gone_with_everything_in_it(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let other = room.next(2).await;
     let kept = other.append(other.question("kept")).await;
     let client_id = Some(Uuid::new_v4());

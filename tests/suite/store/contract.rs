@@ -10,10 +10,29 @@ use tokio::task::JoinSet;
 
 use super::{Room, Shelf, open, places, user};
 
+over_stores! {
+    parallel_writers_get_places_without_gaps,
+    repeated_request_is_applied_once_even_in_parallel_and_after_a_restart,
+    repeated_row_is_recognised_without_a_request_id,
+    two_users_may_choose_the_same_request_id,
+    foreign_session_is_not_found_and_nothing_is_stored,
+    ended_session_takes_no_message_but_knows_the_ones_it_took,
+    entry_comes_back_as_it_was_written,
+    ranges_are_in_order_and_keep_their_limit,
+    first_message_names_the_session_and_later_ones_do_not,
+    revs_are_read_for_the_sessions_that_there_are,
+    fifty_parallel_first_visits_share_one_session,
+    parallel_new_sessions_never_exceed_the_slots,
+    new_session_ends_the_one_that_was_silent_longest,
+    current_session_is_the_active_one_with_the_latest_activity,
+    reopened_session_is_active_again_and_another_one_ends,
+    session_of_another_user_is_neither_reopened_nor_found_by_its_id,
+    repeated_call_finds_the_session_that_the_first_one_made,
+    closed_store_takes_no_write,
+}
+
 // checklist 65, W1
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parallel_writers_get_places_without_gaps() {
-    let shelf = Shelf::new();
+async fn parallel_writers_get_places_without_gaps(shelf: Shelf) {
     let room = Arc::new(Room::new(shelf.open().await).await);
     let mut writers = JoinSet::new();
     for writer in 0..64 {
@@ -35,9 +54,7 @@ async fn parallel_writers_get_places_without_gaps() {
 }
 
 // checklist 68, 75, 76, W6
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart() {
-    let shelf = Shelf::new();
+async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart(shelf: Shelf) {
     let room = Arc::new(Room::new(shelf.open().await).await);
     let client_id = Some(RequestId::new_v4());
     let mut calls = JoinSet::new();
@@ -66,9 +83,8 @@ async fn repeated_request_is_applied_once_even_in_parallel_and_after_a_restart()
 }
 
 // checklist 75, W6
-#[tokio::test]
-async fn repeated_row_is_recognised_without_a_request_id() {
-    let room = Room::fresh().await;
+async fn repeated_row_is_recognised_without_a_request_id(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let entry = NewEntry { client_id: None, ..room.entry("once") };
     let first = room.append(entry.clone()).await;
     let again = room.append(entry).await;
@@ -78,9 +94,7 @@ async fn repeated_row_is_recognised_without_a_request_id() {
 }
 
 // checklist 1
-#[tokio::test]
-async fn two_users_may_choose_the_same_request_id() {
-    let shelf = Shelf::new();
+async fn two_users_may_choose_the_same_request_id(shelf: Shelf) {
     let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let eve = user("eve");
@@ -94,9 +108,8 @@ async fn two_users_may_choose_the_same_request_id() {
 }
 
 // checklist 1, 2, 3
-#[tokio::test]
-async fn foreign_session_is_not_found_and_nothing_is_stored() {
-    let room = Room::fresh().await;
+async fn foreign_session_is_not_found_and_nothing_is_stored(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let before = room.row().await;
     let eve = user("eve");
     let entry = NewEntry { owner: eve.clone(), user_id: eve, ..room.question("let me in") };
@@ -109,9 +122,8 @@ async fn foreign_session_is_not_found_and_nothing_is_stored() {
 }
 
 // checklist W10
-#[tokio::test]
-async fn ended_session_takes_no_message_but_knows_the_ones_it_took() {
-    let room = Room::fresh().await;
+async fn ended_session_takes_no_message_but_knows_the_ones_it_took(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let taken = room.entry("in time");
     let first = room.append(taken.clone()).await;
     open(&*room.store, &room.user, Open::New, 1).await;
@@ -124,9 +136,8 @@ async fn ended_session_takes_no_message_but_knows_the_ones_it_took() {
 }
 
 // checklist 27, W27
-#[tokio::test]
-async fn entry_comes_back_as_it_was_written() {
-    let room = Room::fresh().await;
+async fn entry_comes_back_as_it_was_written(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let metadata = Metadata::from([
         ("flag".to_owned(), Scalar::Bool(true)),
         ("size".to_owned(), Scalar::Integer(-7)),
@@ -142,9 +153,8 @@ async fn entry_comes_back_as_it_was_written() {
     assert_eq!((stored.id, stored.client_id, stored.user_id), (entry.id, entry.client_id, entry.user_id));
 }
 
-#[tokio::test]
-async fn ranges_are_in_order_and_keep_their_limit() {
-    let room = Room::fresh().await;
+async fn ranges_are_in_order_and_keep_their_limit(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     for nth in 1..=5 {
         room.append(room.entry(&nth.to_string())).await;
     }
@@ -171,9 +181,8 @@ async fn ranges_are_in_order_and_keep_their_limit() {
 }
 
 // checklist 70
-#[tokio::test]
-async fn first_message_names_the_session_and_later_ones_do_not() {
-    let room = Room::fresh().await;
+async fn first_message_names_the_session_and_later_ones_do_not(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     assert_eq!(room.row().await.name, None);
     for name in ["Ünïcode first", "second"] {
         room.append(NewEntry { session_name: Some(name.to_owned()), ..room.entry("hello") }).await;
@@ -181,9 +190,8 @@ async fn first_message_names_the_session_and_later_ones_do_not() {
     assert_eq!(room.row().await.name.as_deref(), Some("Ünïcode first"));
 }
 
-#[tokio::test]
-async fn revs_are_read_for_the_sessions_that_there_are() {
-    let room = Room::fresh().await;
+async fn revs_are_read_for_the_sessions_that_there_are(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let appended = room.append(room.entry("hello")).await;
     let revs = room.store.revs(&[SessionId::new(), room.session]).await.unwrap();
     assert_eq!(revs, [(room.session, appended.rev)]);
@@ -191,9 +199,7 @@ async fn revs_are_read_for_the_sessions_that_there_are() {
 }
 
 // checklist 3, 4, W4
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_parallel_first_visits_share_one_session() {
-    let shelf = Shelf::new();
+async fn fifty_parallel_first_visits_share_one_session(shelf: Shelf) {
     let store = shelf.open().await;
     let mut visits = JoinSet::new();
     for _ in 0..50 {
@@ -205,9 +211,7 @@ async fn fifty_parallel_first_visits_share_one_session() {
 }
 
 // checklist 4, W4
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parallel_new_sessions_never_exceed_the_slots() {
-    let shelf = Shelf::new();
+async fn parallel_new_sessions_never_exceed_the_slots(shelf: Shelf) {
     let store = shelf.open().await;
     let mut calls = JoinSet::new();
     for _ in 0..30 {
@@ -223,9 +227,7 @@ async fn parallel_new_sessions_never_exceed_the_slots() {
     assert_eq!((made.len(), active), (30, 3));
 }
 
-#[tokio::test]
-async fn new_session_ends_the_one_that_was_silent_longest() {
-    let shelf = Shelf::new();
+async fn new_session_ends_the_one_that_was_silent_longest(shelf: Shelf) {
     let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let second = open(&*store, &room.user, Open::New, 3).await;
@@ -240,9 +242,7 @@ async fn new_session_ends_the_one_that_was_silent_longest() {
     assert_eq!(states, [Active, Ended, Active, Active]);
 }
 
-#[tokio::test]
-async fn current_session_is_the_active_one_with_the_latest_activity() {
-    let shelf = Shelf::new();
+async fn current_session_is_the_active_one_with_the_latest_activity(shelf: Shelf) {
     let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let second = open(&*store, &room.user, Open::New, 2).await;
@@ -258,9 +258,7 @@ async fn grow_until_latest(room: &Room, moment: i64) {
 }
 
 // checklist W12
-#[tokio::test]
-async fn reopened_session_is_active_again_and_another_one_ends() {
-    let shelf = Shelf::new();
+async fn reopened_session_is_active_again_and_another_one_ends(shelf: Shelf) {
     let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     room.append(room.entry("before")).await;
@@ -276,9 +274,7 @@ async fn reopened_session_is_active_again_and_another_one_ends() {
 }
 
 // checklist 1, 2, 3
-#[tokio::test]
-async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
-    let shelf = Shelf::new();
+async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id(shelf: Shelf) {
     let store = shelf.open().await;
     let room = Room::new(Arc::clone(&store)).await;
     let before = room.row().await;
@@ -290,9 +286,7 @@ async fn session_of_another_user_is_neither_reopened_nor_found_by_its_id() {
 }
 
 // checklist 4, 75
-#[tokio::test]
-async fn repeated_call_finds_the_session_that_the_first_one_made() {
-    let shelf = Shelf::new();
+async fn repeated_call_finds_the_session_that_the_first_one_made(shelf: Shelf) {
     let store = shelf.open().await;
     let ask = OpenSession { user_id: user("ada"), open: Open::New, id: SessionId::new(), active_max: 1 };
     let first = store.open_session(ask.clone()).await.unwrap();
@@ -301,9 +295,7 @@ async fn repeated_call_finds_the_session_that_the_first_one_made() {
     assert_eq!(again, Opened { changed: false, ..first });
 }
 
-#[tokio::test]
-async fn closed_store_takes_no_write() {
-    let shelf = Shelf::new();
+async fn closed_store_takes_no_write(shelf: Shelf) {
     let room = Room::new(shelf.open().await).await;
     room.store.ready().await.unwrap();
     let last = room.append(room.entry("last")).await.entry;

@@ -8,7 +8,17 @@ use chatbox::{
 };
 use futures_util::future::join_all;
 
-use super::{Room, user};
+use super::{Room, Shelf, user};
+
+over_stores! {
+    pages_hold_each_session_once_in_the_order_of_all,
+    session_is_listed_from_its_first_entry_on_for_its_owner_alone,
+    revs_of_each_users_latest_sessions_are_read,
+    words_are_found_in_names_and_texts_whatever_their_case,
+    search_shows_the_text_around_the_first_hit,
+    search_goes_on_where_it_stopped_and_finds_each_session_once,
+    search_says_that_it_did_not_read_everything,
+}
 
 impl Room {
     async fn list(&self, order: Order, after: Option<Place>, limit: u32) -> Page {
@@ -52,9 +62,8 @@ fn place(order: Order, session: &Session) -> Place {
 }
 
 // checklist 84, 85
-#[tokio::test]
-async fn pages_hold_each_session_once_in_the_order_of_all() {
-    let home = Room::fresh().await;
+async fn pages_hold_each_session_once_in_the_order_of_all(shelf: Shelf) {
+    let home = Room::fresh(shelf).await;
     let rooms = home.many(23, |_nth| vec!["hello"]).await;
     for nth in [7, 3, 22, 3, 0] {
         rooms[nth].append(rooms[nth].entry("more")).await;
@@ -83,9 +92,8 @@ async fn pages_hold_each_session_once_in_the_order_of_all() {
     }
 }
 
-#[tokio::test]
-async fn session_is_listed_from_its_first_entry_on_for_its_owner_alone() {
-    let room = Room::fresh().await;
+async fn session_is_listed_from_its_first_entry_on_for_its_owner_alone(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     assert_eq!(room.list(Order::Activity, None, 10).await, Page { sessions: vec![], more: false, total: 0 });
     room.append(room.entry("hello")).await;
     let want = Page { sessions: vec![room.row().await], more: false, total: 1 };
@@ -97,9 +105,8 @@ async fn session_is_listed_from_its_first_entry_on_for_its_owner_alone() {
     assert_eq!(eve.list(Order::Activity, None, 10).await.total, 0);
 }
 
-#[tokio::test]
-async fn revs_of_each_users_latest_sessions_are_read() {
-    let home = Room::fresh().await;
+async fn revs_of_each_users_latest_sessions_are_read(shelf: Shelf) {
+    let home = Room::fresh(shelf).await;
     let rooms = home.many(5, |_nth| vec!["hello"]).await;
     let asked = [user("nobody"), home.user.clone()];
     let read = async |limit| home.store.user_revs(&asked, limit).await.unwrap();
@@ -116,9 +123,8 @@ async fn revs_of_each_users_latest_sessions_are_read() {
     assert!(read(100).await[1].1.contains(&(rooms[4].session, rev)));
 }
 
-#[tokio::test]
-async fn words_are_found_in_names_and_texts_whatever_their_case() {
-    let room = Room::fresh().await;
+async fn words_are_found_in_names_and_texts_whatever_their_case(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.append(room.entry("Die GRÖSSTE Überraschung kam am Ende.")).await;
     let turn = room.ask("Und dann?").await.turn.id;
     assert_eq!(room.hits("nie geschah").await, [""; 0], "a running reply has no text yet");
@@ -139,9 +145,8 @@ async fn words_are_found_in_names_and_texts_whatever_their_case() {
     assert_eq!(eve.hits("ende").await, [""; 0], "another user's words");
 }
 
-#[tokio::test]
-async fn search_shows_the_text_around_the_first_hit() {
-    let room = Room::fresh().await;
+async fn search_shows_the_text_around_the_first_hit(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let long = format!("{} Needle {}", "ä".repeat(300), "ö".repeat(300));
     room.append(room.entry("nothing")).await;
     room.append(room.entry(&long)).await;
@@ -150,9 +155,8 @@ async fn search_shows_the_text_around_the_first_hit() {
 }
 
 // checklist 84
-#[tokio::test]
-async fn search_goes_on_where_it_stopped_and_finds_each_session_once() {
-    let home = Room::fresh().await;
+async fn search_goes_on_where_it_stopped_and_finds_each_session_once(shelf: Shelf) {
+    let home = Room::fresh(shelf).await;
     home.many(70, |nth| vec![if nth % 3 == 0 { "needle" } else { "hay" }, "more hay"]).await;
     let all = home.list(Order::Activity, None, 100).await.sessions;
     for (wanted, hits) in [("needle", 24), ("hay", 70), ("nowhere", 0)] {
@@ -180,9 +184,8 @@ async fn search_goes_on_where_it_stopped_and_finds_each_session_once() {
     }
 }
 
-#[tokio::test]
-async fn search_says_that_it_did_not_read_everything() {
-    let home = Room::fresh().await;
+async fn search_says_that_it_did_not_read_everything(shelf: Shelf) {
+    let home = Room::fresh(shelf).await;
     let (old, new) = (home.next(2).await, home.next(2).await);
     for room in [&old, &new] {
         for text in ["hay", "hay", "needle"] {

@@ -1,7 +1,19 @@
-//! What every store must do, and what the one in a file must do beyond it.
+//! What every store must do, and what each of them must do beyond it.
 //!
-//! The contract knows only `dyn Store` and a [`Shelf`] that opens it again: another database runs the same
-//! behaviours by another shelf.
+//! The contract knows only `dyn Store` and a [`Shelf`] that opens it again. Each of its behaviours runs over every
+//! store.
+
+/// Runs each behaviour over every store.
+macro_rules! over_stores {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::store::Shelf::file()).await
+            })+
+        }
+    };
+}
 
 mod again; // second answers, and ratings
 mod changes; // changes of whole sessions
@@ -13,7 +25,7 @@ mod sqlite; // the file: locks, modes, versions, what it shows to a reader of th
 mod turns; // turns
 mod usage; // what requests to models took, who wrote what, threads
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use chatbox::{
     chat::{
@@ -21,8 +33,8 @@ use chatbox::{
     },
     metrics::Metrics,
     store::{
-        self, Appended, EndTurn, EndedTurn, Lease, NewEntry, NewTurn, Open, OpenSession, Range, StartedTurn, Store,
-        TurnText,
+        self, Appended, EndTurn, EndedTurn, Lease, NewEntry, NewTurn, Open, OpenError, OpenSession, Range, StartedTurn,
+        Store, TurnText, seal::Key,
     },
 };
 
@@ -30,22 +42,30 @@ use chatbox::{
 const LONG: Duration = Duration::from_secs(600);
 
 /// Where a store lies while it is closed.
-struct Shelf {
-    dir: tempfile::TempDir,
+enum Shelf {
+    /// a directory
+    File(tempfile::TempDir),
 }
 
 impl Shelf {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+    fn file() -> Self {
+        Self::File(tempfile::tempdir().unwrap())
     }
 
     fn config(&self) -> store::Config {
-        let path = self.dir.path().join("data/chatbox.db");
-        store::Config { url: format!("sqlite:{}", path.display()), encryption_keys: Vec::new() }
+        let url = match self {
+            Self::File(dir) => format!("sqlite:{}", dir.path().join("data/chatbox.db").display()),
+        };
+        store::Config { url, encryption_keys: Vec::new() }
     }
 
     async fn open(&self) -> Arc<dyn Store> {
-        store::open(&self.config(), self.dir.path(), Metrics::new()).await.unwrap()
+        self.try_open(&[]).await.unwrap()
+    }
+
+    async fn try_open(&self, keys: &[Key]) -> Result<Arc<dyn Store>, OpenError> {
+        let config = store::Config { encryption_keys: keys.to_vec(), ..self.config() };
+        store::open(&config, Path::new("data"), Metrics::new()).await
     }
 }
 
@@ -61,8 +81,7 @@ struct Room {
 
 impl Room {
     /// A room in a store of its own.
-    async fn fresh() -> Self {
-        let shelf = Shelf::new();
+    async fn fresh(shelf: Shelf) -> Self {
         let room = Self::new(shelf.open().await).await;
         Self { _shelf: Some(shelf), ..room }
     }

@@ -229,21 +229,28 @@ async fn check(room: Room, steps: Vec<Step>) {
     }
 }
 
+over_stores! {
+    random_schedules_do_what_the_model_does,
+}
+
 // checklist 65
-#[test]
-fn random_schedules_do_what_the_model_does() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let shelf = Shelf::new();
-    let store = runtime.block_on(shelf.open());
-    let config = Config { cases: 160, failure_persistence: None, ..Config::default() };
-    let outcome = TestRunner::new(config).run(&steps(), |steps| {
-        let room = runtime.block_on(async {
-            let user = user(&NodeId::new().to_string());
-            let session = super::open(&*store, &user, Open::New, ACTIVE_MAX).await.id;
-            Room { store: std::sync::Arc::clone(&store), node: NodeId::new(), user, session, _shelf: None }
-        });
-        runtime.block_on(check(room, steps));
-        Ok::<_, TestCaseError>(())
+async fn random_schedules_do_what_the_model_does(shelf: Shelf) {
+    let cases = match &shelf {
+        Shelf::File(_) => 160,
+    };
+    let store = shelf.open().await;
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let outcome = tokio::task::block_in_place(|| {
+        let runtime = tokio::runtime::Handle::current();
+        TestRunner::new(config).run(&steps(), |steps| {
+            let room = runtime.block_on(async {
+                let user = user(&NodeId::new().to_string());
+                let session = super::open(&*store, &user, Open::New, ACTIVE_MAX).await.id;
+                Room { store: std::sync::Arc::clone(&store), node: NodeId::new(), user, session, _shelf: None }
+            });
+            runtime.block_on(check(room, steps));
+            Ok::<_, TestCaseError>(())
+        })
     });
     assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
 }

@@ -8,6 +8,14 @@ use uuid::Uuid;
 
 use super::{Room, Shelf, user};
 
+over_stores! {
+    share_keeps_what_the_session_was_and_survives_a_restart,
+    repeated_share_is_the_first_one,
+    session_of_another_user_is_neither_shared_nor_unshared,
+    share_is_gone_at_its_end_and_when_it_is_revoked,
+    oldest_share_gives_way_and_those_of_other_sessions_stay,
+}
+
 impl Room {
     fn new_share(&self) -> NewShare {
         let (id, session_id, owner) = (Uuid::new_v4(), self.session, self.user.clone());
@@ -23,9 +31,7 @@ impl Room {
     }
 }
 
-#[tokio::test]
-async fn share_keeps_what_the_session_was_and_survives_a_restart() {
-    let shelf = Shelf::new();
+async fn share_keeps_what_the_session_was_and_survives_a_restart(shelf: Shelf) {
     let room = Room::new(shelf.open().await).await;
     let empty = room.share().await;
     assert_eq!((empty.name.as_deref(), empty.last_seq, empty.running_seq), (None, 0, None));
@@ -48,9 +54,8 @@ async fn share_keeps_what_the_session_was_and_survives_a_restart() {
     assert_eq!(room.store.shared(Uuid::new_v4()).await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn repeated_share_is_the_first_one() {
-    let room = Room::fresh().await;
+async fn repeated_share_is_the_first_one(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let new = room.new_share();
     let first = room.store.share(new.clone()).await.unwrap();
     room.append(room.entry("more")).await;
@@ -59,9 +64,8 @@ async fn repeated_share_is_the_first_one() {
 }
 
 // checklist 1
-#[tokio::test]
-async fn session_of_another_user_is_neither_shared_nor_unshared() {
-    let room = Room::fresh().await;
+async fn session_of_another_user_is_neither_shared_nor_unshared(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let new = NewShare { owner: user("eve"), ..room.new_share() };
     assert!(matches!(room.store.share(new).await, Err(Error::NotFound)));
     let new = NewShare { session_id: SessionId::new(), ..room.new_share() };
@@ -74,9 +78,8 @@ async fn session_of_another_user_is_neither_shared_nor_unshared() {
     assert_eq!(room.shared(&share).await, Some(share));
 }
 
-#[tokio::test]
-async fn share_is_gone_at_its_end_and_when_it_is_revoked() {
-    let room = Room::fresh().await;
+async fn share_is_gone_at_its_end_and_when_it_is_revoked(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let until = |at| NewShare { expires_at: Some(Timestamp(at)), ..room.new_share() };
     let ended = room.store.share(until(1)).await.unwrap();
     let lasts = room.store.share(until(i64::MAX)).await.unwrap();
@@ -94,9 +97,8 @@ async fn share_is_gone_at_its_end_and_when_it_is_revoked() {
     assert_eq!(room.store.shares_of(&[room.session]).await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn oldest_share_gives_way_and_those_of_other_sessions_stay() {
-    let room = Room::fresh().await;
+async fn oldest_share_gives_way_and_those_of_other_sessions_stay(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let other = room.next(2).await;
     let hers = other.share().await;
     let mut shares = Vec::new();

@@ -1,6 +1,11 @@
 //! The store in one file: who may open it, who may read it, what it says when it was changed.
 
-use std::{os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use chatbox::{
     chat::{Rating, RequestId, TurnState, Usage},
@@ -18,13 +23,14 @@ use rusqlite::Connection;
 use super::{Room, Shelf, ending, open, user};
 
 impl Shelf {
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("data/chatbox.db")
+    fn dir(&self) -> &Path {
+        match self {
+            Self::File(dir) => dir.path(),
+        }
     }
 
-    async fn try_open(&self, keys: &[Key]) -> Result<Arc<dyn Store>, OpenError> {
-        let config = store::Config { encryption_keys: keys.to_vec(), ..self.config() };
-        store::open(&config, self.dir.path(), Metrics::new()).await
+    fn path(&self) -> PathBuf {
+        self.dir().join("data/chatbox.db")
     }
 
     /// Changes the closed file with plain SQL.
@@ -40,7 +46,7 @@ fn key(id: u32, letter: &str) -> Key {
 
 #[tokio::test]
 async fn second_opener_is_refused_until_the_first_one_closes() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let first = shelf.open().await;
     let error = shelf.try_open(&[]).await.unwrap_err();
     assert_eq!(error.to_string(), format!("database `{}` is open in another process", shelf.path().display()));
@@ -53,11 +59,11 @@ async fn second_opener_is_refused_until_the_first_one_closes() {
 
 #[tokio::test]
 async fn file_and_directory_are_for_their_owner_alone() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let room = Room::new(shelf.open().await).await;
     room.append(room.entry("hello")).await;
     let mode = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
-    let data = shelf.dir.path().join("data");
+    let data = shelf.dir().join("data");
     assert_eq!(mode(data.clone()), 0o700);
     let mut files: Vec<_> = data.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
@@ -69,7 +75,7 @@ async fn file_and_directory_are_for_their_owner_alone() {
 
 #[tokio::test]
 async fn file_of_a_newer_version_is_refused() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     drop(shelf.open().await);
     shelf.tamper("PRAGMA user_version = 99");
     let error = shelf.try_open(&[]).await.unwrap_err();
@@ -78,8 +84,8 @@ async fn file_of_a_newer_version_is_refused() {
 
 #[tokio::test]
 async fn file_of_another_program_is_refused_and_left_alone() {
-    let shelf = Shelf::new();
-    std::fs::create_dir(shelf.dir.path().join("data")).unwrap();
+    let shelf = Shelf::file();
+    std::fs::create_dir(shelf.dir().join("data")).unwrap();
     shelf.tamper("CREATE TABLE theirs (id INTEGER)");
     assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Foreign)));
     std::fs::write(shelf.path(), "not a database, but long enough to have a header of its own".repeat(9)).unwrap();
@@ -88,24 +94,24 @@ async fn file_of_another_program_is_refused_and_left_alone() {
 
 #[tokio::test]
 async fn url_says_where_the_file_is() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let open = async |url: &str| {
         let config = store::Config { url: url.to_owned(), ..store::Config::default() };
-        store::open(&config, shelf.dir.path(), Metrics::new()).await
+        store::open(&config, shelf.dir(), Metrics::new()).await
     };
     for url in ["", "mongodb://localhost", "sqlite::memory:", "sqlite:data/"] {
         let error = open(url).await.unwrap_err();
         assert_eq!(error.to_string(), format!("store url `{url}` is not `sqlite:PATH`"));
     }
     let store = open(&store::Config::default().url).await.unwrap();
-    assert!(shelf.dir.path().join("chatbox.db").is_file(), "the default lies in the data directory");
+    assert!(shelf.dir().join("chatbox.db").is_file(), "the default lies in the data directory");
     drop(store);
 }
 
 // checklist 78, 79
 #[tokio::test]
 async fn keys_that_cannot_be_used_keep_the_store_closed() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let short = Key { id: 1, key: Secret::new("AAAA") };
     assert!(matches!(shelf.try_open(&[short]).await, Err(OpenError::Key(KeyError::Length(1)))));
     assert!(!shelf.path().exists());
@@ -114,7 +120,7 @@ async fn keys_that_cannot_be_used_keep_the_store_closed() {
 // checklist 83
 #[tokio::test]
 async fn sealed_file_shows_nobody_what_was_said() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let room = Room::new(shelf.try_open(&[key(7, "A")]).await.unwrap()).await;
     let secret = "xyzzy-plugh";
     let question = NewEntry {
@@ -126,7 +132,7 @@ async fn sealed_file_shows_nobody_what_was_said() {
     let turn = room.append(question).await.started.unwrap().turn.id;
     assert!(room.extend(turn, 0, &format!("{secret} answer")).await);
     let scan = || {
-        let files = shelf.dir.path().join("data").read_dir().unwrap();
+        let files = shelf.dir().join("data").read_dir().unwrap();
         let bytes: Vec<u8> = files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
         assert!(bytes.len() > 4096);
         bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
@@ -165,7 +171,7 @@ async fn sealed_file_shows_nobody_what_was_said() {
 
 #[tokio::test]
 async fn deleted_session_leaves_rows_that_say_no_more_than_what_was_spent() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let room = Room::new(shelf.open().await).await;
     let kept = open(&*room.store, &room.user, Open::New, 2).await.id;
     let usage = Usage { prompt_tokens: 3, completion_tokens: 4, estimated: false };
@@ -197,7 +203,7 @@ async fn deleted_session_leaves_rows_that_say_no_more_than_what_was_spent() {
 
 #[tokio::test]
 async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let keys = [key(7, "A")];
     let room = Room::new(shelf.try_open(&keys).await.unwrap()).await;
     let first = room.append(room.entry("first")).await.entry;
@@ -238,7 +244,7 @@ fn content(shelf: &Shelf) -> Vec<u8> {
 // checklist 74, 75
 #[tokio::test]
 async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     drop(shelf.open().await);
     let metrics = Metrics::new();
     let options = Options { deadline: Duration::from_millis(30), ..Options::default() };
@@ -258,7 +264,7 @@ async fn store_that_another_program_locks_is_overloaded_and_counts_it() {
 // checklist 72, 89, W8
 #[tokio::test]
 async fn counters_of_a_session_move_once() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let room = Room::new(shelf.open().await).await;
     for (state, prompt_tokens) in [(TurnState::Complete, 10), (TurnState::Stopped, 5)] {
         let turn = room.ask("go").await.turn.id;
@@ -279,7 +285,7 @@ async fn counters_of_a_session_move_once() {
 
 #[tokio::test]
 async fn deleted_words_are_not_left_in_the_file() {
-    let shelf = Shelf::new();
+    let shelf = Shelf::file();
     let room = Room::new(shelf.open().await).await;
     let other = room.next(2).await;
     let secret = "xyzzy-plugh";

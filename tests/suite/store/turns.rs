@@ -10,9 +10,32 @@ use tokio::task::JoinSet;
 
 use super::{LONG, Room, Shelf, ending, open, piece, places};
 
-#[tokio::test]
-async fn message_and_the_start_of_its_turn_are_one_write() {
-    let room = Room::fresh().await;
+over_stores! {
+    message_and_the_start_of_its_turn_are_one_write,
+    turns_run_one_at_a_time_in_the_order_of_their_messages,
+    question_after_the_queue_has_ended_starts_at_once,
+    question_waits_behind_a_queued_turn_that_nobody_has_started,
+    full_queue_refuses_the_question_and_stores_nothing,
+    parallel_starts_start_one_turn_and_a_repeated_one_finds_it,
+    text_is_added_only_at_the_end_by_the_node_that_runs_the_turn,
+    text_is_read_from_any_offset,
+    turn_ends_exactly_once_whoever_asks,
+    reply_has_the_text_its_length_its_hash_and_its_tokens,
+    failed_turn_keeps_what_was_shown,
+    state_that_is_no_end_is_refused,
+    turn_that_ends_while_it_waits_gets_an_empty_reply_at_the_end_of_the_log,
+    turn_whose_node_lives_is_not_lost,
+    turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it,
+    turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart,
+    lost_keeps_its_limit,
+    requeued_turn_is_the_next_to_start,
+    turn_that_has_not_ended_or_whose_session_has_is_not_requeued,
+    end_of_a_session_leaves_its_running_turn_to_the_caller,
+    every_change_raises_the_rev,
+}
+
+async fn message_and_the_start_of_its_turn_are_one_write(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let question = room.question("how are you?");
     let asked = question.turn.clone().unwrap();
     let appended = room.append(question).await;
@@ -35,9 +58,8 @@ async fn message_and_the_start_of_its_turn_are_one_write() {
     assert_eq!((reply.model_id.as_deref(), reply.settled()), (Some("small"), false));
 }
 
-#[tokio::test]
-async fn turns_run_one_at_a_time_in_the_order_of_their_messages() {
-    let room = Room::fresh().await;
+async fn turns_run_one_at_a_time_in_the_order_of_their_messages(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.ask("1").await.turn.id;
     let second = room.queue("2").await;
     let third = room.queue("3").await;
@@ -57,17 +79,15 @@ async fn turns_run_one_at_a_time_in_the_order_of_their_messages() {
     assert_eq!(replies, [(2, 1), (5, 3), (6, 4)]);
 }
 
-#[tokio::test]
-async fn question_after_the_queue_has_ended_starts_at_once() {
-    let room = Room::fresh().await;
+async fn question_after_the_queue_has_ended_starts_at_once(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.ask("1").await.turn.id;
     room.end(first, TurnState::Failed, Some("")).await.unwrap();
     assert_eq!(room.ask("2").await.turn.message_seq, 3);
 }
 
-#[tokio::test]
-async fn question_waits_behind_a_queued_turn_that_nobody_has_started() {
-    let room = Room::fresh().await;
+async fn question_waits_behind_a_queued_turn_that_nobody_has_started(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.ask("1").await.turn.id;
     let second = room.queue("2").await;
     room.end(first, TurnState::Complete, Some("done")).await.unwrap();
@@ -75,9 +95,8 @@ async fn question_waits_behind_a_queued_turn_that_nobody_has_started() {
     assert_eq!(room.start().await.unwrap().turn.id, second);
 }
 
-#[tokio::test]
-async fn full_queue_refuses_the_question_and_stores_nothing() {
-    let room = Room::fresh().await;
+async fn full_queue_refuses_the_question_and_stores_nothing(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     room.ask("runs").await;
     room.queue("waits").await;
     room.queue("waits too").await;
@@ -90,9 +109,8 @@ async fn full_queue_refuses_the_question_and_stores_nothing() {
     assert!(!room.append(question).await.duplicate);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parallel_starts_start_one_turn_and_a_repeated_one_finds_it() {
-    let room = Arc::new(Room::fresh().await);
+async fn parallel_starts_start_one_turn_and_a_repeated_one_finds_it(shelf: Shelf) {
+    let room = Arc::new(Room::fresh(shelf).await);
     let first = room.ask("1").await.turn.id;
     let second = room.queue("2").await;
     room.queue("3").await;
@@ -113,9 +131,8 @@ async fn parallel_starts_start_one_turn_and_a_repeated_one_finds_it() {
     assert_eq!(room.store.start_turn(SessionId::new(), room.lease(LONG)).await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn text_is_added_only_at_the_end_by_the_node_that_runs_the_turn() {
-    let room = Room::fresh().await;
+async fn text_is_added_only_at_the_end_by_the_node_that_runs_the_turn(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("go").await.turn.id;
     assert!(room.extend(turn, 0, "grü").await);
     assert!(!room.extend(turn, 3, "x").await, "offset inside");
@@ -133,9 +150,8 @@ async fn text_is_added_only_at_the_end_by_the_node_that_runs_the_turn() {
     assert_eq!(room.log().await[1].content, "grün");
 }
 
-#[tokio::test]
-async fn text_is_read_from_any_offset() {
-    let room = Room::fresh().await;
+async fn text_is_read_from_any_offset(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("go").await.turn.id;
     assert_eq!(room.store.turn_text(turn, 0).await.unwrap(), piece(0, ""));
     assert!(room.extend(turn, 0, "añ").await && room.extend(turn, 3, "日本").await && room.extend(turn, 9, "!").await);
@@ -157,9 +173,8 @@ async fn text_is_read_from_any_offset() {
     assert_eq!(room.store.turn_text(turn, 0).await.unwrap().text, "", "the text is the reply's content");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn turn_ends_exactly_once_whoever_asks() {
-    let room = Arc::new(Room::fresh().await);
+async fn turn_ends_exactly_once_whoever_asks(shelf: Shelf) {
+    let room = Arc::new(Room::fresh(shelf).await);
     let turn = room.ask("go").await.turn.id;
     assert!(room.extend(turn, 0, "so far").await);
     let states = [TurnState::Complete, TurnState::Stopped, TurnState::Interrupted, TurnState::Failed];
@@ -180,9 +195,8 @@ async fn turn_ends_exactly_once_whoever_asks() {
     assert_eq!(room.end(TurnId::new(), TurnState::Stopped, None).await, None);
 }
 
-#[tokio::test]
-async fn reply_has_the_text_its_length_its_hash_and_its_tokens() {
-    let room = Room::fresh().await;
+async fn reply_has_the_text_its_length_its_hash_and_its_tokens(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let usage = Some(Usage { prompt_tokens: 11, completion_tokens: 3, estimated: true });
     let started = room.ask("go").await;
     let text = Some("héllo 👍".to_owned());
@@ -197,9 +211,8 @@ async fn reply_has_the_text_its_length_its_hash_and_its_tokens() {
 }
 
 // checklist 69
-#[tokio::test]
-async fn failed_turn_keeps_what_was_shown() {
-    let room = Room::fresh().await;
+async fn failed_turn_keeps_what_was_shown(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("go").await.turn.id;
     assert!(room.extend(turn, 0, "half an ans").await);
     let end = EndTurn { failure: Some(ErrorCode::LlmTimeout), ..ending(turn, TurnState::Failed) };
@@ -207,9 +220,8 @@ async fn failed_turn_keeps_what_was_shown() {
     assert_eq!((reply.content.as_str(), reply.state, reply.length), ("half an ans", Some(TurnState::Failed), Some(11)));
 }
 
-#[tokio::test]
-async fn state_that_is_no_end_is_refused() {
-    let room = Room::fresh().await;
+async fn state_that_is_no_end_is_refused(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("go").await.turn.id;
     for state in [TurnState::Queued, TurnState::Running] {
         assert!(matches!(room.store.end_turn(ending(turn, state)).await, Err(Error::Database(_))));
@@ -217,9 +229,8 @@ async fn state_that_is_no_end_is_refused() {
     assert_eq!(room.store.turn(turn).await.unwrap().unwrap().state, TurnState::Running);
 }
 
-#[tokio::test]
-async fn turn_that_ends_while_it_waits_gets_an_empty_reply_at_the_end_of_the_log() {
-    let room = Room::fresh().await;
+async fn turn_that_ends_while_it_waits_gets_an_empty_reply_at_the_end_of_the_log(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.ask("runs").await.turn.id;
     let second = room.queue("waits").await;
     let ended = room.end(second, TurnState::Stopped, None).await.unwrap();
@@ -235,9 +246,8 @@ async fn turn_that_ends_while_it_waits_gets_an_empty_reply_at_the_end_of_the_log
     assert_eq!(room.start().await, None, "it does not start any more");
 }
 
-#[tokio::test]
-async fn turn_whose_node_lives_is_not_lost() {
-    let room = Room::fresh().await;
+async fn turn_whose_node_lives_is_not_lost(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("go").await.turn.id;
     let waits = room.queue("next").await;
     assert_eq!(room.store.lost(room.node, 10).await.unwrap(), Lost::default());
@@ -248,9 +258,8 @@ async fn turn_whose_node_lives_is_not_lost() {
     assert_eq!(room.store.turn(turn).await.unwrap().unwrap().state, TurnState::Running);
 }
 
-#[tokio::test]
-async fn turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it() {
-    let room = Room::fresh().await;
+async fn turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("go").await.turn.id;
     assert!(room.store.extend_turn(turn, room.node, piece(0, "a"), Duration::ZERO).await.unwrap());
     let lost = room.store.lost(room.node, 10).await.unwrap();
@@ -263,9 +272,7 @@ async fn turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it() {
 }
 
 // checklist 68, 69
-#[tokio::test]
-async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart() {
-    let shelf = Shelf::new();
+async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart(shelf: Shelf) {
     let room = Room::new(shelf.open().await).await;
     let turn = room.ask("go").await.turn.id;
     let waits = room.queue("next").await;
@@ -289,9 +296,7 @@ async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart() {
 }
 
 // checklist W3
-#[tokio::test]
-async fn lost_keeps_its_limit() {
-    let shelf = Shelf::new();
+async fn lost_keeps_its_limit(shelf: Shelf) {
     let store = shelf.open().await;
     for name in ["ada", "bob", "eve"] {
         let user = super::user(name);
@@ -303,9 +308,8 @@ async fn lost_keeps_its_limit() {
     assert_eq!(store.lost(NodeId::new(), 9).await.unwrap().turns.len(), 3);
 }
 
-#[tokio::test]
-async fn requeued_turn_is_the_next_to_start() {
-    let room = Room::fresh().await;
+async fn requeued_turn_is_the_next_to_start(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let first = room.ask("1").await.turn.id;
     let second = room.queue("2").await;
     let third = room.queue("3").await;
@@ -327,9 +331,8 @@ async fn requeued_turn_is_the_next_to_start() {
     assert_eq!(replies, [1, 1, 3, 4], "both replies to the first message stay");
 }
 
-#[tokio::test]
-async fn turn_that_has_not_ended_or_whose_session_has_is_not_requeued() {
-    let room = Room::fresh().await;
+async fn turn_that_has_not_ended_or_whose_session_has_is_not_requeued(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("1").await.turn.id;
     assert!(!room.store.requeue(turn, TurnId::new()).await.unwrap());
     assert!(!room.store.requeue(TurnId::new(), TurnId::new()).await.unwrap());
@@ -338,9 +341,8 @@ async fn turn_that_has_not_ended_or_whose_session_has_is_not_requeued() {
     assert!(!room.store.requeue(turn, TurnId::new()).await.unwrap());
 }
 
-#[tokio::test]
-async fn end_of_a_session_leaves_its_running_turn_to_the_caller() {
-    let room = Room::fresh().await;
+async fn end_of_a_session_leaves_its_running_turn_to_the_caller(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("1").await.turn.id;
     open(&*room.store, &room.user, Open::New, 1).await;
     assert!(room.extend(turn, 0, "still here").await);
@@ -348,9 +350,8 @@ async fn end_of_a_session_leaves_its_running_turn_to_the_caller() {
     assert_eq!(reply.content, "still here");
 }
 
-#[tokio::test]
-async fn every_change_raises_the_rev() {
-    let room = Room::fresh().await;
+async fn every_change_raises_the_rev(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let mut revs = vec![room.row().await.rev];
     let appended = room.append(room.question("1")).await;
     let started = appended.started.unwrap();

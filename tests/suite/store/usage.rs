@@ -8,6 +8,17 @@ use uuid::Uuid;
 
 use super::{Room, Shelf, ending, user};
 
+over_stores! {
+    requests_of_a_turn_are_counted_with_its_end_and_only_once,
+    request_outside_of_a_turn_is_counted_once_for_each_id,
+    accounts_of_users_and_days_are_apart,
+    nonsense_of_a_provider_keeps_no_turn_from_ending,
+    reply_of_several_models_says_who_wrote_what,
+    thread_is_kept_for_each_session_and_model_with_the_place_of_its_reply,
+    session_that_is_deleted_takes_its_threads_along_and_leaves_its_costs,
+    turn_that_nobody_ran_any_more_is_not_charged_by_its_former_node,
+}
+
 fn spent(model_id: &str, prompt_tokens: u64, completion_tokens: u64) -> Spent {
     let usage = Usage { prompt_tokens, completion_tokens, estimated: false };
     Spent { model_id: model_id.to_owned(), purpose: Purpose::Reply, usage, cost: None }
@@ -57,9 +68,8 @@ impl Room {
     }
 }
 
-#[tokio::test]
-async fn requests_of_a_turn_are_counted_with_its_end_and_only_once() {
-    let room = Room::fresh().await;
+async fn requests_of_a_turn_are_counted_with_its_end_and_only_once(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("so?").await.turn.id;
     let guess = Usage { prompt_tokens: 20, completion_tokens: 1, estimated: true };
     let end = EndTurn {
@@ -82,9 +92,8 @@ async fn requests_of_a_turn_are_counted_with_its_end_and_only_once() {
     assert_eq!(room.account().await, [want[0].clone(), line("small", 3, (121, 5), 21, Some(7))]);
 }
 
-#[tokio::test]
-async fn request_outside_of_a_turn_is_counted_once_for_each_id() {
-    let room = Room::fresh().await;
+async fn request_outside_of_a_turn_is_counted_once_for_each_id(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let spend = room.spend(room.session);
     for _repeated in 0..3 {
         room.store.spend(spend.clone()).await.unwrap();
@@ -94,9 +103,7 @@ async fn request_outside_of_a_turn_is_counted_once_for_each_id() {
     assert_eq!(room.account().await, [line("small", 2, (10, 4), 0, None)], "its session is gone, its tokens are not");
 }
 
-#[tokio::test]
-async fn accounts_of_users_and_days_are_apart() {
-    let shelf = Shelf::new();
+async fn accounts_of_users_and_days_are_apart(shelf: Shelf) {
     let room = Room::new(shelf.open().await).await;
     room.replied(|end| EndTurn { spent: vec![spent("small", 3, 4)], ..end }).await;
     assert_eq!(room.store.spent(&user("bob"), Day(0)).await.unwrap(), []);
@@ -110,9 +117,8 @@ async fn accounts_of_users_and_days_are_apart() {
     assert_eq!(shelf.open().await.spent(&room.user, Day(0)).await.unwrap(), all, "a restart changes nothing");
 }
 
-#[tokio::test]
-async fn nonsense_of_a_provider_keeps_no_turn_from_ending() {
-    let room = Room::fresh().await;
+async fn nonsense_of_a_provider_keeps_no_turn_from_ending(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let most = 1 << 40;
     let usage = Usage { prompt_tokens: u64::MAX, completion_tokens: u64::MAX, estimated: true };
     for nth in 1..=3 {
@@ -129,9 +135,8 @@ async fn nonsense_of_a_provider_keeps_no_turn_from_ending() {
     assert_eq!(room.row().await.counters.prompt_tokens, 3 * most);
 }
 
-#[tokio::test]
-async fn reply_of_several_models_says_who_wrote_what() {
-    let room = Room::fresh().await;
+async fn reply_of_several_models_says_who_wrote_what(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let segments = vec![by(0, "small"), by(3, "large")];
     let reply = room.replied(|end| EndTurn { segments: segments.clone(), ..end }).await;
     assert_eq!((reply.model_id.as_deref(), &reply.segments), (Some("large"), &segments));
@@ -143,9 +148,7 @@ async fn reply_of_several_models_says_who_wrote_what() {
     assert_eq!((reply.model_id.as_deref(), &reply.segments), (Some("small"), &vec![]), "the one that it started with");
 }
 
-#[tokio::test]
-async fn thread_is_kept_for_each_session_and_model_with_the_place_of_its_reply() {
-    let shelf = Shelf::new();
+async fn thread_is_kept_for_each_session_and_model_with_the_place_of_its_reply(shelf: Shelf) {
     let room = Room::new(shelf.open().await).await;
     let named = |name: &str| Some(name.to_owned());
     let thread = |name: &str, reply_seq| Some(Thread { reference: name.to_owned(), reply_seq });
@@ -162,9 +165,8 @@ async fn thread_is_kept_for_each_session_and_model_with_the_place_of_its_reply()
     assert_eq!(store.thread(SessionId::new(), "small").await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn session_that_is_deleted_takes_its_threads_along_and_leaves_its_costs() {
-    let room = Room::fresh().await;
+async fn session_that_is_deleted_takes_its_threads_along_and_leaves_its_costs(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let (spent, thread) = (vec![spent("small", 3, 4)], Some("one".to_owned()));
     room.replied(|end| EndTurn { spent, thread, ..end }).await;
     room.store.delete_session(room.session, room.user.clone()).await.unwrap();
@@ -172,9 +174,8 @@ async fn session_that_is_deleted_takes_its_threads_along_and_leaves_its_costs() 
     assert_eq!(room.account().await, [line("small", 1, (3, 4), 0, None)]);
 }
 
-#[tokio::test]
-async fn turn_that_nobody_ran_any_more_is_not_charged_by_its_former_node() {
-    let room = Room::fresh().await;
+async fn turn_that_nobody_ran_any_more_is_not_charged_by_its_former_node(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
     let turn = room.ask("so?").await.turn.id;
     room.end(turn, TurnState::Interrupted, None).await.unwrap();
     let late = EndTurn { spent: vec![spent("small", 3, 4)], ..ending(turn, TurnState::Complete) };
