@@ -100,6 +100,8 @@ metrics! {
     turns_running: gauge;
     /// Turns that ended, by state.
     turns_ended_total: counters["model", "state"];
+    /// Turns that this node gave up, as the store had not answered for as long as their lease holds.
+    turn_leases_lapsed_total: counter;
     /// Time from the start of a turn to its first text.
     turn_first_chunk_seconds: histograms["model"];
     /// Time from the start of a turn to its end.

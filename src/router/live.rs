@@ -47,6 +47,12 @@ impl Live {
         self.lock().text.clone()
     }
 
+    /// The text from one byte to another, both ends of pieces.
+    pub(super) fn between(&self, from: u64, until: u64) -> String {
+        let at = |byte: u64| usize::try_from(byte).unwrap_or(usize::MAX);
+        self.lock().text.get(at(from)..at(until)).unwrap_or_default().to_owned()
+    }
+
     /// Bytes of the text.
     pub(super) fn length(&self) -> u64 {
         self.lock().length()

@@ -26,8 +26,7 @@ impl Router {
         }
     }
 
-    /// Whether a whole reply may stay. Its turn's lease is not renewed meanwhile: the hook's deadline is at most half
-    /// of it. At the end of a drain nobody is waited for.
+    /// Whether a whole reply may stay. At the end of a drain nobody is waited for.
     pub(super) async fn reply_allowed(&self, started: &StartedTurn, content: &str) -> bool {
         let asked = self.moderated(Kind::Reply, &started.user_id, started.turn.session_id, content);
         let verdict = tokio::select! {

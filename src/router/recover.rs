@@ -22,8 +22,8 @@ impl Router {
             self.interrupt(turn).await?;
         }
         for session_id in lost.sessions {
-            if let Some(started) = self.next_queued(session_id).await {
-                self.spawn_runner(started, None);
+            if let Some(taken) = self.next_queued(session_id).await {
+                self.spawn_runner(taken, None);
             }
         }
         Ok(())
@@ -54,8 +54,8 @@ impl Router {
         if nothing_shown && !self.0.parts.store.requeue(turn.id, TurnId::new()).await? {
             warn!(turn_id = %turn.id, "abandoned turn is not asked again");
         }
-        if let Some(started) = self.next_queued(turn.session_id).await {
-            self.spawn_runner(started, None);
+        if let Some(taken) = self.next_queued(turn.session_id).await {
+            self.spawn_runner(taken, None);
         }
         Ok(())
     }

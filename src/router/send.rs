@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Follow, Refusal, Router, known, naming};
+use tokio::time::Instant;
+
+use super::{Follow, Refusal, Router, known, naming, turn::Taken};
 use crate::{
     auth::{Principal, Role},
     bus::{Published, Topic},
@@ -90,6 +92,7 @@ impl Router {
         let parts = &self.0.parts;
         // Before the turn exists: from its first moment on, whoever stops it finds it.
         let early = entry.turn.as_ref().map(|turn| self.0.live.early(turn.id));
+        let asked = Instant::now();
         let appended = parts.store.append(entry).await?;
         if appended.duplicate {
             parts.metrics.duplicates_total.inc();
@@ -100,7 +103,7 @@ impl Router {
         self.tell_appended(&appended, &entry, origin).await;
         match (appended.started.clone(), early) {
             (Some(started), Some(early)) => {
-                self.spawn_runner(started, Some(entry));
+                self.spawn_runner(Taken { started, asked }, Some(entry));
                 early.runs();
             }
             (None, Some(early)) => {
@@ -186,9 +189,10 @@ impl Router {
     }
 
     async fn begin_again(&self, ask: store::Regenerate) -> store::Result<Regenerated> {
+        let asked = Instant::now();
         let regenerated = self.0.parts.store.regenerate(ask).await?;
         match regenerated.started.clone() {
-            Some(started) => self.spawn_runner(started, None),
+            Some(started) => self.spawn_runner(Taken { started, asked }, None),
             None => self.0.parts.metrics.duplicates_total.inc(),
         }
         Ok(regenerated)

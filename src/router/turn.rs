@@ -5,7 +5,7 @@ mod run;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{Refusal, Router};
@@ -20,11 +20,12 @@ use crate::{
     store::{EndTurn, Purpose, Spent, StartedTurn},
 };
 
+use log::Log;
 use run::Run;
 
-/// How often the end of a turn is tried to be stored; in between a pause that doubles.
-const END_ATTEMPTS: u32 = 6;
+/// Pauses before the end of a turn is tried to be stored once more: the first one, and the longest.
 const END_PAUSE: Duration = Duration::from_millis(100);
+const END_PAUSE_MAX: Duration = Duration::from_millis(1600);
 
 /// How a turn came to its end.
 struct Ending {
@@ -58,6 +59,14 @@ impl Ending {
     }
 }
 
+/// A turn that this node is to run.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Taken {
+    pub(super) started: StartedTurn,
+    /// when the store was asked for it: from then on its lease is counted
+    pub(super) asked: Instant,
+}
+
 /// What a session has left to answer when a turn of it has ended. A message that comes later starts its own turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Left {
@@ -69,16 +78,17 @@ pub(super) enum Left {
 impl Router {
     /// Runs a turn that has started, then the queued ones of its session, in order, in a task of its own. `message`:
     /// what has just been stored and started it, if it is known that nobody has ended it since.
-    pub(super) fn spawn_runner(&self, started: StartedTurn, mut message: Option<Arc<Entry>>) {
+    pub(super) fn spawn_runner(&self, taken: Taken, mut message: Option<Arc<Entry>>) {
         let router = self.clone();
-        let session_id = started.turn.session_id;
+        let session_id = taken.started.turn.session_id;
         // Boxed: a task's future is moved several times on its way.
         drop(self.0.runners.spawn(Box::pin(async move {
-            let mut next = Some(started);
-            while let Some(started) = next {
-                let span = info_span!("turn", turn_id = %started.turn.id, %session_id, user_id = %started.user_id);
+            let mut next = Some(taken);
+            while let Some(taken) = next {
+                let (turn_id, user_id) = (taken.started.turn.id, &taken.started.user_id);
+                let span = info_span!("turn", %turn_id, %session_id, %user_id);
                 // After a panic the turn's lease runs out, and a sweep ends it with what its log holds.
-                let run = router.run(started, message.take());
+                let run = router.run(taken, message.take());
                 let ended = router.contained(run.instrument(span)).await;
                 next = match ended {
                     Some(Left::Nothing) => None,
@@ -89,12 +99,13 @@ impl Router {
     }
 
     /// Starts the oldest queued turn of a session, unless another one runs or the server drains.
-    pub(super) async fn next_queued(&self, session_id: SessionId) -> Option<StartedTurn> {
+    pub(super) async fn next_queued(&self, session_id: SessionId) -> Option<Taken> {
         if self.0.parts.lifecycle.drains() {
             return None;
         }
+        let asked = Instant::now();
         match self.0.parts.store.start_turn(session_id, self.lease()).await {
-            Ok(started) => started,
+            Ok(started) => started.map(|started| Taken { started, asked }),
             Err(crate::store::Error::Ended) => {
                 // Its node was lost between the end of the session and that of its turns.
                 self.end_open_turns(session_id).await;
@@ -108,7 +119,7 @@ impl Router {
         }
     }
 
-    async fn run(&self, started: StartedTurn, message: Option<Arc<Entry>>) -> Left {
+    async fn run(&self, Taken { started, asked }: Taken, message: Option<Arc<Entry>>) -> Left {
         let live = self.0.live.begin(started.turn.id);
         let began = Instant::now();
         let _running = Running::begin(self, &started, began);
@@ -122,19 +133,23 @@ impl Router {
             self.tell_list(started.user_id.clone(), started.rev, update).await;
         }
         let run = Run { router: self, started: &started, message, live: &live, began };
-        let ending = self.contained(run.until_end()).await;
+        let mut log = Log::new(self, &started, &live, asked);
+        let ending = self.contained(run.until_end(&mut log)).await;
         let Some(mut ending) = ending.unwrap_or_else(|| Some(Ending::failed(ErrorCode::ServiceError))) else {
             return Left::Maybe;
         };
         let mut text = live.text();
-        if ending.state == TurnState::Complete && !self.reply_allowed(&started, &text).await {
-            // Clients take back what they have shown.
-            text.clear();
-            ending = Ending { made: ending.made.withdrawn(), ..Ending::failed(ErrorCode::ContentRefused) };
+        if ending.state == TurnState::Complete {
+            let Some(allowed) = log.beside(self.reply_allowed(&started, &text)).await else { return Left::Maybe };
+            if !allowed {
+                // Clients take back what they have shown.
+                text.clear();
+                ending = Ending { made: ending.made.withdrawn(), ..Ending::failed(ErrorCode::ContentRefused) };
+            }
         }
         let complete = ending.state == TurnState::Complete;
         let model_id = ending.model_id().unwrap_or(&started.model_id).to_owned();
-        let left = self.finish(&started, ending, Some(text.clone())).await;
+        let left = self.finish(&started, ending, text.clone(), log.lease_until()).await;
         if complete {
             self.name_by_model(&StartedTurn { model_id, ..started.clone() }, text);
         }
@@ -151,12 +166,12 @@ impl Router {
         self.0.parts.bus.publish(&Topic::Session(started.turn.session_id), Published::new(event)).await;
     }
 
-    /// Fixes the end of a turn in the store and tells the watchers. Tries for some seconds while the store fails;
-    /// after that the lease runs out and a sweep ends the turn with what its log holds.
-    async fn finish(&self, started: &StartedTurn, ending: Ending, text: Option<String>) -> Left {
+    /// Fixes the end of a turn in the store and tells the watchers. Tries while the store fails, as long as the lease
+    /// holds; after that a sweep ends the turn with what its log holds.
+    async fn finish(&self, started: &StartedTurn, ending: Ending, text: String, lease_until: Instant) -> Left {
         let Ending { state, failure, made } = ending;
         let end = EndTurn {
-            text,
+            text: Some(text),
             usage: made.usage(),
             failure,
             thread: made.thread.filter(|_thread| state == TurnState::Complete),
@@ -168,16 +183,20 @@ impl Router {
             ..EndTurn::of(started.turn.id, state)
         };
         let mut pause = END_PAUSE;
-        for _attempt in 0..END_ATTEMPTS {
+        loop {
             match self.end(end.clone()).await {
                 Ok(ended) => return ended.unwrap_or(Left::Maybe),
                 Err(err) => warn!(error = &err as &dyn std::error::Error, "end of turn is not stored yet"),
             }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+            let again = Instant::now() + pause;
+            if again >= lease_until {
+                error!("end of turn could not be stored while its lease held; whoever finds it ends it");
+                self.0.parts.metrics.turn_leases_lapsed_total.inc();
+                return Left::Maybe;
+            }
+            sleep_until(again).await;
+            pause = (pause * 2).min(END_PAUSE_MAX);
         }
-        error!("end of turn could not be stored; its lease will run out");
-        Left::Maybe
     }
 
     /// Ends a turn, whoever asks, and tells the watchers. `None` when it had ended before.

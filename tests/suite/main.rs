@@ -31,6 +31,7 @@ mod hardening; // lines of the hardening checklist that no other module proves: 
 mod harness; // servers, clients and providers that tests start
 mod identity; // tokens on live connections
 mod lab; // the link of the loss lab, and a short run on it
+mod leases; // what a node says of a turn while its lease holds, and when it does not
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod moderation; // texts that a hook of the operator's refuses, before they are stored or when they are whole
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP

@@ -4,8 +4,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
+use uuid::Uuid;
 
-use super::{Ending, log::Log};
+use super::{
+    Ending,
+    log::{Log, Lost},
+    row,
+};
 use crate::{
     bus::{Published, Topic},
     chat::{Entry, ErrorCode, Event, TurnState},
@@ -14,14 +19,11 @@ use crate::{
         chain::{Made, Step},
     },
     router::{Refusal, Router, live::Live},
-    store::{self, StartedTurn, TurnText},
+    store::{self, Spend, StartedTurn},
 };
 
 /// How often a silent provider's turn says that it is still there.
 const LOADING_INTERVAL: Duration = Duration::from_secs(5);
-
-/// However short the lease is, it is not renewed more often.
-const RENEWAL_MIN: Duration = Duration::from_millis(10);
 
 /// One turn while it runs.
 pub(super) struct Run<'a> {
@@ -34,18 +36,19 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs to the end; `None` when the turn was ended by somebody else, and there is nothing left to fix.
-    pub(super) async fn until_end(&self) -> Option<Ending> {
+    /// Runs to the end; `None` when the turn is not this node's any more, and there is nothing left to fix.
+    pub(super) async fn until_end(&self, log: &mut Log<'_>) -> Option<Ending> {
         let conversation = tokio::select! {
             biased;
             () = self.router.0.cut.cancelled() => return Some(Ending::of(TurnState::Interrupted, Made::default())),
             () = self.live.stopped() => return Some(Ending::of(TurnState::Stopped, Made::default())),
+            lost = log.lost() => return self.silent(lost, Made::default()),
             conversation = self.conversation() => conversation,
         };
         let parts = &self.router.0.parts;
         match conversation {
             Ok(Some(conversation)) => {
-                self.relay(parts.models.answer(&self.started.model_id, conversation, &parts.metrics)).await
+                self.relay(parts.models.answer(&self.started.model_id, conversation, &parts.metrics), log).await
             }
             Ok(None) => None,
             Err(code) => Some(Ending::failed(code)),
@@ -83,31 +86,25 @@ impl Run<'_> {
     }
 
     /// Passes pieces on as they come, and writes them to the turn's log in batches beside that.
-    async fn relay(&self, mut answer: Chain) -> Option<Ending> {
-        let parts = &self.router.0.parts;
-        let mut log = Log::new(self.began);
+    async fn relay(&self, mut answer: Chain, log: &mut Log<'_>) -> Option<Ending> {
+        let metrics = &self.router.0.parts.metrics;
         let mut loading = self.began + LOADING_INTERVAL;
-        let renewal = (parts.config.turn_lease / 3).max(RENEWAL_MIN);
         let (state, failure) = loop {
-            let due = log.due(renewal);
             let silent = log.length() == 0;
             tokio::select! {
                 biased;
                 () = self.router.0.cut.cancelled() => break (TurnState::Interrupted, None),
                 () = self.live.stopped() => break (TurnState::Stopped, None),
-                kept = log.saved() => if !kept { return None },
                 // Before the next piece: a provider that is always ahead does not keep text from being written.
-                () = sleep_until(due) => log.begin(|text, length| {
-                    Box::pin(self.save(text, length))
-                }),
+                lost = log.lost() => return self.silent(lost, answer.finish()),
                 step = answer.next() => match step {
+                    Step::Text { .. } if !log.holds() => return self.silent(Lost::Lapsed, answer.finish()),
                     Step::Text { model_id, text } => {
                         if silent {
-                            parts.metrics.turn_first_chunk_seconds.with_label_values(&[&self.started.model_id])
+                            metrics.turn_first_chunk_seconds.with_label_values(&[&self.started.model_id])
                                 .observe(self.began.elapsed().as_secs_f64());
                         }
-                        self.publish(model_id, &text).await;
-                        log.push(&text);
+                        log.grown(self.publish(model_id, &text).await);
                     }
                     Step::Complete => break (TurnState::Complete, None),
                     Step::Failed(failure) => break (TurnState::Failed, Some(failure)),
@@ -126,25 +123,26 @@ impl Run<'_> {
         })
     }
 
-    async fn publish(&self, model_id: Arc<str>, text: &str) {
+    /// Tells a piece to the watchers, and gives the length of the text with it.
+    async fn publish(&self, model_id: Arc<str>, text: &str) -> u64 {
         let offset = self.live.push(&model_id, text);
         let event = Event::Piece { turn_id: self.started.turn.id, model_id, offset, content: text.into() };
         self.router.0.parts.bus.publish(&Topic::Session(self.started.turn.session_id), Published::new(event)).await;
+        offset + u64::try_from(text.len()).unwrap_or_default()
     }
 
-    /// Whether the turn is still ours to write.
-    async fn save(&self, text: String, length: usize) -> bool {
-        let parts = &self.router.0.parts;
-        let offset = u64::try_from(length - text.len()).unwrap_or(u64::MAX);
-        let piece = TurnText { offset, text };
-        let kept = parts.store.extend_turn(self.started.turn.id, self.router.0.node, piece, parts.config.turn_lease);
-        match kept.await {
-            Ok(kept) => kept,
-            Err(err) => {
-                // The whole text is stored at the end; until then a crash loses more than it should.
-                warn!(error = &err as &dyn std::error::Error, "turn's log is not written");
-                true
-            }
+    /// Leaves a turn that others end, or have ended, without a word. What its requests took is charged beside it.
+    fn silent(&self, lost: Lost, made: Made) -> Option<Ending> {
+        if lost == Lost::Lapsed {
+            warn!("the lease of a turn has run out; whoever finds it ends it");
+            self.router.0.parts.metrics.turn_leases_lapsed_total.inc();
         }
+        let (user_id, session_id) = (&self.started.user_id, self.started.turn.session_id);
+        for spent in made.spent {
+            let spend = Spend { id: Uuid::now_v7(), user_id: user_id.clone(), session_id, spent: row(spent) };
+            let router = self.router.clone();
+            drop(self.router.0.runners.spawn(async move { router.spend(spend).await }));
+        }
+        None
     }
 }
