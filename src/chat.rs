@@ -419,7 +419,7 @@ pub struct Turn {
 
 /// What the watchers of a session see. Cheap to share, complete enough to be sent to another node.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// a message was stored
     Appended {

@@ -96,6 +96,18 @@ metrics! {
     store_commit_writes: histogram;
     /// Events that a subscriber was too slow for.
     bus_lagged_total: counter;
+    /// Whether other nodes are reached over the network: 1 they are, 0 they are not.
+    bus_connected: gauge;
+    /// Topics that are listened to over the network.
+    bus_topics: gauge;
+    /// Events and words that were given to the network.
+    bus_published_total: counter;
+    /// Events and words that came from other nodes.
+    bus_received_total: counter;
+    /// Bytes of events and words on the network, by direction.
+    bus_bytes_total: counters["direction"];
+    /// Events and words that did not cross the network, or not as they were, by reason.
+    bus_dropped_total: counters["reason"];
     /// Turns that are running on this node.
     turns_running: gauge;
     /// Turns that ended, by state.

@@ -54,7 +54,9 @@ impl Server {
     /// # Errors
     /// When a port is taken, the store does not open, or a certificate does not load; the error says which.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        Self::bind_with_bus(config, |metrics| Arc::new(bus::Local::new(metrics))).await
+        let metrics = Metrics::new();
+        let bus = bus::open(&config.bus, Arc::clone(&metrics)).await?;
+        Self::assemble(config, metrics, bus).await
     }
 
     /// The same with a bus of the caller's own.
@@ -62,9 +64,15 @@ impl Server {
     /// # Errors
     /// Those of [`Self::bind`].
     pub async fn bind_with_bus(config: Config, bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>) -> anyhow::Result<Self> {
+        let metrics = Metrics::new();
+        let bus = bus(Arc::clone(&metrics));
+        Self::assemble(config, metrics, bus).await
+    }
+
+    async fn assemble(config: Config, metrics: Arc<Metrics>, bus: Arc<dyn Bus>) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
-        let (metrics, lifecycle) = (Metrics::new(), Lifecycle::default());
-        let gate = gate(&config, &secrets, bus(Arc::clone(&metrics)), &metrics, &lifecycle).await?;
+        let lifecycle = Lifecycle::default();
+        let gate = gate(&config, &secrets, bus, &metrics, &lifecycle).await?;
         let tls = Tls::load(&config.tls, config.listen.quic.loopback(), Arc::clone(&metrics))?;
         let http_sockets = bind::open(config.listen.http, false).context("open `listen.http`")?;
         let mut quic_sockets = bind::open(config.listen.quic, true).context("open `listen.quic`")?;

@@ -64,25 +64,60 @@ impl Local {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Topics { shards: std::array::from_fn(|_| Mutex::default()), metrics }))
     }
+
+    pub(super) fn receiver(&self, topic: Topic) -> Receiver {
+        let subscriber = Arc::new(Subscriber::default());
+        let mut shard = self.0.lock(&topic);
+        shard.entry(topic.clone()).or_default().push(Arc::clone(&subscriber));
+        drop(shard);
+        Receiver { topic, subscriber, topics: Arc::downgrade(&self.0) }
+    }
+
+    /// Hands what was told to the subscribers of a topic.
+    pub(super) fn offer(&self, topic: &Topic, told: &Delivery) {
+        let rev = match (topic, told) {
+            (Topic::Session(_), Delivery::Event(event)) => event.rev(),
+            _ => None,
+        };
+        for subscriber in self.0.lock(topic).get(topic).into_iter().flatten() {
+            if !subscriber.offer(told, rev) {
+                self.0.metrics.bus_lagged_total.inc();
+            }
+        }
+    }
+
+    /// Tells the subscribers of a topic that something was lost.
+    pub(super) fn lag(&self, topic: &Topic) {
+        for subscriber in self.0.lock(topic).get(topic).into_iter().flatten() {
+            self.0.metrics.bus_lagged_total.inc();
+            subscriber.compare(None);
+        }
+    }
+
+    /// The same for every topic.
+    pub(super) fn lag_all(&self) {
+        for shard in &self.0.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for subscriber in shard.values().flatten() {
+                self.0.metrics.bus_lagged_total.inc();
+                subscriber.compare(None);
+            }
+        }
+    }
 }
 
 #[async_trait]
 impl Bus for Local {
     async fn publish(&self, topic: &Topic, event: Arc<Published>) {
-        let rev = event.rev().filter(|_| matches!(topic, Topic::Session(_)));
-        self.0.offer(topic, &Delivery::Event(event), rev);
+        self.offer(topic, &Delivery::Event(event));
     }
 
     fn tell(&self, topic: &Topic, word: Arc<Word>) {
-        self.0.offer(topic, &Delivery::Word(word), None);
+        self.offer(topic, &Delivery::Word(word));
     }
 
     async fn subscribe(&self, topic: Topic) -> Subscription {
-        let subscriber = Arc::new(Subscriber::default());
-        let mut shard = self.0.shard(&topic).lock().unwrap_or_else(PoisonError::into_inner);
-        shard.entry(topic.clone()).or_default().push(Arc::clone(&subscriber));
-        drop(shard);
-        Subscription(Receiver { topic, subscriber, topics: Arc::downgrade(&self.0) })
+        Subscription { receiver: self.receiver(topic), remote: None }
     }
 
     fn topics(&self) -> Vec<Topic> {
@@ -91,8 +126,7 @@ impl Bus for Local {
     }
 
     fn compare(&self, topic: &Topic, rev: u64) {
-        let shard = self.0.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
-        for subscriber in shard.get(topic).into_iter().flatten() {
+        for subscriber in self.0.lock(topic).get(topic).into_iter().flatten() {
             subscriber.compare(rev.checked_sub(1).filter(|_| matches!(topic, Topic::Session(_))));
         }
     }
@@ -150,13 +184,8 @@ impl Subscriber {
 }
 
 impl Topics {
-    fn offer(&self, topic: &Topic, told: &Delivery, rev: Option<u64>) {
-        let shard = self.shard(topic).lock().unwrap_or_else(PoisonError::into_inner);
-        for subscriber in shard.get(topic).into_iter().flatten() {
-            if !subscriber.offer(told, rev) {
-                self.metrics.bus_lagged_total.inc();
-            }
-        }
+    fn lock(&self, topic: &Topic) -> MutexGuard<'_, Shard> {
+        self.shard(topic).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shard(&self, topic: &Topic) -> &Mutex<Shard> {
@@ -173,6 +202,10 @@ impl Topics {
 }
 
 impl Receiver {
+    pub(super) const fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
     pub(super) fn own(&self, connection: ConnectionId) {
         self.subscriber.lock().own = Some(connection);
     }
@@ -202,7 +235,7 @@ impl Receiver {
 impl Drop for Receiver {
     fn drop(&mut self) {
         let Some(topics) = self.topics.upgrade() else { return };
-        let mut shard = topics.shard(&self.topic).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = topics.lock(&self.topic);
         if let Some(subscribers) = shard.get_mut(&self.topic) {
             subscribers.retain(|other| !Arc::ptr_eq(other, &self.subscriber));
             if subscribers.is_empty() {

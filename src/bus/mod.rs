@@ -1,18 +1,25 @@
 //! The bus: tells whoever watches that something happened, at most once. It may drop; the store is the truth.
 
+mod config;
 mod local;
+pub mod nats;
 
+pub use config::Config;
 pub use local::Local;
 
 use std::{
     ops::Deref,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::chat::{ConnectionId, Event, NodeId, SessionId, UserId, word::Word};
+use crate::{
+    chat::{ConnectionId, Event, NodeId, SessionId, UserId, word::Word},
+    metrics::Metrics,
+};
 
 /// What a subscription yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,43 +105,68 @@ pub trait Bus: Send + Sync + std::fmt::Debug + 'static {
     /// Has the subscribers of a topic on this node compare with the store: those of a session that were not told of
     /// this `rev`, and all of another topic.
     fn compare(&self, topic: &Topic, rev: u64);
+
+    /// Whether other nodes are reached. Without them, what happens there is seen when the store is compared.
+    fn connected(&self) -> bool {
+        true
+    }
+
+    /// Lets what was published leave, and ends. Takes some seconds at most.
+    async fn close(&self) {}
+}
+
+/// Opens the configured bus. It need not be reached for that.
+///
+/// # Errors
+/// When the configuration cannot be used.
+pub async fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Bus>, nats::Error> {
+    if config.local() {
+        return Ok(Arc::new(Local::new(metrics)));
+    }
+    Ok(Arc::new(nats::Nats::open(config, metrics).await?))
+}
+
+/// Tries the configured bus once, by a message to itself: how long it took. `None` when it has no network.
+///
+/// # Errors
+/// When the configuration cannot be used, no server lets the node in, or the message does not come back.
+pub async fn probe(config: &Config) -> Option<Result<Duration, nats::Error>> {
+    if config.local() { None } else { Some(nats::Nats::probe(config).await) }
 }
 
 /// One subscriber's end: a queue of at most [`QUEUE_EVENTS`] events. Dropping it ends the subscription.
 #[derive(Debug)]
-pub struct Subscription(local::Receiver);
+pub struct Subscription {
+    receiver: local::Receiver,
+    /// the network that the topic is listened to on
+    remote: Option<Arc<nats::Shared>>,
+}
 
 impl Subscription {
     /// Notes what the subscriber has read from the store: from here on, an event whose `rev` is not the next one tells
     /// that one before it was lost.
     pub fn saw(&self, rev: u64) {
-        self.0.saw(rev);
+        self.receiver.saw(rev);
     }
 
     /// Says who subscribes: typing on that connection is not delivered.
     pub fn own(&self, connection: ConnectionId) {
-        self.0.own(connection);
+        self.receiver.own(connection);
     }
 
     /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Delivery {
-        self.0.next().await
+        self.receiver.next().await
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(remote) = &self.remote {
+            remote.release(self.receiver.topic());
+        }
     }
 }
 
 /// Events that wait for one subscriber before it counts as lagging.
 pub const QUEUE_EVENTS: usize = 64;
-
-/// How nodes hear of each other.
-#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// `local`: within this process
-    pub url: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { url: "local".to_owned() }
-    }
-}

@@ -8,7 +8,7 @@ use super::{NodeId, TurnId, UserId};
 
 /// What one node says to another, or to all others. It may be lost, like everything that the bus carries.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Word {
     /// to the node that runs it: somebody wants this turn to end where it is
     Stop {

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::Global;
-use crate::{config::Loaded, llm::probe::Finding, server};
+use crate::{bus, config::Loaded, server};
 
 #[derive(Args, Debug)]
 pub(super) struct Ask {
@@ -17,17 +17,35 @@ pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
     let loaded = global.load()?;
     let findings = if ask.offline { Vec::new() } else { endpoints(&loaded)? };
     super::print(&if global.json { json(&loaded, &findings)? } else { text(&loaded, &findings)? })?;
-    let unusable = findings.iter().filter(|finding| finding.result.is_err()).count();
+    let unusable = findings.iter().filter(|finding| !finding.usable).count();
     if unusable > 0 {
         bail!("{unusable} of {} endpoints cannot be used; --offline leaves them out", findings.len());
     }
     Ok(())
 }
 
+/// One endpoint, and whether it can be used.
+struct Finding {
+    endpoint: String,
+    usable: bool,
+    said: String,
+}
+
 fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
     let models = server::models(&loaded.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    Ok(runtime.block_on(models.probe()))
+    let (models, bus) = runtime.block_on(async { tokio::join!(models.probe(), bus::probe(&loaded.config.bus)) });
+    let models = models.iter().map(|model| Finding {
+        endpoint: model.subject.to_string(),
+        usable: model.result.is_ok(),
+        said: model.said(),
+    });
+    let bus = bus.map(|probed| Finding {
+        endpoint: "bus".to_owned(),
+        usable: probed.is_ok(),
+        said: probed.map_or_else(|err| format!("{:#}", anyhow::Error::from(err)), |_took| "usable".to_owned()),
+    });
+    Ok(models.chain(bus).collect())
 }
 
 fn text(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
@@ -36,7 +54,7 @@ fn text(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
         text.push_str(&format!("# warning: {warning}\n"));
     }
     for finding in findings {
-        text.push_str(&format!("# {finding}\n"));
+        text.push_str(&format!("# {}: {}\n", finding.endpoint, finding.said));
     }
     let effective = loaded.effective().context("write the configuration as TOML")?;
     text.push_str(&toml::to_string(&effective).context("write the configuration as TOML")?);
@@ -49,9 +67,8 @@ fn json(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
     let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let endpoints: Vec<_> = findings
         .iter()
-        .map(|finding| {
-            let (endpoint, usable) = (finding.subject.to_string(), finding.result.is_ok());
-            serde_json::json!({ "endpoint": endpoint, "usable": usable, "said": finding.said() })
+        .map(|Finding { endpoint, usable, said }| {
+            serde_json::json!({ "endpoint": endpoint, "usable": usable, "said": said })
         })
         .collect();
     Ok(serde_json::json!({ "config": effective, "warnings": warnings, "endpoints": endpoints }).to_string())

@@ -3,12 +3,14 @@
 
 mod here;
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
 use super::Global;
-use crate::{config::Loaded, llm::Failure, server};
+use crate::{bus, config::Loaded, llm::Failure, server};
 
 /// How far this clock may be off those of the endpoints, in seconds: theirs tell whole seconds, and some came earlier.
 const CLOCK_OFF_MAX: u64 = 60;
@@ -108,8 +110,8 @@ fn configuration(loaded: &Loaded) -> Vec<Finding> {
 fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
     let models = server::models(&loaded.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let asked = runtime.block_on(models.probe());
-    let mut findings = Vec::new();
+    let (asked, bus) = runtime.block_on(async { tokio::join!(models.probe(), bus::probe(&loaded.config.bus)) });
+    let mut findings: Vec<_> = bus.into_iter().map(bus_finding).collect();
     for finding in &asked {
         let (subject, said) = (finding.subject.to_string(), finding.said());
         findings.push(match &finding.result {
@@ -120,6 +122,17 @@ fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
     let dates = asked.iter().filter_map(|finding| finding.result.as_ref().ok()?.date);
     findings.extend(dates.map(here::clock_off).max_by_key(|off| off.unsigned_abs()).map(clock));
     Ok(findings)
+}
+
+fn bus_finding(probed: Result<Duration, bus::nats::Error>) -> Finding {
+    match probed {
+        Ok(took) => Finding::ok("bus", format!("a message came back in {:.1} ms", took.as_secs_f64() * 1000.0)),
+        Err(err) => Finding::warning(
+            "bus",
+            format!("{:#}", anyhow::Error::from(err)),
+            "until it is reached, nodes see some seconds later what happens on others",
+        ),
+    }
 }
 
 const fn advice(failure: Failure) -> &'static str {

@@ -117,7 +117,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Chat(_)) => "off",
         // Thousands of connections are ended at a time, and WebTransport's client has a line for each.
         Some(Command::Bench(_)) => "warn,web_transport_quinn=error",
-        _ => "info",
+        // What the client of NATS has to say is said by the bus.
+        _ => "info,async_nats=off",
     };
     start_log(&cli.global, usual)?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {

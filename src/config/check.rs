@@ -49,6 +49,10 @@ pub(super) fn check(config: &Config) -> Findings {
     if config.drain.timeout < config.llm.timeout {
         found.warnings.push("`drain.timeout` is shorter than `llm.timeout`: a restart can cut an answer".to_owned());
     }
+    if config.store.url.starts_with("mongodb") && config.bus.local() {
+        found.warnings.push("`bus.url` is not set: what happens on another node is seen some seconds later".to_owned());
+    }
+    found.warnings.extend(config.bus.warnings());
     found
 }
 
@@ -147,9 +151,8 @@ fn places(config: &Config, fault: Report<'_>) {
     if let Err(err) = Seal::new(&config.store.encryption_keys) {
         fault("store.encryption_keys", err.to_string());
     }
-    if config.bus.url != "local" {
-        let scheme = scheme(&config.bus.url);
-        fault("bus.url", format!("`{scheme}` is not a bus of this version (have `local`)"));
+    for (key, problem) in config.bus.problems() {
+        fault(key, problem);
     }
     if config.data_dir.as_os_str().is_empty() {
         fault("data_dir", "is empty: name a directory".to_owned());

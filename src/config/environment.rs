@@ -199,8 +199,9 @@ fn service_link(key: &str, text: &str) -> bool {
 /// Whether the value at a path is never shown.
 pub(super) fn secret(path: &[String]) -> bool {
     path.last().is_some_and(|key| {
-        let secret = ["_secret", "password", "_key", "_keys"].iter().any(|end| key.ends_with(end));
-        secret && key != "public_key"
+        let secret = key == "token" || ["_secret", "password", "_key", "_keys"].iter().any(|end| key.ends_with(end));
+        // These are no secrets: a key that all may see, and the name of a file.
+        secret && key != "public_key" && key != "tls_key"
     })
 }
 

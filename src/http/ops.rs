@@ -51,6 +51,8 @@ struct Checks {
     mongodb: Check,
     /// whether a model is configured, and which ones can be used
     llm: ModelsCheck,
+    /// whether other nodes are reached; without them, what happens there is seen some seconds later
+    bus: Check,
     /// whether the server goes on
     lifecycle: Check,
 }
@@ -58,7 +60,7 @@ struct Checks {
 /// One of the things that readiness depends on.
 #[derive(Clone, Serialize, JsonSchema)]
 struct Check {
-    /// `ok`, `failed` or `draining`
+    /// `ok`, `degraded`, `failed` or `draining`
     status: &'static str,
     /// why not
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,6 +72,10 @@ impl Check {
 
     const fn failed(reason: &'static str) -> Self {
         Self { status: "failed", reason: Some(reason) }
+    }
+
+    const fn degraded(reason: &'static str) -> Self {
+        Self { status: "degraded", reason: Some(reason) }
     }
 }
 
@@ -123,10 +129,12 @@ pub(super) async fn readyz(State(parts): State<Arc<Parts>>) -> (StatusCode, Json
         Err(_late) => Check::failed("the store does not answer in time"),
     };
     let llm = ModelsCheck::of(&parts.router);
+    // A node without the bus serves as well as the others do, which miss it too.
+    let bus = if parts.router.hears_others() { Check::OK } else { Check::degraded("the bus is not connected") };
     let drains = parts.lifecycle.drains();
     let lifecycle = if drains { Check { status: "draining", reason: None } } else { Check::OK };
     let ready = !drains && llm.status != "failed" && store.reason.is_none();
-    let checks = Checks { mongodb: store.clone(), store, llm, lifecycle };
+    let checks = Checks { mongodb: store.clone(), store, llm, bus, lifecycle };
     let (code, status) = match ready {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),

@@ -284,7 +284,13 @@ impl Router {
 
     /// Closes the store once everything that was asked of it is durable, and waits for what the providers still do.
     pub async fn close(&self) {
-        tokio::join!(self.0.parts.store.close(), self.0.parts.models.close());
+        tokio::join!(self.0.parts.store.close(), self.0.parts.models.close(), self.0.parts.bus.close());
+    }
+
+    /// Whether what happens here is told to other nodes, and what happens there is told here.
+    #[must_use]
+    pub fn hears_others(&self) -> bool {
+        self.0.parts.bus.connected()
     }
 
     /// Answers whether messages can be stored.

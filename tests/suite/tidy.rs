@@ -11,7 +11,7 @@ use source::{Source, all, root, words};
 /// Who may import whom. Everything may import [`EVERYWHERE`], and itself.
 const IMPORTS: [(&str, &[&str]); 16] = [
     ("main", &["cli"]),
-    ("cli", &["server", "client", "bench", "config", "auth", "protocol", "llm", "store", "transport"]),
+    ("cli", &["server", "client", "bench", "config", "auth", "protocol", "llm", "store", "bus", "transport"]),
     ("bench", &["client", "protocol", "auth", "config", "store"]),
     ("client", &["protocol"]),
     ("http", &["connection", "router", "protocol", "auth", "limit", "transport", "markdown"]),
@@ -38,12 +38,13 @@ const WIRING: [(&str, &[&str]); 2] =
     [("server", &["cli", "client", "bench"]), ("config", &["cli", "client", "bench", "server"])];
 
 /// Crates that may be named in some places only, by the beginning of the path below `src/`.
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("quinn", &["transport", "client"]),
     ("h3", &["transport", "client"]),
     ("h3_quinn", &["transport", "client"]),
     ("axum", &["http", "transport", "server"]),
     ("rusqlite", &["store/sqlite"]),
+    ("async_nats", &["bus/nats"]),
     // Providers; the keys of an identity provider; the probe that a container runs; a client without QUIC.
     ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client", "bench/"]),
 ];
