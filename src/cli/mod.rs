@@ -7,6 +7,7 @@ mod chat;
 mod check_config;
 mod doctor;
 mod healthcheck;
+mod ops;
 mod serve;
 mod token;
 
