@@ -94,6 +94,10 @@ metrics! {
     store_errors_total: counters["operation"];
     /// Writes that shared one commit.
     store_commit_writes: histogram;
+    /// Values that were sealed with the current key in place of another one, or should have been, by outcome.
+    store_resealed_total: counters["outcome"];
+    /// Whether values are stored as plain text, because no encryption key is configured.
+    store_plain_text: gauge;
     /// Events that a subscriber was too slow for.
     bus_lagged_total: counter;
     /// Whether other nodes are reached over the network: 1 they are, 0 they are not.

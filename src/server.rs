@@ -247,8 +247,14 @@ async fn gate(
         error!("no encryption key is configured: messages are stored as plain text");
     }
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
+    let store = store::open(&config.store, &config.data_dir, Arc::clone(metrics)).await?;
+    metrics.store_plain_text.set(config.store.encryption_keys.is_empty().into());
+    let sealed = store.sealed_with().await.context("ask the store for its keys")?;
+    if sealed.keys != [sealed.current] {
+        warn!(current = sealed.current, keys = ?sealed.keys, "other keys are needed until `chatbox rotate-keys` has run");
+    }
     let router = Router::new(router::Parts {
-        store: store::open(&config.store, &config.data_dir, Arc::clone(metrics)).await?,
+        store,
         bus,
         models: models(config)?,
         budget: Budget::new(&config.llm),

@@ -1,14 +1,20 @@
-//! `chatbox check-config`: prints the configuration in effect, and asks its endpoints whether they can be used.
+//! `chatbox check-config`: prints the configuration in effect, asks its endpoints whether they can be used, and the store
+//! whether its keys are configured.
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use super::Global;
-use crate::{bus, config::Loaded, server};
+use crate::{
+    bus,
+    config::Loaded,
+    server,
+    store::{self, OpenError},
+};
 
 #[derive(Args, Debug)]
 pub(super) struct Ask {
-    /// Ask no endpoint whether it can be used
+    /// Ask no endpoint whether it can be used, and do not look at the store
     #[arg(long)]
     offline: bool,
 }
@@ -16,7 +22,12 @@ pub(super) struct Ask {
 pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
     let loaded = global.load()?;
     let findings = if ask.offline { Vec::new() } else { endpoints(&loaded)? };
-    super::print(&if global.json { json(&loaded, &findings)? } else { text(&loaded, &findings)? })?;
+    let sealed = if ask.offline { None } else { sealed(&loaded) };
+    let told = sealed.as_deref();
+    super::print(&if global.json { json(&loaded, &findings, told)? } else { text(&loaded, &findings, told)? })?;
+    if let Some(sealed) = sealed {
+        bail!("the store does not open: {sealed}; --offline leaves it out");
+    }
     let unusable = findings.iter().filter(|finding| !finding.usable).count();
     if unusable > 0 {
         bail!("{unusable} of {} endpoints cannot be used; --offline leaves them out", findings.len());
@@ -48,7 +59,16 @@ fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
     Ok(models.chain(bus).collect())
 }
 
-fn text(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
+/// Why the store cannot be read with the configured keys. What else is wrong with it, or whether there is one, is
+/// `doctor`'s to say.
+fn sealed(loaded: &Loaded) -> Option<String> {
+    match store::inspect(&loaded.config.store, &loaded.config.data_dir) {
+        Err(err @ OpenError::Sealed(_)) => Some(err.to_string()),
+        _ => None,
+    }
+}
+
+fn text(loaded: &Loaded, findings: &[Finding], sealed: Option<&str>) -> anyhow::Result<String> {
     let mut text = String::new();
     for warning in &loaded.warnings {
         text.push_str(&format!("# warning: {warning}\n"));
@@ -56,13 +76,16 @@ fn text(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
     for finding in findings {
         text.push_str(&format!("# {}: {}\n", finding.endpoint, finding.said));
     }
+    if let Some(sealed) = sealed {
+        text.push_str(&format!("# store: {sealed}\n"));
+    }
     let effective = loaded.effective().context("write the configuration as TOML")?;
     text.push_str(&toml::to_string(&effective).context("write the configuration as TOML")?);
     text.truncate(text.trim_end().len());
     Ok(text)
 }
 
-fn json(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
+fn json(loaded: &Loaded, findings: &[Finding], sealed: Option<&str>) -> anyhow::Result<String> {
     let effective = loaded.effective().context("write the configuration as TOML")?;
     let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let endpoints: Vec<_> = findings
@@ -71,5 +94,8 @@ fn json(loaded: &Loaded, findings: &[Finding]) -> anyhow::Result<String> {
             serde_json::json!({ "endpoint": endpoint, "usable": usable, "said": said })
         })
         .collect();
-    Ok(serde_json::json!({ "config": effective, "warnings": warnings, "endpoints": endpoints }).to_string())
+    let shown = serde_json::json!({
+        "config": effective, "warnings": warnings, "endpoints": endpoints, "store": sealed
+    });
+    Ok(shown.to_string())
 }

@@ -8,6 +8,7 @@ mod check_config;
 mod doctor;
 mod healthcheck;
 mod ops;
+mod rotate_keys;
 mod serve;
 mod token;
 
@@ -64,6 +65,8 @@ enum Command {
     Doctor(doctor::Ask),
     /// Ask the running server of this configuration whether it is ready
     Healthcheck,
+    /// Seal everything that is stored with the first configured key, so that the others can be taken away
+    RotateKeys,
     /// Load a server, one of its own unless told otherwise, and report what it costs
     Bench(Box<bench::Ask>),
 }
@@ -129,6 +132,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::CheckConfig(ask) => check_config::run(&cli.global, ask),
         Command::Doctor(ask) => doctor::run(&cli.global, ask),
         Command::Healthcheck => healthcheck::run(&cli.global),
+        Command::RotateKeys => rotate_keys::run(&cli.global),
         Command::Bench(ask) => bench::run(&cli.global, ask),
     }
 }
@@ -212,6 +216,6 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        assert_eq!(names, ["serve", "token", "chat", "check-config", "doctor", "healthcheck", "bench"]);
+        assert_eq!(names, ["serve", "token", "chat", "check-config", "doctor", "healthcheck", "rotate-keys", "bench"]);
     }
 }

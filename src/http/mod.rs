@@ -88,12 +88,13 @@ pub fn routes(parts: Arc<Parts>, websocket: Router) -> Router {
         .layer(middleware::from_fn_with_state(parts, layers::finish))
 }
 
-/// The routes of `listen.ops`: health and metrics, without prefix, and nothing else.
+/// The routes of `listen.ops`: health, metrics and the rotation of keys, without prefix, and nothing else.
 pub fn ops_routes(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
+        .route("/rotate-keys", get(ops::rotation).post(ops::rotate_keys))
         .fallback(problem::no_route)
         .method_not_allowed_fallback(problem::no_method)
         .with_state(parts)

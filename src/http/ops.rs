@@ -1,4 +1,4 @@
-//! Health and metrics.
+//! Health, metrics, and what operators have a running server do.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +12,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::Parts;
-use crate::{chat::Timestamp, clock::now, router::Router};
+use super::{Parts, input::Caller, problem::Problem};
+use crate::{
+    auth::Role,
+    chat::{ErrorCode, Timestamp},
+    clock::now,
+    router::{Progress, Router},
+};
 
 /// How long the store may take to say that it is ready.
 const READY_DEADLINE: Duration = Duration::from_secs(2);
@@ -149,4 +154,24 @@ pub(super) async fn metrics(State(parts): State<Arc<Parts>>) -> impl IntoRespons
     }
     let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     std::future::ready((headers, parts.metrics.text())).await
+}
+
+/// How far the rotation of keys is.
+pub(super) async fn rotation(caller: Caller, State(parts): State<Arc<Parts>>) -> Result<Json<Progress>, Problem> {
+    operator(&caller)?;
+    std::future::ready(Ok(Json(parts.router.rotation()))).await
+}
+
+/// Begins it, unless it goes on.
+pub(super) async fn rotate_keys(caller: Caller, State(parts): State<Arc<Parts>>) -> Result<Json<Progress>, Problem> {
+    operator(&caller)?;
+    std::future::ready(Ok(Json(parts.router.rotate_keys()))).await
+}
+
+/// Whoever reaches this listener may read it; what costs something is for staff.
+fn operator(Caller(principal): &Caller) -> Result<(), Problem> {
+    match principal.role {
+        Role::Staff => Ok(()),
+        Role::User => Err(Problem::new(StatusCode::FORBIDDEN, ErrorCode::InsufficientPermissions)),
+    }
 }

@@ -13,12 +13,14 @@ mod moderation;
 mod naming;
 mod reading;
 mod recover;
+mod rotation;
 mod send;
 mod sessions;
 mod shares;
 mod turn;
 mod watch;
 
+pub use crate::store::rotation::Progress;
 pub use budget::{Account, Budget};
 pub use cursor::Shown;
 pub use follow::Follow;
@@ -155,6 +157,7 @@ struct Inner {
     node: NodeId,
     live: live::Turns,
     histories: history::Histories,
+    rotation: rotation::Rotation,
     runners: TaskTracker,
     cut: CancellationToken,
 }
@@ -169,6 +172,7 @@ impl Router {
             node: NodeId::new(),
             live: live::Turns::default(),
             histories,
+            rotation: rotation::Rotation::default(),
             runners: TaskTracker::new(),
             cut: CancellationToken::new(),
         }))

@@ -4,6 +4,7 @@
 //! knows no frame, no connection and no model; it takes values and keeps them, in one write for each method.
 
 mod open;
+pub mod rotation;
 pub mod seal;
 mod sessions;
 pub mod sqlite;
@@ -11,6 +12,7 @@ mod usage;
 
 pub use self::sqlite::inspect::Inspected;
 pub use open::{Config, OpenError, inspect, open};
+pub use rotation::{Position, Resealed, SealedWith};
 pub use sessions::{
     Change, Changed, Found, ListSessions, NewShare, Open, OpenSession, Opened, Order, Page, Place, Search, Share,
 };
@@ -46,10 +48,12 @@ pub enum Error {
     #[error("the store is overloaded")]
     Overloaded,
     /// a stored value cannot be read: it was changed, or its key is missing
-    #[error("stored {what} does not open")]
+    #[error("stored {what} does not open: {why}")]
     Sealed {
         /// table, row and field
         what: String,
+        /// the key that it wants, and whether that is configured
+        why: seal::Why,
     },
     /// the database failed
     #[error("the database failed")]
@@ -377,6 +381,24 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Finds turns that run with nobody running them, and sessions whose queued turns nobody starts, at most
     /// `limit` of each. `node` is the caller.
     async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost>;
+
+    /// Tells which keys the values may be sealed with, without looking at them.
+    async fn sealed_with(&self) -> Result<SealedWith> {
+        Err(rotation::not_here())
+    }
+
+    /// Looks at most at `limit` rows behind a place, from the first one on without it, and seals with the current key
+    /// what is not. A value that changes meanwhile is left alone. What does not open is logged, counted and left.
+    async fn reseal(&self, after: Option<Position>, limit: u32) -> Result<Resealed> {
+        let _unused = (after, limit);
+        Err(rotation::not_here())
+    }
+
+    /// Forgets every key but the current one: from now on the store opens with that one alone, and a plain value is an
+    /// error. To be called when [`Self::reseal`] has found nothing else from the first row to the last one.
+    async fn retire_keys(&self) -> Result<()> {
+        Err(rotation::not_here())
+    }
 
     /// Answers whether the store can be read and written.
     async fn ready(&self) -> Result<()>;

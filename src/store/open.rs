@@ -22,6 +22,9 @@ pub enum OpenError {
     /// the keys cannot be used
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// the keys can be used, and are not those that the store is sealed with
+    #[error(transparent)]
+    Sealed(#[from] seal::check::Unreadable),
     /// the lock file is held
     #[error("database `{}` is open in another process", .0.display())]
     Locked(PathBuf),
@@ -90,6 +93,6 @@ pub async fn open(config: &Config, data_dir: &Path, metrics: Arc<Metrics>) -> Re
 /// # Errors
 /// Those of [`open`], but for another process that has it.
 pub fn inspect(config: &Config, data_dir: &Path) -> Result<Inspected, OpenError> {
-    seal::Seal::new(&config.encryption_keys)?;
-    sqlite::inspect::inspect(&config.path(data_dir)?)
+    let seal = seal::Seal::new(&config.encryption_keys)?;
+    sqlite::inspect::inspect(&config.path(data_dir)?, &seal)
 }

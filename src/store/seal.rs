@@ -5,7 +5,13 @@
 //! 16-byte tag, and the place of the value (table, row, field) is bound to it as associated data, so that a value
 //! that was moved to another row does not open. It knows no database.
 
-use std::{collections::BTreeMap, fmt};
+pub mod check;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::{
@@ -18,7 +24,7 @@ use super::{Error, Result};
 use crate::config::secret::Secret;
 
 /// The key id of plain bytes.
-const PLAIN: u32 = 0;
+pub const PLAIN: u32 = 0;
 
 /// One configured key: `{ id = 1, key = "<base64 of 32 random bytes>" }`.
 ///
@@ -63,15 +69,54 @@ impl Place<'_> {
         [self.table.as_bytes(), b"\0", self.field.as_bytes(), b"\0", self.row].concat()
     }
 
-    fn refused(&self) -> Error {
-        Error::Sealed { what: format!("{}.{} of row {}", self.table, self.field, hex::encode(self.row)) }
+    fn refused(&self, why: Why) -> Error {
+        Error::Sealed { what: format!("{}.{} of row {}", self.table, self.field, hex::encode(self.row)), why }
     }
+}
+
+/// Why a stored value does not open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// it names a key that is not configured
+    Missing(u32),
+    /// it names a key that is configured, and is not what that key sealed for this place: it was changed or moved,
+    /// or the key has other bytes than it had
+    Changed(u32),
+    /// it is plain, in a store whose values are all sealed
+    Plain,
+    /// it is shorter than any sealed value
+    Short,
+    /// it is no UTF-8, and should be text
+    Text(u32),
+    /// the system gave no randomness to seal it with
+    Random,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(id) => write!(f, "its encryption key {id} is not configured"),
+            Self::Changed(id) => write!(f, "it is not what encryption key {id}, which is configured, sealed there"),
+            Self::Plain => f.write_str("it is plain text, which this store holds no more"),
+            Self::Short => f.write_str("it is shorter than a sealed value"),
+            Self::Text(id) => write!(f, "what encryption key {id} sealed there is not text"),
+            Self::Random => f.write_str("the system gave no randomness"),
+        }
+    }
+}
+
+/// Which key a stored value says that it is sealed with; `None` when it is too short to say.
+#[must_use]
+pub fn key_of(sealed: &[u8]) -> Option<u32> {
+    sealed.first_chunk().map(|id| u32::from_be_bytes(*id))
 }
 
 /// Closes values on their way into the store and opens them on their way out. Its keys are set up once.
 pub struct Seal {
     keys: BTreeMap<u32, LessSafeKey>,
     current: u32,
+    /// every value of the store is sealed: a plain one was put there by somebody else
+    plain_over: AtomicBool,
     random: SystemRandom,
 }
 
@@ -98,7 +143,25 @@ impl Seal {
                 return Err(KeyError::Twice(*id));
             }
         }
-        Ok(Self { keys: ready, current: keys.first().map_or(PLAIN, |key| key.id), random: SystemRandom::new() })
+        let current = keys.first().map_or(PLAIN, |key| key.id);
+        Ok(Self { keys: ready, current, plain_over: AtomicBool::new(false), random: SystemRandom::new() })
+    }
+
+    /// The id of the key that closes; [`PLAIN`] without one.
+    #[must_use]
+    pub const fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// The ids of the keys that open, in their order.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.keys.keys().copied()
+    }
+
+    /// From now on a plain value is an error. The store says so once all its values are sealed: whoever can change its
+    /// rows could else put words there that nobody sealed.
+    pub fn refuse_plain(&self) {
+        self.plain_over.store(true, Ordering::Relaxed);
     }
 
     /// Whether new values are kept as plain bytes.
@@ -112,17 +175,23 @@ impl Seal {
     /// # Errors
     /// `Sealed` when the system gives no randomness.
     pub fn close(&self, place: Place<'_>, plain: &[u8]) -> Result<Vec<u8>> {
+        self.close_with(self.current, place, plain)
+    }
+
+    /// Closes a value with one of the keys; [`PLAIN`], or one that is not configured, leaves it plain.
+    fn close_with(&self, id: u32, place: Place<'_>, plain: &[u8]) -> Result<Vec<u8>> {
         let mut sealed = Vec::with_capacity(size_of::<u32>() + NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
-        sealed.extend_from_slice(&self.current.to_be_bytes());
-        let Some(key) = self.keys.get(&self.current) else {
+        let Some(key) = self.keys.get(&id) else {
+            sealed.extend_from_slice(&PLAIN.to_be_bytes());
             sealed.extend_from_slice(plain);
             return Ok(sealed);
         };
+        sealed.extend_from_slice(&id.to_be_bytes());
         let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).map_err(|_unspecified| place.refused())?;
+        self.random.fill(&mut nonce).map_err(|_unspecified| place.refused(Why::Random))?;
         let mut text = plain.to_vec();
         key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(place.bytes()), &mut text)
-            .map_err(|_unspecified| place.refused())?;
+            .map_err(|_unspecified| place.refused(Why::Random))?;
         sealed.extend_from_slice(&nonce);
         sealed.append(&mut text);
         Ok(sealed)
@@ -131,19 +200,21 @@ impl Seal {
     /// Opens a value at its place.
     ///
     /// # Errors
-    /// `Sealed` when its key is unknown, or when it was changed or moved. Never gives the stored bytes instead.
+    /// `Sealed` when its key is unknown, when it was changed or moved, or when it is plain after
+    /// [`Self::refuse_plain`]; it names place and key. Never gives the stored bytes instead.
     pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<Vec<u8>> {
-        let (id, payload) = sealed.split_first_chunk().ok_or_else(|| place.refused())?;
+        let (id, payload) = sealed.split_first_chunk().ok_or_else(|| place.refused(Why::Short))?;
         let id = u32::from_be_bytes(*id);
         if id == PLAIN {
-            return Ok(payload.to_vec());
+            let over = self.plain_over.load(Ordering::Relaxed);
+            return if over { Err(place.refused(Why::Plain)) } else { Ok(payload.to_vec()) };
         }
-        let key = self.keys.get(&id).ok_or_else(|| place.refused())?;
-        let (nonce, text) = payload.split_first_chunk().ok_or_else(|| place.refused())?;
+        let key = self.keys.get(&id).ok_or_else(|| place.refused(Why::Missing(id)))?;
+        let (nonce, text) = payload.split_first_chunk().ok_or_else(|| place.refused(Why::Short))?;
         let mut text = text.to_vec();
         let plain = key
             .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(place.bytes()), &mut text)
-            .map_err(|_unspecified| place.refused())?
+            .map_err(|_unspecified| place.refused(Why::Changed(id)))?
             .len();
         text.truncate(plain);
         Ok(text)
@@ -154,7 +225,19 @@ impl Seal {
     /// # Errors
     /// As [`Self::open`], and when it is not UTF-8.
     pub fn open_text(&self, place: Place<'_>, sealed: &[u8]) -> Result<String> {
-        String::from_utf8(self.open(place, sealed)?).map_err(|_utf8| place.refused())
+        let text = String::from_utf8(self.open(place, sealed)?);
+        text.map_err(|_utf8| place.refused(Why::Text(key_of(sealed).unwrap_or_default())))
+    }
+
+    /// Closes a value with the current key that another one closed, or none; `None` when the current one did.
+    ///
+    /// # Errors
+    /// As [`Self::open`] and [`Self::close`].
+    pub fn renew(&self, place: Place<'_>, sealed: &[u8]) -> Result<Option<Vec<u8>>> {
+        if key_of(sealed) == Some(self.current) {
+            return Ok(None);
+        }
+        self.close(place, &self.open(place, sealed)?).map(Some)
     }
 }
 
@@ -170,6 +253,13 @@ mod tests {
 
     fn seal(keys: &[Key]) -> Seal {
         Seal::new(keys).unwrap()
+    }
+
+    fn refused<T: fmt::Debug>(result: Result<T>) -> Why {
+        match result {
+            Err(Error::Sealed { why, .. }) => why,
+            other => panic!("is not refused: {other:?}"),
+        }
     }
 
     #[test]
@@ -197,12 +287,18 @@ mod tests {
         for at in 0..closed.len() {
             let mut changed = closed.clone();
             changed[at] ^= 1;
-            // Byte 3 turns key id 1 into 0: plain bytes are told apart by the caller's keys alone.
+            // Byte 3 turns key id 1 into 0, which is plain bytes for as long as the store may hold some.
             if at == 3 {
+                assert_eq!(seal.open(HERE, &changed).unwrap(), closed[4..]);
                 continue;
             }
-            assert!(matches!(seal.open(HERE, &changed), Err(Error::Sealed { .. })), "byte {at}");
+            let why = if at < 4 { Why::Missing(1 ^ 1 << (8 * (3 - at))) } else { Why::Changed(1) };
+            assert_eq!(refused(seal.open(HERE, &changed)), why, "byte {at}");
         }
+        seal.refuse_plain();
+        let mut changed = closed.clone();
+        changed[3] = 0;
+        assert_eq!(refused(seal.open(HERE, &changed)), Why::Plain);
         for length in 1..closed.len() {
             assert!(matches!(seal.open(HERE, &closed[..length]), Err(Error::Sealed { .. })), "length {length}");
         }
@@ -215,7 +311,11 @@ mod tests {
         assert_eq!(rotated.open(HERE, &old).unwrap(), b"old");
         assert_eq!(rotated.close(HERE, b"new").unwrap()[..4], [0, 0, 0, 2]);
         let error = seal(&[key(2, 5, 32)]).open(HERE, &old).unwrap_err();
-        assert_eq!(error.to_string(), "stored entries.content of row 07070707070707070707070707070707 does not open");
+        let row = "07070707070707070707070707070707";
+        let told = format!("stored entries.content of row {row} does not open: its encryption key 1 is not configured");
+        assert_eq!(error.to_string(), told);
+        assert_eq!(rotated.open(HERE, &rotated.renew(HERE, &old).unwrap().unwrap()).unwrap(), b"old");
+        assert_eq!(rotated.renew(HERE, &rotated.close(HERE, b"new").unwrap()).unwrap(), None);
     }
 
     #[test]

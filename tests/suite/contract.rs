@@ -236,22 +236,21 @@ async fn too_many(contract: &mut Contract) {
 /// A store whose rows do not open fails every call that reads one. checklist 34, 58
 async fn faults_of_the_store(contract: &mut Contract) {
     let dir = tempfile::tempdir().unwrap();
-    let config = |id: u8| {
-        let mut config: Config = Server::config(dir.path());
-        let key = json!([{"id": id, "key": STANDARD.encode([id; 32])}]);
-        config.store.encryption_keys = serde_json::from_value(key).expect("a key");
-        config
-    };
-    let server = Server::run(config(1)).await;
+    let mut config: Config = Server::config(dir.path());
+    let key = json!([{"id": 1, "key": STANDARD.encode([1; 32])}]);
+    config.store.encryption_keys = serde_json::from_value(key).expect("a key");
+    let server = Server::run(config.clone()).await;
     let (name, link) = session(&server, "ann").await;
     server.drain();
     server.ended().await.expect("clean end");
-    let server = Server::run(config(2)).await;
+    let server = Server::run(config).await;
     let (ann, nobody) = (Api::new(&server, "ann"), Api::with_token(&server, None));
     let shared = call(Method::GET, "/shared/{token}", &link);
-    // Numbers are not sealed.
     let file = rusqlite::Connection::open(dir.path().join("data/chatbox.db")).unwrap();
-    file.execute_batch("DROP TABLE usage_daily").unwrap();
+    let broken = "UPDATE sessions SET name = x'0000000900'; UPDATE entries SET content = x'0000000900';
+        UPDATE shares SET name = x'0000000900'";
+    // Numbers are not sealed.
+    file.execute_batch(&format!("{broken}; DROP TABLE usage_daily")).unwrap();
     let calls = good_calls(&name).into_iter().map(|call| (&ann, call)).chain([(&nobody, shared)]);
     for (api, call) in calls {
         let reply = contract.call(api, &call).await;

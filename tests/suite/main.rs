@@ -40,6 +40,7 @@ mod predecessor_http; // the predecessor's HTTP clients: their paths, and the fi
 mod quic; // the QUIC listener alone: WebTransport sessions, HTTP/3 requests, admission, drain
 mod regenerate; // answering the last message once more, and rating replies
 mod schedules; // random schedules of devices, cuts and restarts: nothing is lost, doubled or reordered
+mod sealing; // encryption at rest: keys that are missing, changed, rotated; values that were changed
 mod sessions; // conversations over HTTP: lists, search, pages, names, their end
 mod sessions_export; // conversations as files
 mod sessions_names; // names that a model gives

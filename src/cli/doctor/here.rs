@@ -9,7 +9,7 @@ use super::Finding;
 use crate::{
     clock,
     config::Config,
-    store::{self, Inspected},
+    store::{self, Inspected, OpenError},
     transport::{
         bind::{self, Sockets},
         tls::validity,
@@ -83,6 +83,10 @@ fn store(config: &Config) -> (Finding, bool) {
         Ok(Inspected::Held(process)) => {
             let by = process.map_or_else(|| "another process".to_owned(), |id| format!("process {id}"));
             (Finding::warning(SUBJECT, format!("{shown} is open in {by}"), "end it before you start another"), true)
+        }
+        Err(err @ OpenError::Sealed(_)) => {
+            let found = format!("{shown} does not open: {err}");
+            (Finding::wrong(SUBJECT, found, "keep every key until `chatbox rotate-keys` has run"), false)
         }
         Err(err) => {
             let found = format!("{shown} does not open: {:#}", anyhow::Error::from(err));

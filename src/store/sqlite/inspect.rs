@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    OpenError, lock_name,
+    super::seal::{Seal, check},
+    OpenError, keys, lock_name,
     schema::{self, MIGRATIONS},
 };
 
@@ -31,8 +32,9 @@ pub enum Inspected {
 /// Looks at a database.
 ///
 /// # Errors
-/// It would not open: it is from a newer version or another program, or the file system refuses.
-pub(in crate::store) fn inspect(path: &Path) -> Result<Inspected, OpenError> {
+/// It would not open: it is from a newer version or another program, it is sealed with other keys, or the file system
+/// refuses.
+pub(in crate::store) fn inspect(path: &Path, seal: &Seal) -> Result<Inspected, OpenError> {
     match path.try_exists() {
         Ok(true) => {}
         Ok(false) => return Ok(Inspected::Absent),
@@ -48,7 +50,12 @@ pub(in crate::store) fn inspect(path: &Path) -> Result<Inspected, OpenError> {
         Err(err) if err.kind() == ErrorKind::NotFound => None,
         Err(err) => return Err(OpenError::Io(err)),
     };
-    let version = schema::version(&schema::reader(path)?, MIGRATIONS)?;
+    let reader = schema::reader(path)?;
+    let version = schema::version(&reader, MIGRATIONS)?;
+    // An older one says nothing of its keys; the start that makes it a newer one looks.
+    if version >= keys::SINCE_VERSION {
+        check::examine(seal, &keys::held(&reader)?)?;
+    }
     Ok(Inspected::Present { version, newest: MIGRATIONS.len() })
 }
 

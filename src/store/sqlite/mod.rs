@@ -7,11 +7,13 @@ mod again;
 mod append;
 mod checkpoint;
 pub mod inspect;
+mod keys;
 mod lists;
 mod queries;
 mod ratings;
 mod readers;
 mod reads;
+mod reseal;
 mod schema;
 mod search;
 mod sessions;
@@ -39,8 +41,8 @@ use uuid::Uuid;
 use self::{append::Append, readers::Readers, turns::Extend, writer::Writer};
 use super::{
     Appended, Change, Changed, DaySpent, EndTurn, EndedTurn, Error, Found, Lease, ListSessions, Lost, NewEntry,
-    NewShare, OpenSession, Opened, Page, Range, Rate, Regenerate, Regenerated, Result, Revs, Search, Share, Spend,
-    StartedTurn, Store, Thread, TurnText, now, open::OpenError, seal::Seal,
+    NewShare, OpenSession, Opened, Page, Position, Range, Rate, Regenerate, Regenerated, Resealed, Result, Revs,
+    SealedWith, Search, Share, Spend, StartedTurn, Store, Thread, TurnText, now, open::OpenError, seal::Seal,
 };
 use crate::{
     chat::{Day, Entry, NodeId, RequestId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
@@ -86,7 +88,8 @@ impl Sqlite {
     /// on how much is stored.
     ///
     /// # Errors
-    /// Another process has it, it is from a newer version or another program, or the file system refuses.
+    /// Another process has it, it is from a newer version or another program, the keys are not those that it is sealed
+    /// with, or the file system refuses.
     pub fn open(
         path: &Path,
         seal: Seal,
@@ -95,7 +98,9 @@ impl Sqlite {
     ) -> std::result::Result<Self, OpenError> {
         let lock = lock(path)?;
         create(path).map_err(OpenError::Io)?;
-        let writer = Writer::start(path, lock, options.queue_max, Arc::clone(&metrics))?;
+        let mut connection = schema::writer(path)?;
+        keys::compare(&mut connection, &seal)?;
+        let writer = Writer::start(path, connection, lock, options.queue_max, Arc::clone(&metrics))?;
         let readers = Readers::open(path, options.readers)?;
         Ok(Self { writer, readers, seal: Arc::new(seal), deadline: options.deadline, metrics })
     }
@@ -263,6 +268,24 @@ impl Store for Sqlite {
 
     async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost> {
         self.read("lost", move |connection, _seal| reads::lost(connection, node, limit)).await
+    }
+
+    async fn sealed_with(&self) -> Result<SealedWith> {
+        let current = self.seal.current();
+        self.read("sealed_with", move |connection, _seal| keys::sealed_with(connection, current)).await
+    }
+
+    async fn reseal(&self, after: Option<Position>, limit: u32) -> Result<Resealed> {
+        let (found, changes) =
+            self.read("reseal", move |connection, seal| reseal::look(connection, after, limit, seal)).await?;
+        if changes.is_empty() {
+            return Ok(found);
+        }
+        self.write("reseal", move |connection, _seal| reseal::replace(connection, found, &changes)).await
+    }
+
+    async fn retire_keys(&self) -> Result<()> {
+        self.write("retire_keys", keys::retire).await
     }
 
     async fn ready(&self) -> Result<()> {

@@ -251,6 +251,47 @@ queries! {
     /// All shares of a session.
     SHARES_DELETE = "DELETE FROM shares WHERE session_id = ?1";
 
+    /// The keys that values may be sealed with.
+    SEAL_KEYS = "SELECT id, proof FROM seal_keys WHERE id >= 0 ORDER BY id";
+    /// One more.
+    SEAL_KEY_ADD = "INSERT INTO seal_keys (id, proof) VALUES (?1, ?2)";
+    /// None of them any more.
+    SEAL_KEYS_FORGET = "DELETE FROM seal_keys WHERE id >= 0";
+    /// Rows of entries, for whoever renews what is sealed in them.
+    SEALED_ENTRIES = "SELECT rowid, id, content, files, metadata, sha256, rating_why FROM entries \
+        WHERE rowid > ?1 ORDER BY rowid LIMIT ?2";
+    /// Rows of sessions.
+    SEALED_SESSIONS = "SELECT id, id, name, assist_name FROM sessions WHERE id > ?1 ORDER BY id LIMIT ?2";
+    /// Rows of turns' logs.
+    SEALED_CHUNKS = "SELECT rowid, turn_id, text, \"offset\" FROM turn_chunks WHERE rowid > ?1 ORDER BY rowid LIMIT ?2";
+    /// Rows of shares.
+    SEALED_SHARES = "SELECT rowid, id, name FROM shares WHERE rowid > ?1 ORDER BY rowid LIMIT ?2";
+    /// Rows of threads.
+    SEALED_THREADS = "SELECT model_id, session_id, reference FROM threads WHERE (session_id, model_id) > (?1, ?2) \
+        ORDER BY session_id, model_id LIMIT ?3";
+    /// A value is sealed with another key, unless it is another value by now.
+    RESEAL_CONTENT = "UPDATE entries SET content = ?3 WHERE rowid = ?1 AND content = ?2";
+    /// The same of the files of an entry.
+    RESEAL_FILES = "UPDATE entries SET files = ?3 WHERE rowid = ?1 AND files = ?2";
+    /// The same of its facts.
+    RESEAL_METADATA = "UPDATE entries SET metadata = ?3 WHERE rowid = ?1 AND metadata = ?2";
+    /// The same of the hash of a reply.
+    RESEAL_SHA256 = "UPDATE entries SET sha256 = ?3 WHERE rowid = ?1 AND sha256 = ?2";
+    /// The same of what somebody thinks of it.
+    RESEAL_RATING_WHY = "UPDATE entries SET rating_why = ?3 WHERE rowid = ?1 AND rating_why = ?2";
+    /// The same of a session's name.
+    RESEAL_NAME = "UPDATE sessions SET name = ?3 WHERE id = ?1 AND name = ?2";
+    /// The same of the name of who assists.
+    RESEAL_ASSIST_NAME = "UPDATE sessions SET assist_name = ?3 WHERE id = ?1 AND assist_name = ?2";
+    /// The same of a piece of a turn's log.
+    RESEAL_CHUNK = "UPDATE turn_chunks SET text = ?3 WHERE rowid = ?1 AND text = ?2";
+    /// The same of a share's name.
+    RESEAL_SHARE = "UPDATE shares SET name = ?3 WHERE rowid = ?1 AND name = ?2";
+    /// The same of what a provider calls a conversation.
+    RESEAL_THREAD = "UPDATE threads SET reference = ?3 WHERE session_id = ?1 AND model_id = ?4 AND reference = ?2";
+    /// About how many rows hold the most of what is sealed.
+    SEALED_ABOUT = "SELECT max(rowid) FROM entries";
+
     /// Something small to write.
     PROBE_WRITE = "UPDATE probe SET checked_at = ?1 WHERE id = 1";
     /// Something small to read.

@@ -17,13 +17,13 @@ use super::OpenError;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Above the number of statements in `queries`, so that none is ever prepared twice.
-const STATEMENTS_CACHED: usize = 96;
+const STATEMENTS_CACHED: usize = 128;
 
 /// Size of a page in a new file.
 pub(super) const PAGE_BYTES: u32 = 2048;
 
 /// Every migration, oldest first. One that was released never changes; a new one is added at the end.
-pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND, THIRD];
+pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH];
 
 const FIRST: &str = r#"
     CREATE TABLE sessions (
@@ -197,6 +197,12 @@ const THIRD: &str = r#"
         reply_seq INTEGER NOT NULL,
         PRIMARY KEY (session_id, model_id)
     ) STRICT, WITHOUT ROWID;
+"#;
+
+const FOURTH: &str = r#"
+    -- One row for each key that values may be sealed with, 0 for plain ones, and what shows that it is the right key.
+    -- Empty in a file that was made before: the next start finds out.
+    CREATE TABLE seal_keys (id INTEGER NOT NULL PRIMARY KEY, proof BLOB NOT NULL) STRICT;
 "#;
 
 /// Opens the connection that writes, and brings the file to the newest version.

@@ -23,7 +23,7 @@ use super::{
     super::{Error, Result},
     OpenError,
     checkpoint::Checkpointer,
-    queries, schema,
+    queries,
 };
 use crate::metrics::Metrics;
 
@@ -44,14 +44,14 @@ enum Message {
 }
 
 impl Writer {
-    /// Opens the connection and starts the thread. `lock` is held until its connection is closed.
+    /// Starts the thread with the connection that writes. `lock` is held until that is closed.
     pub(super) fn start(
         path: &Path,
+        connection: Connection,
         lock: File,
         queue_max: usize,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, OpenError> {
-        let connection = schema::writer(path)?;
         let checkpointer = Checkpointer::start(path)?;
         let (queue, messages) = mpsc::channel(queue_max.max(1));
         let ended = CancellationToken::new();
@@ -245,7 +245,7 @@ impl Worker {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::schema, *};
 
     struct Bench {
         writer: Arc<Writer>,
@@ -259,7 +259,8 @@ mod tests {
         let path = dir.path().join("chatbox.db");
         let lock = File::create(dir.path().join("lock")).unwrap();
         let metrics = Metrics::new();
-        let writer = Arc::new(Writer::start(&path, lock, 1024, Arc::clone(&metrics)).unwrap());
+        let connection = schema::writer(&path).unwrap();
+        let writer = Arc::new(Writer::start(&path, connection, lock, 1024, Arc::clone(&metrics)).unwrap());
         Bench { writer, metrics, dir, path }
     }
 

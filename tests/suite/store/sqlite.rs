@@ -220,18 +220,14 @@ async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
         shelf.tamper(sql);
         let store = shelf.try_open(&keys).await.unwrap();
         let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
-        let what = format!("stored entries.content of row {} does not open", first.id.0.simple());
-        assert_eq!(error.to_string(), what, "{case}");
+        let what = format!("stored entries.content of row {} does not open: ", first.id.0.simple());
+        assert!(error.to_string().starts_with(&what), "{case}: {error}");
         drop(store);
         Connection::open(shelf.path())
             .unwrap()
             .execute("UPDATE entries SET content = ?1 WHERE seq = 1", [before])
             .unwrap();
     }
-    let store = shelf.try_open(&[key(9, "I")]).await.unwrap();
-    let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
-    assert!(matches!(error, Error::Sealed { .. }), "{error}");
-    drop(store);
     let store = shelf.try_open(&keys).await.unwrap();
     assert_eq!(store.entries(room.session, Range::After(0, 1)).await.unwrap(), [first]);
 }
