@@ -4,11 +4,16 @@ import assert from 'node:assert/strict';
 import { copyFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { accessible, api, converse, open, say } from './harness/acts.js';
-import { startServer } from './harness/server.js';
+import { AT_ONCE, quick, startServer } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
 export const OUTPUT = fileURLToPath(new URL('output/', import.meta.url));
 const README_SCREENSHOT = fileURLToPath(new URL('../../.github/screenshot.png', import.meta.url));
+
+/** An answer has to take some time for a picture of it while it is written. */
+const BRISK = { ...AT_ONCE, CHATBOX_LLM__PROVIDERS__DEMO__PACE: '10ms' };
+
+const VIEWS = [{ width: 390, height: 844, touch: true }, { width: 1280, height: 800 }];
 
 export function appearance(page) {
   page('everything can be done with the keyboard', async (page, server) => {
@@ -56,7 +61,7 @@ export function appearance(page) {
     await page.until(() => document.querySelector('.link:not([hidden])') !== null);
     assert.deepEqual(await page.evaluate(shown.tooWide), []);
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 
   page('the reader who scrolls up is left alone', async (page, server) => {
     await open(page, server);
@@ -95,35 +100,38 @@ export function appearance(page) {
 
   page('screenshots', async (page, server, browser) => {
     await page.close();
-    const at = (name) => `${OUTPUT}${browser.name.toLowerCase()}-${name}.png`;
     for (const dark of browser.darkness ? [false, true] : [false]) {
-      for (const view of [{ width: 390, height: 844, touch: true }, { width: 1280, height: 800 }]) {
-        const label = `${view.width}x${view.height}${dark ? '-dark' : '-light'}`;
-        const fresh = await startServer();
-        try {
-          const shot = await browser.open({ ...view, dark });
-          await open(shot, fresh);
-          await shot.until(() => !document.getElementById('empty').hidden);
-          await shot.screenshot(at(`empty-${label}`));
-          await say(shot, 'What is chatbox?');
-          await shot.until(shown.finished, 1);
-          await say(shot, 'How does WebTransport help?');
-          await shot.until(shown.streamed);
-          await shot.until(() => document.querySelector('.streaming')?.textContent.length > 400);
-          await shot.screenshot(at(`streaming-${label}`));
-          await shot.until(shown.finished, 2);
-          await shot.screenshot(at(`finished-${label}`));
-          await shot.evaluate(() => document.querySelector('.own').scrollIntoView());
-          await shot.screenshot(at(`read-${label}`));
-          await sessionShots(shot, fresh, (name) => at(`${name}-${label}`));
-          await shot.close();
-        } finally {
-          await fresh.stop();
-        }
-      }
+      for (const view of VIEWS) await shots(browser, { ...view, dark });
     }
-    if (process.env.README_SCREENSHOT) await copyFile(at('read-1280x800-light'), README_SCREENSHOT);
+    if (process.env.README_SCREENSHOT) await copyFile(`${OUTPUT}chromium-read-1280x800-light.png`, README_SCREENSHOT);
   });
+}
+
+/** Pictures of a conversation, and of what else there is. */
+async function shots(browser, view) {
+  const label = `${view.width}x${view.height}${view.dark ? '-dark' : '-light'}`;
+  const at = (name) => `${OUTPUT}${browser.name.toLowerCase()}-${name}-${label}.png`;
+  const server = await startServer(BRISK);
+  try {
+    const page = await browser.open(view);
+    await open(page, server);
+    await page.until(() => !document.getElementById('empty').hidden);
+    await page.screenshot(at('empty'));
+    await say(page, 'What is chatbox?');
+    await page.until(shown.finished, 1);
+    await say(page, 'How does WebTransport help?');
+    await page.until(shown.streamed);
+    await page.until(() => document.querySelector('.streaming')?.textContent.length > 400);
+    await page.screenshot(at('streaming'));
+    await page.until(shown.finished, 2);
+    await page.screenshot(at('finished'));
+    await page.evaluate(() => document.querySelector('.own').scrollIntoView());
+    await page.screenshot(at('read'));
+    await sessionShots(page, server, at);
+    await page.close();
+  } finally {
+    await server.stop();
+  }
 }
 
 /** Pictures of the list and of what opens in it, and of a conversation that has ended. */

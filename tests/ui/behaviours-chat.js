@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { freePort, tcpProxy, udpProxy } from './harness/network.js';
 import { open, say } from './harness/acts.js';
+import { quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
 /** What browsers print about a transport that a test has cut. */
@@ -48,7 +49,7 @@ export function conversation(page) {
     await page.until(shown.finished, 1);
     assert.deepEqual(await page.evaluate(shown.transcript), before);
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 
   page('an answer that runs goes on over a reload', async (page, server) => {
     await open(page, server);
@@ -110,7 +111,7 @@ export function conversation(page) {
     await page.until(shown.finished, 1);
     assert.equal(await page.evaluate(shown.listLength), 3, 'the newer session is the active one');
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 
   page('without a sign-in the page says what to do', async (page, server) => {
     await page.goto(server.base);
@@ -159,12 +160,12 @@ export function transports(page) {
     'an answer over WebTransport goes on over WebSocket when UDP dies',
     async (page, server) => {
       await open(page, server);
-      await say(page, 'count to 300');
+      await say(page, 'count to 200');
       await page.until((needle) => document.querySelector('.streaming')?.textContent.includes(needle), '\n20. line');
       proxies.udp.cut();
       await page.until(shown.connectedOver, 'websocket', 30_000);
       await page.until(shown.finished, 1, 60_000);
-      assert.equal(await page.evaluate(shown.listLength), 300);
+      assert.equal(await page.evaluate(shown.listLength), 200);
       assert.equal(await page.evaluate(() => document.querySelector('.reply').dataset.state), 'complete');
       assert.deepEqual(await page.faults(CUT), []);
     },

@@ -2,16 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { api, converse, open, say } from './harness/acts.js';
+import { quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
-
-/** A model that answers at once, and no limit on what a test says. */
-const AT_ONCE = {
-  CHATBOX_LLM__PROVIDERS__DEMO__TYPE: 'demo',
-  CHATBOX_LLM__PROVIDERS__DEMO__PACE: '0s',
-  CHATBOX_LIMITS__MESSAGES_PER_MINUTE: '10000',
-};
-
-const quick = { server: async () => AT_ONCE };
 
 export function history(page) {
   page('an ended conversation can be read, and continued', async (page, server) => {

@@ -5,6 +5,7 @@ import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { tcpProxy, freePort } from './harness/network.js';
 import { open, say } from './harness/acts.js';
+import { quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
 const CUT = /WebTransport|QUIC|WebSocket|ERR_|NetworkError|interrupted while the page was loading|can.t establish a connection/i;
@@ -78,7 +79,7 @@ export function replies(page) {
     );
     assert.deepEqual(offered, [false, true], 'only the last one can be asked for again');
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 
   page('another device sees an answer that is asked for again', async (page, server) => {
     await open(page, server);
@@ -91,7 +92,7 @@ export function replies(page) {
     await other.until((place) => document.querySelector('.place').textContent === place, '2 of 2');
     await other.until(shown.finished, 1);
     assert.deepEqual(await other.faults(), []);
-  });
+  }, quick);
 
   page('a rating is kept over a reload, and can be changed', async (page, server) => {
     const rated = () =>
@@ -110,7 +111,7 @@ export function replies(page) {
     await page.until(shown.finished, 1);
     assert.equal(await page.evaluate(rated), 'down');
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 
   page('a message behind a running answer says what it waits for', async (page, server) => {
     await open(page, server);
@@ -239,5 +240,5 @@ export function replies(page) {
     await page.until(() => document.querySelector('.row-name')?.textContent.startsWith('<b>bold</b> &amp; <img'));
     assert.equal(await page.evaluate(() => document.querySelectorAll('.row-name *').length), 0);
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 }

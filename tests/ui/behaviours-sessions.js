@@ -3,15 +3,8 @@
 import assert from 'node:assert/strict';
 import { LOCAL_USER, accessible, api, converse, openList } from './harness/acts.js';
 import { freePort, tcpProxy } from './harness/network.js';
+import { AT_ONCE, quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
-
-const AT_ONCE = {
-  CHATBOX_LLM__PROVIDERS__DEMO__TYPE: 'demo',
-  CHATBOX_LLM__PROVIDERS__DEMO__PACE: '0s',
-  CHATBOX_LIMITS__MESSAGES_PER_MINUTE: '10000',
-  CHATBOX_LIMITS__REQUESTS_PER_MINUTE: '10000',
-};
-const quick = { server: async () => AT_ONCE };
 
 const CUT = /WebTransport|QUIC|WebSocket|ERR_|NetworkError|Failed to load resource|interrupted while the page was loading|can.t establish a connection/i;
 

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { accessible, open, say } from './harness/acts.js';
+import { quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
 const made = () => document.querySelector('.link:not([hidden]) input')?.value;
@@ -59,7 +60,7 @@ export function sharing(page) {
       await guest.close();
     }
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 
   page('a link that ends says when', async (page, server) => {
     await open(page, server);
@@ -75,5 +76,5 @@ export function sharing(page) {
     await page.goto(url);
     await page.until(() => document.getElementById('closed-text').textContent.includes('The link works until'));
     assert.deepEqual(await page.faults(), []);
-  });
+  }, quick);
 }

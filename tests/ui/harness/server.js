@@ -12,6 +12,17 @@ import { promisify } from 'node:util';
 const START_MS = 20_000;
 const STOP_MS = 10_000;
 
+/** A model that answers at once, and no limit on what a test says. */
+export const AT_ONCE = {
+  CHATBOX_LLM__PROVIDERS__DEMO__TYPE: 'demo',
+  CHATBOX_LLM__PROVIDERS__DEMO__PACE: '0s',
+  CHATBOX_LIMITS__MESSAGES_PER_MINUTE: '10000',
+  CHATBOX_LIMITS__REQUESTS_PER_MINUTE: '10000',
+};
+
+/** For a test that wants answers whole, and does not look while they are written. */
+export const quick = { server: async () => AT_ONCE };
+
 const BINARY = process.env.CHATBOX_BIN ?? fileURLToPath(new URL('../../../target/debug/chatbox', import.meta.url));
 
 /**
