@@ -31,6 +31,9 @@ use crate::{
 /// How long clients have to read `going_away` before their connection can be closed.
 const FAREWELL: Duration = Duration::from_millis(300);
 
+/// How long the store has to make durable what was asked of it, and providers to be told to stop.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How long turns that were cut have to store their end, and connections to close, before they are dropped.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -71,7 +74,7 @@ impl Server {
 
     async fn assemble(config: Config, metrics: Arc<Metrics>, bus: Arc<dyn Bus>) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
-        let lifecycle = Lifecycle::default();
+        let lifecycle = Lifecycle::new(&config.drain);
         let gate = gate(&config, &secrets, bus, &metrics, &lifecycle).await?;
         let tls = Tls::load(&config.tls, config.listen.quic.loopback(), Arc::clone(&metrics))?;
         let http_sockets = bind::open(config.listen.http, false).context("open `listen.http`")?;
@@ -173,26 +176,32 @@ impl Server {
         &self.parts.metrics
     }
 
-    /// Serves until a drain has ended: readiness off, nothing new accepted, clients told to come back, running
-    /// turns finished or interrupted at `drain.timeout`, connections closed.
+    /// Serves until a drain has ended: readiness off, after `drain.delay` nothing new accepted, clients told to come
+    /// back, running turns finished or interrupted at `drain.timeout`, connections closed. Every step has a deadline.
     ///
     /// # Errors
-    /// When a task outlived the drain.
+    /// When a task outlived the drain, or the store did not close in time.
     pub async fn run(self) -> anyhow::Result<()> {
         let lifecycle = self.parts.lifecycle.clone();
         let router = self.parts.router.clone();
-        let drain_timeout = self.config.drain.timeout;
+        let drain = self.config.drain.clone();
         // Probes are answered until the very end: a node that drains is alive, and not ready.
         let ops = Lifecycle::default();
         self.serve(&ops)?;
-        lifecycle.draining().await;
-        info!(timeout_ms = drain_timeout.as_millis(), "draining");
+        lifecycle.leaving().await;
+        info!(
+            delay_ms = drain.delay.as_millis(),
+            ends_within_ms = drain.ends_within().as_millis(),
+            "not ready any more"
+        );
+        lifecycle.drain_after_delay().await;
+        info!(timeout_ms = drain.timeout.as_millis(), "draining");
         tokio::select! {
             biased;
             () = lifecycle.stopping() => warn!("stopping at once"),
             () = async {
                 tokio::time::sleep(FAREWELL).await;
-                if timeout(drain_timeout, router.turns_ended()).await.is_err() {
+                if timeout(drain.timeout, router.turns_ended()).await.is_err() {
                     warn!("turns still run at the end of the drain");
                 }
             } => {}
@@ -207,9 +216,10 @@ impl Server {
         if closed.is_err() {
             timeout(END_DEADLINE, lifecycle.join()).await.context("a task outlived the drain")?;
         }
-        router.close().await;
+        let kept = timeout(CLOSE_DEADLINE, router.close()).await;
         ops.stop();
         timeout(END_DEADLINE, ops.join()).await.context("a probe outlived the drain")?;
+        kept.context("the store did not close in time")?;
         info!("stopped");
         Ok(())
     }

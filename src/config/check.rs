@@ -5,7 +5,7 @@ use std::{fs::File, path::Path, time::Duration};
 use url::Url;
 
 use super::{Config, secret::Secret};
-use crate::{auth::origins, store::seal::Seal};
+use crate::{auth::origins, lifecycle, store::seal::Seal};
 
 /// What [`check`] found: keys with what is wrong, and what is only odd.
 #[derive(Default)]
@@ -45,6 +45,10 @@ pub(super) fn check(config: &Config) -> Findings {
     if !config.listen.http.loopback() && config.public_url.is_none() {
         let refused = "pages of this server's public name are refused as a foreign origin";
         found.warnings.push(format!("`public_url` is not set: {refused}"));
+    }
+    if config.drain.spread > lifecycle::SPREAD_MAX {
+        let (is, most) = (humantime::format_duration(config.drain.spread), lifecycle::SPREAD_MAX.as_secs());
+        found.faults.push(("drain.spread".to_owned(), format!("`{is}` is not accepted: it must be at most {most}s")));
     }
     if config.drain.timeout < config.llm.timeout {
         found.warnings.push("`drain.timeout` is shorter than `llm.timeout`: a restart can cut an answer".to_owned());

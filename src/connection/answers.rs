@@ -1,6 +1,6 @@
 //! What a connection yields: the answers of an exchange, the events of a watch, as encoded frames.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use async_stream::stream;
 use futures_util::{FutureExt, Stream, StreamExt, stream::BoxStream};
@@ -19,9 +19,6 @@ use crate::{
 /// The answers of one exchange, or the events of one watch. Pulled: nothing is produced that is not asked for.
 /// Dropping it only stops watching. A panic in it is contained and counted, and ends it with an `error` frame.
 pub type Answers = BoxStream<'static, Encoded>;
-
-/// Clients of a server that drains come back within this time, each at a moment of its own.
-const RETURN_SPREAD: Duration = Duration::from_secs(5);
 
 /// One answer and no more.
 pub(super) fn once(frame: Encoded) -> Answers {
@@ -169,9 +166,9 @@ impl Connection {
             std::future::pending().await
         }
         self.0.renewed.notify_one();
-        let spread = u64::try_from(RETURN_SPREAD.as_millis()).unwrap_or_default();
         // The id is random in its last bits.
-        let retry_after = self.0.id.0.as_u64_pair().1 % spread;
+        let after = self.0.gate.lifecycle.returns_after(self.0.id.0.as_u64_pair().1);
+        let retry_after = u64::try_from(after.as_millis()).unwrap_or_default();
         Encoded::new(&ServerFrame::GoingAway { retry_after })
     }
 

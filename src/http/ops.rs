@@ -136,9 +136,9 @@ pub(super) async fn readyz(State(parts): State<Arc<Parts>>) -> (StatusCode, Json
     let llm = ModelsCheck::of(&parts.router);
     // A node without the bus serves as well as the others do, which miss it too.
     let bus = if parts.router.hears_others() { Check::OK } else { Check::degraded("the bus is not connected") };
-    let drains = parts.lifecycle.drains();
-    let lifecycle = if drains { Check { status: "draining", reason: None } } else { Check::OK };
-    let ready = !drains && llm.status != "failed" && store.reason.is_none();
+    let leaves = parts.lifecycle.leaves();
+    let lifecycle = if leaves { Check { status: "draining", reason: None } } else { Check::OK };
+    let ready = !leaves && llm.status != "failed" && store.reason.is_none();
     let checks = Checks { mongodb: store.clone(), store, llm, bus, lifecycle };
     let (code, status) = match ready {
         true => (StatusCode::OK, "ready"),

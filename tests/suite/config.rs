@@ -232,6 +232,7 @@ fn values_out_of_range_name_their_key() {
         ("sessions.idle_end", "0s"),
         ("sessions.turn_lease", "soon"),
         ("drain.timeout", "0s"),
+        ("drain.spread", "6m"),
         ("limits.write_timeout", "0s"),
         ("llm.timeout", "0s"),
         ("llm.idle_timeout", "5"),

@@ -9,7 +9,9 @@ use chatbox::{
 use serde_json::json;
 
 use crate::harness::{
-    Client, Server, Via, id, openai, over_both, process,
+    Client, Server, Via,
+    client::http,
+    id, openai, over_both, process,
     provider::{Gate, Provider, Script, dify},
 };
 
@@ -18,6 +20,8 @@ over_both! {
     drain_deadline_interrupts_and_keeps_the_text,
     killed_server_keeps_what_it_acknowledged,
     drain_tells_dify_to_stop_before_the_server_is_gone,
+    node_that_is_to_end_serves_until_load_balancers_have_noticed,
+    clients_are_sent_back_at_moments_of_their_own,
 }
 
 // checklist 41
@@ -125,4 +129,41 @@ async fn drain_tells_dify_to_stop_before_the_server_is_gone(via: Via) {
     let stop = provider.request(1).await;
     assert_eq!(stop.target, format!("POST /v1/chat-messages/{}/stop", dify::TASK));
     assert_eq!(stop.body, json!({ "user": "ann" }));
+}
+
+// checklist 113, 118
+async fn node_that_is_to_end_serves_until_load_balancers_have_noticed(via: Via) {
+    let server = Server::with(|config| config.drain.delay = Duration::from_secs(3600)).await;
+    let url = format!("http://{}/readyz", server.ops);
+    let ready = async || http().get(&url).send().await.expect("an answer").status().as_u16();
+    assert_eq!(ready().await, 200);
+    server.leave();
+    assert_eq!(ready().await, 503, "nobody new is to be sent here");
+    let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let (_text, last) = client.say("count to 3").await.reply().await;
+    assert_eq!(last["state"], "complete", "whoever comes is served");
+    server.drain();
+    watch.until("going_away").await;
+    assert_eq!(client.closed().await, 3);
+    let target = server.target();
+    server.ended().await.expect("clean end");
+    let refused = tokio::net::TcpStream::connect(target.url.socket_addrs(|| None).unwrap().as_slice()).await;
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+async fn clients_are_sent_back_at_moments_of_their_own(via: Via) {
+    let server = Server::with(|config| config.drain.spread = Duration::from_secs(2)).await;
+    let mut clients = Vec::new();
+    for nth in 0..24 {
+        clients.push(Client::attached(&server, via, &format!("user-{nth}"), json!({})).await);
+    }
+    server.drain();
+    let mut moments = std::collections::BTreeSet::new();
+    for (_client, watch, _status) in &mut clients {
+        let moment = watch.until("going_away").await["retry_after"].as_u64().unwrap();
+        assert!(moment < 2_000, "{moment}");
+        moments.insert(moment);
+    }
+    assert!(moments.len() > 18, "of 24 clients: {moments:?}");
+    assert!(moments.first() < Some(&1_000) && moments.last() > Some(&1_000), "{moments:?}");
 }

@@ -131,7 +131,12 @@ impl Server {
         tokio::time::timeout(super::client::PATIENCE, fallen).await.expect("a connection ends");
     }
 
-    /// Begins to drain, as the first signal does.
+    /// Begins to end, as the first signal does.
+    pub(crate) fn leave(&self) {
+        self.lifecycle.leave();
+    }
+
+    /// Begins to drain, as it does by itself `drain.delay` later.
     pub(crate) fn drain(&self) {
         self.lifecycle.drain();
     }
