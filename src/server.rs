@@ -254,7 +254,7 @@ async fn gate(
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<Arc<Gate>> {
     if config.store.encryption_keys.is_empty() && !config.loopback() {
-        error!("no encryption key is configured: messages are stored as plain text");
+        error!("no encryption key is configured: what people say is stored as plain text");
     }
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
     let store = store::open(&config.store, &config.data_dir, Arc::clone(metrics)).await?;

@@ -155,6 +155,18 @@ fn places(config: &Config, fault: Report<'_>) {
     if let Err(err) = Seal::new(&config.store.encryption_keys) {
         fault("store.encryption_keys", err.to_string());
     }
+    let open = config.listen.each().into_iter().find(|(_, address)| !address.loopback());
+    if let Some((listener, address)) = open
+        && config.store.encryption_keys.is_empty()
+        && !config.store.allow_plain_text
+    {
+        let problem = format!(
+            "is missing, and `{listener}` = `{address}` can be reached from other machines: set it to \
+             `[{{id = 1, key = \"...\"}}]` with what `openssl rand -base64 32` prints, or `store.allow_plain_text` to \
+             `true` to keep what people say as plain text"
+        );
+        fault("store.encryption_keys", problem);
+    }
     for (key, problem) in config.bus.problems() {
         fault(key, problem);
     }

@@ -55,11 +55,13 @@ pub struct Config {
     pub url: String,
     /// the keys that people's words are sealed with: the first one closes, all of them open. Empty: plain text
     pub encryption_keys: Vec<seal::Key>,
+    /// a server that other machines can reach may keep people's words as plain text
+    pub allow_plain_text: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { url: "sqlite:".to_owned(), encryption_keys: Vec::new() }
+        Self { url: "sqlite:".to_owned(), encryption_keys: Vec::new(), allow_plain_text: false }
     }
 }
 

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use chatbox::config::{Address, Loaded, fault::Faults, load};
 
 const STRONG: &str = "9b1c7f60a4d2e8835d0f6ab7c2e49d11";
+const KEYS: &str = r#"[{"id": 1, "key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]"#;
 
 fn from(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, Faults> {
     let home = tempfile::tempdir().unwrap();
@@ -143,7 +144,11 @@ fn unknown_variables_are_named_and_those_of_kubernetes_are_not_ours() {
 fn an_open_listener_needs_secrets_and_a_certificate() {
     let open = [("listen.http", "0.0.0.0:8080"), ("listen.quic", "[::]:8443")];
     let (keys, text) = refused(from("", &[], &open));
-    assert_eq!(keys, ["auth.jwt_secret", "cluster_secret", "tls.cert_file", "tls.key_file"], "{text}");
+    assert_eq!(
+        keys,
+        ["auth.jwt_secret", "cluster_secret", "store.encryption_keys", "tls.cert_file", "tls.key_file"],
+        "{text}"
+    );
     assert!(
         text.contains("set it, CHATBOX_AUTH__JWT_SECRET or CHATBOX_AUTH__JWT_SECRET_FILE to at least 32"),
         "{text}"
@@ -160,8 +165,12 @@ fn an_open_listener_needs_secrets_and_a_certificate() {
         ("CHATBOX_TLS__KEY_FILE", key.to_str().unwrap()),
         ("CHATBOX_PUBLIC_URL", "https://chat.example.org"),
     ];
-    let loaded = from("", &env, &open).unwrap();
-    assert_eq!((warnings(&loaded), loaded.config.loopback()), (vec![], false));
+    let (keys, text) = refused(from("", &env, &open));
+    assert_eq!(keys, ["store.encryption_keys"], "{text}");
+    for consent in [("store.allow_plain_text", "true"), ("store.encryption_keys", KEYS)] {
+        let loaded = from("", &env, &[&open[..], &[consent]].concat()).unwrap();
+        assert_eq!((warnings(&loaded), loaded.config.loopback()), (vec![], false));
+    }
 }
 
 // checklist 9
@@ -278,6 +287,7 @@ fn a_star_origin_is_for_loopback() {
         ("CHATBOX_LISTEN__OPS", "0.0.0.0:8081"),
         ("CHATBOX_AUTH__JWT_SECRET", STRONG),
         ("CHATBOX_CLUSTER_SECRET", STRONG),
+        ("CHATBOX_STORE__ENCRYPTION_KEYS", KEYS),
     ]));
     assert_eq!(keys, ["auth.allowed_origins"], "{text}");
 }

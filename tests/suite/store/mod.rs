@@ -56,7 +56,7 @@ impl Shelf {
         let url = match self {
             Self::File(dir) => format!("sqlite:{}", dir.path().join("data/chatbox.db").display()),
         };
-        store::Config { url, encryption_keys: Vec::new() }
+        store::Config { url, ..store::Config::default() }
     }
 
     async fn open(&self) -> Arc<dyn Store> {
