@@ -10,11 +10,14 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::bus::Topic;
 
-/// Orders that wait. More are not taken.
-const ORDERS_MAX: usize = 4096;
+/// Payloads that wait. More are not taken.
+const PAYLOADS_MAX: usize = 4096;
 
 /// Bytes of payload that wait. More are not taken.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Orders that wait, of all kinds. Topics beyond them are found by a look at all.
+const ORDERS_MAX: usize = 65_536;
 
 /// One thing to do with the connection.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(super) struct Outbox {
 #[derive(Debug, Default)]
 struct Queue {
     orders: VecDeque<Order>,
+    /// what of them is to be published, and its bytes
+    payloads: usize,
     bytes: usize,
     /// an order to listen found the queue full
     listen_to_all: bool,
@@ -54,16 +59,16 @@ impl Outbox {
     /// Adds an order; `false` when the queue is full and the order was to publish.
     pub(super) fn add(&self, order: Order) -> bool {
         let mut queue = self.lock();
-        let full = queue.orders.len() >= ORDERS_MAX;
         match &order {
             Order::Publish { payload, .. } => {
-                if full || queue.bytes + payload.len() > BYTES_MAX {
+                if queue.payloads >= PAYLOADS_MAX || queue.bytes + payload.len() > BYTES_MAX {
                     return false;
                 }
+                queue.payloads += 1;
                 queue.bytes += payload.len();
                 queue.orders.push_back(order);
             }
-            Order::Listen(_) if full => queue.listen_to_all = true,
+            Order::Listen(_) if queue.orders.len() >= ORDERS_MAX => queue.listen_to_all = true,
             // The others are few: at most one of each for a connection.
             Order::Listen(_) | Order::ListenToAll | Order::Compare | Order::Leave(_) => queue.orders.push_back(order),
         }
@@ -85,17 +90,19 @@ impl Outbox {
     /// Drops what was to be published to a connection that is gone; how many.
     pub(super) fn forget(&self) -> usize {
         let mut queue = self.lock();
-        let before = queue.orders.len();
         queue.orders.retain(|order| !matches!(order, Order::Publish { .. }));
         queue.bytes = 0;
-        before - queue.orders.len()
+        std::mem::take(&mut queue.payloads)
     }
 
     fn take(&self) -> Option<Order> {
         let mut queue = self.lock();
         let order = queue.orders.pop_front();
         match &order {
-            Some(Order::Publish { payload, .. }) => queue.bytes -= payload.len(),
+            Some(Order::Publish { payload, .. }) => {
+                queue.payloads -= 1;
+                queue.bytes -= payload.len();
+            }
             None if std::mem::take(&mut queue.listen_to_all) => return Some(Order::ListenToAll),
             _ => {}
         }
@@ -123,9 +130,9 @@ mod tests {
     #[test]
     fn a_full_queue_takes_no_more_and_forgets_no_subscription() {
         let outbox = Outbox::default();
-        assert!((0..ORDERS_MAX).all(|_| outbox.add(publish(1))));
+        assert!((0..PAYLOADS_MAX).all(|_| outbox.add(publish(1))));
         assert!(!outbox.add(publish(1)));
-        assert!(outbox.add(listen()) && outbox.add(listen()));
+        assert!((PAYLOADS_MAX..ORDERS_MAX + 2).all(|_| outbox.add(listen())));
         let mut taken = Vec::new();
         while let Some(order) = outbox.take() {
             taken.push(order);
