@@ -4,6 +4,7 @@ pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod lossy;
 pub(crate) mod mongo;
+pub(crate) mod nats;
 pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod proxy;
