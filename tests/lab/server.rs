@@ -28,13 +28,14 @@ const SECRET: &str = "the lab's secret, as good as any other, for it leaves no n
 const STREAMS: &str = "12";
 
 /// What differs from the defaults: one person has several sessions, and many connections that say much.
-const SETTINGS: [(&str, &str); 16] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("CHATBOX_LISTEN__HTTP", "127.0.0.1:8080"),
     ("CHATBOX_LISTEN__QUIC", "0.0.0.0:8443"),
     ("CHATBOX_LISTEN__OPS", "127.0.0.1:8081"),
     ("CHATBOX_AUTH__JWT_SECRET", SECRET),
     ("CHATBOX_CLUSTER_SECRET", SECRET),
     ("CHATBOX_LOG", "warn"),
+    ("CHATBOX_STORE__ALLOW_PLAIN_TEXT", "true"),
     ("CHATBOX_SESSIONS__ACTIVE_PER_USER", "6"),
     ("CHATBOX_SESSIONS__MODEL_NAMES", "false"),
     ("CHATBOX_LIMITS__STREAMS", STREAMS),

@@ -318,7 +318,7 @@ async fn without_udp_a_websocket_is_found_and_remembered() {
     let begun = Instant::now();
     let session = open(&client, Open::default()).await;
     assert!(begun.elapsed() < Duration::from_secs(3), "took {:?}", begun.elapsed());
-    assert_eq!(client.status().borrow().transport, Some(Transport::WebSocket));
+    until(&client, |status| status.transport == Some(Transport::WebSocket)).await;
     assert!(session.send("hello").unwrap().reply().await.unwrap().unwrap().verified);
     road.break_once();
     let begun = Instant::now();
