@@ -6,7 +6,7 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::indexing_slicing,
-    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
     reason = "a tool, not the server"
 )]
 
@@ -33,8 +33,8 @@ use tokio::{
 
 const SESSIONS: usize = 200;
 /// Pieces of each session in a second, as models give them.
-const RATE: u32 = 10;
-const SECONDS: u64 = 10;
+const RATE: usize = 10;
+const SECONDS: usize = 10;
 const BURST: usize = 60;
 const TOPICS: usize = 10_000;
 
@@ -121,9 +121,9 @@ async fn paced(near: &Arc<Nats>, far: &Nats, server: u32) {
     let publisher = Arc::clone(near);
     let published = async move {
         let turn = TurnId::new();
-        let pause = Duration::from_secs(1) / (RATE * u32::try_from(SESSIONS).unwrap());
+        let pause = Duration::from_secs(1) / u32::try_from(SESSIONS * RATE).unwrap();
         let mut tick = interval(pause);
-        for topic in topics.iter().cycle().take(SESSIONS * RATE as usize * SECONDS as usize) {
+        for topic in topics.iter().cycle().take(SESSIONS * RATE * SECONDS) {
             tick.tick().await;
             let sent = u64::try_from(began.elapsed().as_nanos()).unwrap();
             publisher.publish(topic, piece(turn, sent)).await;
@@ -131,7 +131,7 @@ async fn paced(near: &Arc<Nats>, far: &Nats, server: u32) {
     };
     let received = join_all(subscriptions.iter_mut().map(|subscription| async {
         let mut latencies = Vec::new();
-        while latencies.len() < RATE as usize * SECONDS as usize {
+        while latencies.len() < RATE * SECONDS {
             if let Delivery::Event(event) = subscription.next().await
                 && let Event::Piece { offset, .. } = **event
             {
