@@ -100,3 +100,34 @@ async fn keys_are_rotated_by_the_server_that_has_the_store_and_without_one() {
     assert!(lines.iter().all(|line| alone.stdout.contains(line)), "{}", alone.stdout);
     assert_eq!(safe_at(&home.path().join("data")).values().into_keys().collect::<Vec<_>>(), [1]);
 }
+
+/// checklist 80
+#[tokio::test]
+async fn open_server_without_keys_complains_in_its_log_and_in_its_metrics() {
+    let home = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let log = home.path().join("log");
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_chatbox"));
+    command.arg("serve").current_dir(home.path()).env_clear().kill_on_drop(true);
+    for (key, value) in [
+        ("LISTEN__HTTP", "localhost:0"),
+        ("LISTEN__QUIC", "localhost:0"),
+        ("LISTEN__OPS", &format!("0.0.0.0:{port}")),
+        ("AUTH__JWT_SECRET", "9b1c7f60a4d2e8835d0f6ab7c2e49d11"),
+        ("CLUSTER_SECRET", "c0ffee11c0de22beef3377aa5e99d00d"),
+        ("STORE__ALLOW_PLAIN_TEXT", "true"),
+    ] {
+        command.env(format!("CHATBOX_{key}"), value);
+    }
+    let mut child =
+        command.stdout(std::process::Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    let mut line = String::new();
+    tokio::io::AsyncBufReadExt::read_line(&mut tokio::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+        .await
+        .unwrap();
+    let log = std::fs::read_to_string(&log).unwrap();
+    let complaint = "no encryption key is configured: what people say is stored as plain text";
+    assert!(log.lines().any(|line| line.contains("ERROR") && line.ends_with(complaint)), "{log}");
+    let metrics = crate::harness::client::http().get(format!("http://127.0.0.1:{port}/metrics")).send().await.unwrap();
+    assert!(metrics.text().await.unwrap().contains("\nchatbox_store_plain_text 1\n"));
+}
