@@ -25,6 +25,7 @@ mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
 mod copies; // datagrams beside the streams of a path that loses packets
 mod crash; // the end of a node in the middle of answers, and what only looks like one
+mod deployments; // the Dockerfile, the compose file and the annotated configuration, held against the program
 mod drain; // the end of a server, wanted or not
 mod endurance; // memory over many reconnects and exchanges
 mod hardening; // lines of the hardening checklist that no other module proves: ownership, floods, panics, churn, logs

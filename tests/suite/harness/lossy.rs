@@ -19,6 +19,7 @@ use super::server::Target;
 /// Carries one client's datagrams until it is dropped.
 pub(crate) struct Lossy {
     pub(crate) address: SocketAddr,
+    far: Arc<UdpSocket>,
     rules: Arc<Mutex<Rules>>,
     _task: JoinSet<()>,
 }
@@ -50,9 +51,15 @@ impl Lossy {
         far.connect(server).await.expect("a route");
         let address = near.local_addr().expect("an address");
         let rules = Arc::new(Mutex::new(Rules { random: 1, ..Rules::default() }));
+        let far = Arc::new(far);
         let mut task = JoinSet::new();
-        task.spawn(carry(near, far, Arc::clone(&rules)));
-        Self { address, rules, _task: task }
+        task.spawn(carry(near, Arc::clone(&far), Arc::clone(&rules)));
+        Self { address, far, rules, _task: task }
+    }
+
+    /// From now on leads to another server of the same family.
+    pub(crate) async fn turn_to(&self, server: SocketAddr) {
+        self.far.connect(server).await.expect("a route");
     }
 
     /// A server, as it is seen through this path.
@@ -119,7 +126,7 @@ impl Rules {
     }
 }
 
-async fn carry(near: UdpSocket, far: UdpSocket, rules: Arc<Mutex<Rules>>) {
+async fn carry(near: UdpSocket, far: Arc<UdpSocket>, rules: Arc<Mutex<Rules>>) {
     let (mut sent, mut received) = (vec![0; 65536], vec![0; 65536]);
     let (mut client, mut answered) = (None, false);
     let mut held: VecDeque<Held> = VecDeque::new();
