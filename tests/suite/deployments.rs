@@ -93,7 +93,7 @@ fn environment(secrets: &Path) -> Vec<(String, String)> {
 
 const HEX: &str = "9b1c7f60a4d2e8835d0f6ab7c2e49d11";
 const SECRETS: [(&str, &str); 7] = [
-    ("store_url", "sqlite:"),
+    ("store_url", "mongodb://chatbox:9b1c7f60a4d2@mongo-1,mongo-2,mongo-3/chatbox?replicaSet=chatbox&authSource=admin"),
     ("encryption_keys", r#"[{"id": 1, "key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}]"#),
     ("bus_password", HEX),
     ("jwt_secret", HEX),
