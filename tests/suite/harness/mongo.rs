@@ -195,7 +195,7 @@ impl Member {
             loop {
                 look.tick().await;
                 let log = self.log();
-                let listens = log[from..].contains("Waiting for connections");
+                let listens = log.get(from..).is_some_and(|new| new.contains("Waiting for connections"));
                 if listens || !running.lives() {
                     return listens;
                 }
