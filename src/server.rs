@@ -256,6 +256,9 @@ async fn gate(
     if config.store.encryption_keys.is_empty() && !config.loopback() {
         error!("no encryption key is configured: what people say is stored as plain text");
     }
+    if config.store.without_login() {
+        error!("`store.url` names no user: whoever reaches the database reads and changes everything");
+    }
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
     let store = store::open(&config.store, &config.data_dir, Arc::clone(metrics)).await?;
     metrics.store_plain_text.set(config.store.encryption_keys.is_empty().into());

@@ -21,8 +21,9 @@ pub(super) struct Ask {
 
 pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
     let loaded = global.load()?;
-    let findings = if ask.offline { Vec::new() } else { endpoints(&loaded)? };
-    let sealed = if ask.offline { None } else { sealed(&loaded) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let findings = if ask.offline { Vec::new() } else { runtime.block_on(endpoints(&loaded))? };
+    let sealed = if ask.offline { None } else { runtime.block_on(sealed(&loaded)) };
     let told = sealed.as_deref();
     super::print(&if global.json { json(&loaded, &findings, told)? } else { text(&loaded, &findings, told)? })?;
     if let Some(sealed) = sealed {
@@ -42,10 +43,9 @@ struct Finding {
     said: String,
 }
 
-fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
+async fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
     let models = server::models(&loaded.config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let (models, bus) = runtime.block_on(async { tokio::join!(models.probe(), bus::probe(&loaded.config.bus)) });
+    let (models, bus) = tokio::join!(models.probe(), bus::probe(&loaded.config.bus));
     let models = models.iter().map(|model| Finding {
         endpoint: model.subject.to_string(),
         usable: model.result.is_ok(),
@@ -61,8 +61,8 @@ fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
 
 /// Why the store cannot be read with the configured keys. What else is wrong with it, or whether there is one, is
 /// `doctor`'s to say.
-fn sealed(loaded: &Loaded) -> Option<String> {
-    match store::inspect(&loaded.config.store, &loaded.config.data_dir) {
+async fn sealed(loaded: &Loaded) -> Option<String> {
+    match store::inspect(&loaded.config.store, &loaded.config.data_dir).await {
         Err(err @ OpenError::Sealed(_)) => Some(err.to_string()),
         _ => None,
     }

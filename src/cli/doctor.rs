@@ -92,9 +92,10 @@ fn examine(global: &Global, ask: &Ask) -> anyhow::Result<Vec<Finding>> {
         }
     };
     let mut findings = configuration(&loaded);
-    findings.extend(here::examine(&loaded.config));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    findings.extend(runtime.block_on(here::examine(&loaded.config)));
     if !ask.offline {
-        findings.extend(endpoints(&loaded)?);
+        findings.extend(runtime.block_on(endpoints(&loaded))?);
     }
     Ok(findings)
 }
@@ -107,10 +108,9 @@ fn configuration(loaded: &Loaded) -> Vec<Finding> {
     if warnings.is_empty() { vec![Finding::ok("configuration", "no fault")] } else { warnings }
 }
 
-fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
+async fn endpoints(loaded: &Loaded) -> anyhow::Result<Vec<Finding>> {
     let models = server::models(&loaded.config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let (asked, bus) = runtime.block_on(async { tokio::join!(models.probe(), bus::probe(&loaded.config.bus)) });
+    let (asked, bus) = tokio::join!(models.probe(), bus::probe(&loaded.config.bus));
     let mut findings: Vec<_> = bus.into_iter().map(bus_finding).collect();
     for finding in &asked {
         let (subject, said) = (finding.subject.to_string(), finding.said());

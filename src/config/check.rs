@@ -146,11 +146,8 @@ fn auth(config: &Config, fault: Report<'_>) {
 }
 
 fn places(config: &Config, fault: Report<'_>) {
-    let scheme = |url: &str| url.split_once(':').map_or(url, |(scheme, _)| scheme).to_owned();
-    if !config.store.url.starts_with("sqlite:") {
-        let scheme = scheme(&config.store.url);
-        let have = "`sqlite:PATH`, or `sqlite:` for `chatbox.db` in `data_dir`";
-        fault("store.url", format!("`{scheme}` is not a store of this version (have {have})"));
+    if let Err(err) = config.store.check() {
+        fault("store.url", err.to_string());
     }
     if let Err(err) = Seal::new(&config.store.encryption_keys) {
         fault("store.encryption_keys", err.to_string());

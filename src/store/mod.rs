@@ -3,10 +3,12 @@
 //! [`Store`] is the trait that every database passes one conformance suite on (`tests/suite/store.rs`). It
 //! knows no frame, no connection and no model; it takes values and keeps them, in one write for each method.
 
+pub mod mongo;
 mod open;
 pub mod rotation;
 pub mod seal;
 mod sessions;
+mod snippet;
 pub mod sqlite;
 mod usage;
 

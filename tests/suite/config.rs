@@ -100,7 +100,7 @@ fn providers_keep_the_order_of_the_file_and_then_of_their_names() {
 
 #[test]
 fn five_faults_are_five_reports() {
-    let file = "path_prefix = 'chatbox/'\nunknown = 1\n[limits]\nstreams = 'many'\n[listen]\nhttp = 'localhost:70000'\n[store]\nurl = 'mongodb://db'\n";
+    let file = "path_prefix = 'chatbox/'\nunknown = 1\n[limits]\nstreams = 'many'\n[listen]\nhttp = 'localhost:70000'\n[store]\nurl = 'mysql://db'\n";
     let (keys, text) = refused(from(file, &[], &[]));
     assert_eq!(keys.len(), 5, "{text}");
     assert_eq!(
@@ -112,7 +112,7 @@ fn five_faults_are_five_reports() {
         "invalid type: string \"many\", expected a whole number",
         "`localhost:70000` is not an address (have `localhost:PORT`, `IP:PORT`, `[IP]:PORT`)",
         "`chatbox/` is not a path prefix such as `/chatbox`",
-        "`mongodb` is not a store of this version (have `sqlite:PATH`, or `sqlite:` for",
+        "store url `mysql://db` is not `sqlite:PATH`, `sqlite:` (`chatbox.db` in `data_dir`) or `mongodb://HOST",
     ] {
         assert!(text.contains(part), "`{part}` is not in:\n{text}");
     }
@@ -370,8 +370,12 @@ fn a_secret_is_shown_nowhere() {
     assert!(!text.contains("4815162342"), "{text}");
     let (_, text) = refused(from("[auth]\njwt_secret = 'hunter2\n", &[], &[]));
     assert!(text.contains("is not TOML: line 2") && !text.contains("hunter2"), "{text}");
-    let (_, text) = refused(environment(&[("CHATBOX_STORE__URL", "mongodb://u:hunter2@db")]));
+    let (_, text) = refused(environment(&[("CHATBOX_STORE__URL", "mysql://u:hunter2@db")]));
     assert!(!text.contains("hunter2"), "{text}");
+    let loaded = environment(&[("CHATBOX_STORE__URL", "mongodb://u:hunter2@db/chat")]).unwrap();
+    for shown in [format!("{loaded:?}"), loaded.effective().unwrap().to_string()] {
+        assert!(shown.contains("mongodb://***@db/chat") && !shown.contains("hunter2"), "{shown}");
+    }
     let (_, text) = refused(environment(&[("CHATBOX_PUBLIC_URL", "u:hunter2@db:x:y")]));
     assert!(!text.contains("hunter2"), "{text}");
 }

@@ -38,13 +38,14 @@ const WIRING: [(&str, &[&str]); 2] =
     [("server", &["cli", "client", "bench"]), ("config", &["cli", "client", "bench", "server"])];
 
 /// Crates that may be named in some places only, by the beginning of the path below `src/`.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("quinn", &["transport", "client"]),
     ("h3", &["transport", "client"]),
     ("h3_quinn", &["transport", "client"]),
     ("axum", &["http", "transport", "server"]),
     ("rusqlite", &["store/sqlite"]),
     ("async_nats", &["bus/nats"]),
+    ("mongodb", &["store/mongo"]),
     // Providers; the keys of an identity provider; the probe that a container runs; a client without QUIC.
     ("reqwest", &["llm/", "auth/jwks", "cli/healthcheck", "client", "bench/"]),
 ];
@@ -238,6 +239,7 @@ fn a_crate_out_of_place_is_found() {
     finds(crates, "src/router/mod.rs", "\nuse axum::Router;\n", 2, "`axum`");
     finds(crates, "src/cli/serve.rs", "fn f(q: quinn::Endpoint) {}\n", 1, "`quinn`");
     finds(crates, "src/store/mod.rs", "use rusqlite::Connection;\n", 1, "`rusqlite`");
+    finds(crates, "src/store/open.rs", "fn f(client: mongodb::Client) {}\n", 1, "`mongodb`");
 }
 
 fn sizes(sources: &[Source]) -> Vec<Fault> {

@@ -20,8 +20,8 @@ use crate::{
 const CERTIFICATE_LEFT_MIN: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Everything in the order in which a start needs it.
-pub(super) fn examine(config: &Config) -> Vec<Finding> {
-    let (store, held) = store(config);
+pub(super) async fn examine(config: &Config) -> Vec<Finding> {
+    let (store, held) = store(config).await;
     let mut findings = vec![data_dir(&config.data_dir), store];
     // Held until the end, so that two listeners on one port are seen.
     let mut open = Vec::new();
@@ -65,13 +65,14 @@ fn data_dir(dir: &Path) -> Finding {
 }
 
 /// What the store is, and whether another chatbox has it.
-fn store(config: &Config) -> (Finding, bool) {
+async fn store(config: &Config) -> (Finding, bool) {
     const SUBJECT: &str = "store";
     let shown = match config.store.path(&config.data_dir) {
         Ok(path) => format!("`{}`", path.display()),
+        Err(_no_file) if config.store.shared() => format!("`{}`", config.store.shown()),
         Err(err) => return (Finding::wrong(SUBJECT, err.to_string(), "set `store.url`"), false),
     };
-    match store::inspect(&config.store, &config.data_dir) {
+    match store::inspect(&config.store, &config.data_dir).await {
         Ok(Inspected::Absent) => (Finding::ok(SUBJECT, format!("{shown} is made by the first start")), false),
         Ok(Inspected::Present { version, newest }) if version == newest => {
             (Finding::ok(SUBJECT, format!("{shown} opens, version {version}")), false)

@@ -16,7 +16,7 @@ use mongodb::{
     bson::{Document, doc},
     options::ClientOptions,
 };
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 
 /// Longest wait for a server or a set to be ready.
 const START: Duration = Duration::from_secs(60);
@@ -85,6 +85,12 @@ impl Mongo {
         let set = Self { members, set: true };
         set.primary().await;
         Some(set)
+    }
+
+    /// A replica set of one that all tests of this process use, each with a database of its own.
+    pub(crate) async fn shared() -> Option<&'static Self> {
+        static SHARED: OnceCell<Option<Mongo>> = OnceCell::const_new();
+        SHARED.get_or_init(|| Self::replica_set(1)).await.as_ref()
     }
 
     /// The URL of a database on it.
@@ -195,7 +201,7 @@ impl Member {
             loop {
                 look.tick().await;
                 let log = self.log();
-                let listens = log.get(from..).is_some_and(|new| new.contains("Waiting for connections"));
+                let listens = log.get(from..).is_some_and(|log| log.contains("Waiting for connections"));
                 if listens || !running.lives() {
                     return listens;
                 }

@@ -12,6 +12,14 @@ macro_rules! over_stores {
                 super::$name(crate::store::Shelf::file()).await
             })+
         }
+        mod mongo {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(shelf) = crate::store::Shelf::mongo().await {
+                    super::$name(shelf).await
+                }
+            })+
+        }
     };
 }
 
@@ -38,6 +46,8 @@ use chatbox::{
     },
 };
 
+use crate::harness::mongo::Mongo;
+
 /// Longer than any test runs.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -45,6 +55,8 @@ const LONG: Duration = Duration::from_secs(600);
 enum Shelf {
     /// a directory
     File(tempfile::TempDir),
+    /// the URL of a database of its own
+    Mongo(String),
 }
 
 impl Shelf {
@@ -52,9 +64,15 @@ impl Shelf {
         Self::File(tempfile::tempdir().unwrap())
     }
 
+    /// `None` where no server is installed.
+    async fn mongo() -> Option<Self> {
+        Some(Self::Mongo(Mongo::shared().await?.url(&format!("test-{}", uuid::Uuid::new_v4().simple()))))
+    }
+
     fn config(&self) -> store::Config {
         let url = match self {
             Self::File(dir) => format!("sqlite:{}", dir.path().join("data/chatbox.db").display()),
+            Self::Mongo(url) => url.clone(),
         };
         store::Config { url, ..store::Config::default() }
     }

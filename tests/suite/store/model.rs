@@ -237,6 +237,8 @@ over_stores! {
 async fn random_schedules_do_what_the_model_does(shelf: Shelf) {
     let cases = match &shelf {
         Shelf::File(_) => 160,
+        // A server is asked over a socket, and each step is followed by a dozen of reads.
+        Shelf::Mongo(_) => 24,
     };
     let store = shelf.open().await;
     let config = Config { cases, failure_persistence: None, ..Config::default() };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chatbox::{
-    chat::{Rating, RequestId, TurnState, Usage},
+    chat::{NodeId, Rating, RequestId, TurnState, Usage},
     config::secret::Secret,
     metrics::Metrics,
     store::{
@@ -26,6 +26,7 @@ impl Shelf {
     fn dir(&self) -> &Path {
         match self {
             Self::File(dir) => dir.path(),
+            Self::Mongo(url) => panic!("{url} is no directory"),
         }
     }
 
@@ -99,13 +100,24 @@ async fn url_says_where_the_file_is() {
         let config = store::Config { url: url.to_owned(), ..store::Config::default() };
         store::open(&config, shelf.dir(), Metrics::new()).await
     };
-    for url in ["", "mongodb://localhost", "sqlite::memory:", "sqlite:data/"] {
-        let error = open(url).await.unwrap_err();
-        assert_eq!(error.to_string(), format!("store url `{url}` is not `sqlite:PATH`"));
+    for url in ["", "mysql://localhost", "sqlite::memory:", "sqlite:data/"] {
+        let error = open(url).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("store url `{url}` is not `sqlite:PATH`")), "{error}");
     }
     let store = open(&store::Config::default().url).await.unwrap();
     assert!(shelf.dir().join("chatbox.db").is_file(), "the default lies in the data directory");
     drop(store);
+}
+
+#[tokio::test]
+async fn turn_of_another_node_is_lost_although_its_lease_lasts() {
+    let room = Room::fresh(Shelf::file()).await;
+    let turn = room.ask("go").await.turn.id;
+    let lost = room.store.lost(NodeId::new(), 10).await.unwrap();
+    assert_eq!(lost.turns.iter().map(|turn| turn.id).collect::<Vec<_>>(), [turn]);
+    assert_eq!(room.store.lost(room.node, 10).await.unwrap().turns, []);
+    let end = EndTurn { only_lost: Some(NodeId::new()), ..ending(turn, TurnState::Interrupted) };
+    assert!(room.store.end_turn(end).await.unwrap().is_some());
 }
 
 // checklist 78, 79

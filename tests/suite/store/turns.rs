@@ -276,7 +276,8 @@ async fn turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart(shelf
     let room = Room::new(shelf.open().await).await;
     let turn = room.ask("go").await.turn.id;
     let waits = room.queue("next").await;
-    assert!(room.extend(turn, 0, "half ").await && room.extend(turn, 5, "a wörd").await);
+    assert!(room.extend(turn, 0, "half ").await);
+    assert!(room.store.extend_turn(turn, room.node, piece(5, "a wörd"), Duration::ZERO).await.unwrap());
     room.store.close().await;
 
     let room = Room { store: shelf.open().await, node: NodeId::new(), ..room };
@@ -302,7 +303,8 @@ async fn lost_keeps_its_limit(shelf: Shelf) {
         let user = super::user(name);
         let session = open(&*store, &user, Open::Current, 1).await.id;
         let room = Room { store: Arc::clone(&store), node: NodeId::new(), user, session, _shelf: None };
-        room.ask("runs").await;
+        let turn = room.ask("runs").await.turn.id;
+        assert!(store.extend_turn(turn, room.node, piece(0, ""), Duration::ZERO).await.unwrap());
     }
     assert_eq!(store.lost(NodeId::new(), 2).await.unwrap().turns.len(), 2);
     assert_eq!(store.lost(NodeId::new(), 9).await.unwrap().turns.len(), 3);
