@@ -12,7 +12,7 @@ use super::naming;
 use crate::{
     chat::{Entry, EntryKind, Scalar, Sender, SessionId, TurnState},
     llm::{Message, Role},
-    store::{Range, Result, Store},
+    store::{Error, Range, Result, Store},
 };
 
 /// Entries before a message that a model is told of at most.
@@ -62,13 +62,19 @@ pub(super) struct Told {
 }
 
 impl History {
-    /// Takes entries that follow, in order; `upto` moves on as far as all of them have settled.
+    /// Takes entries that follow, in order; `upto` moves on as far as all of them have settled. Nothing is taken behind
+    /// a place that is missing: what belongs there could not be put before it.
     fn extend(&mut self, entries: &[Entry]) {
         let mut whole = true;
+        let mut last = if self.said.is_empty() { None } else { Some(self.upto) };
         for entry in entries {
+            if last.is_some_and(|last| entry.seq > last + 1) {
+                break;
+            }
+            last = last.max(Some(entry.seq));
             whole &= entry.settled();
             if whole {
-                self.upto = entry.seq;
+                self.upto = self.upto.max(entry.seq);
             }
             if entry.settled() {
                 self.note(entry);
@@ -111,6 +117,11 @@ impl History {
 
     fn ends_before(&self, seq: u64) -> bool {
         self.said.last().is_none_or(|last| last.seq < seq)
+    }
+
+    /// Whether the message at this place is known.
+    fn has(&self, seq: u64) -> bool {
+        self.said.binary_search_by_key(&seq, |said| said.seq).is_ok()
     }
 
     /// Every message up to `last`, before `last` each with what was answered to it.
@@ -164,7 +175,11 @@ impl Histories {
         Self { bytes_max, kept: Mutex::new(Kept { sessions: LruCache::new(SESSIONS_MAX), bytes: 0 }) }
     }
 
-    /// The conversation up to `last`, for the reply at `reply`; `None` when that reply has settled.
+    /// The conversation up to `last`, for the reply at `reply`; `None` when that reply has settled. What other nodes have
+    /// added since is read.
+    ///
+    /// # Errors
+    /// What the store says; also when it lacks the message that is to be answered.
     pub(super) async fn conversation(
         &self,
         store: &dyn Store,
@@ -172,7 +187,8 @@ impl Histories {
         last: u64,
         reply: u64,
     ) -> Result<Option<Told>> {
-        let mut history = self.take(session);
+        // What is kept beyond a reply that is to be written is of another conversation, or has its end: it is read.
+        let mut history = self.take(session).filter(|history| history.upto < reply);
         let range = history.as_ref().map_or(ALL, |history| Range::After(history.upto, ENTRIES_MAX));
         let mut entries = store.entries(session, range).await?;
         if history.is_some() && u32::try_from(entries.len()).is_ok_and(|count| count >= ENTRIES_MAX) {
@@ -181,18 +197,24 @@ impl Histories {
             entries = store.entries(session, ALL).await?;
         }
         let mut history = history.unwrap_or_default();
-        let ended = entries.iter().any(|entry| entry.seq == reply && entry.settled()) || history.upto >= reply;
         history.extend(&entries);
-        let told = (!ended).then(|| history.conversation(last));
+        if entries.iter().any(|entry| entry.seq == reply && entry.settled()) {
+            self.put(session, history);
+            return Ok(None);
+        }
+        if !history.has(last) {
+            return Err(Error::Database(format!("the log has no message at {last}").into()));
+        }
+        let told = history.conversation(last);
         self.put(session, history);
-        Ok(told)
+        Ok(Some(told))
     }
 
     /// The conversation up to a message that has just been stored, and has started its turn with that; `None` when
     /// something before it is not kept, and has to be read. The caller knows that nobody has ended the turn.
     pub(super) fn asked(&self, message: &Entry) -> Option<Told> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if message.seq == 1 && !kept.sessions.contains(&message.session_id) {
+        if message.seq == 1 {
             kept.insert(message.session_id, History::default());
         }
         let told = kept.follow(message).map(|history| history.conversation(message.seq));
@@ -335,18 +357,48 @@ mod tests {
         assert_eq!(told(&entries, 6).1, None, "whoever holds reply 2 has not heard Sue");
     }
 
+    /// A message behind a place that is missing would keep out the one that belongs there.
+    #[test]
+    fn nothing_is_taken_behind_a_place_that_is_missing() {
+        let mut history = History::default();
+        let entries = [
+            entry(1, Sender::User, "a", None),
+            entry(2, Sender::Ai, "b", Some(1)),
+            entry(3, Sender::User, "c", None),
+            entry(4, Sender::Ai, "d", Some(3)),
+            entry(5, Sender::User, "e", None),
+        ];
+        history.extend(&entries[..2]);
+        history.extend(&entries[4..]);
+        assert_eq!((history.upto, history.has(5)), (2, false));
+        history.extend(&entries[2..]);
+        let told = history.conversation(5).messages;
+        let texts: Vec<_> = told.iter().map(|message| message.content.to_string()).collect();
+        assert_eq!((history.upto, texts), (5, ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec()));
+    }
+
+    #[test]
+    fn a_conversation_that_begins_anew_has_nothing_of_an_earlier_one() {
+        let histories = Histories::new(1 << 20);
+        histories.asked(&entry(1, Sender::User, "old", None)).expect("it is the first");
+        histories.answered(&entry(2, Sender::Ai, "answer", Some(1)));
+        let told = histories.asked(&entry(1, Sender::User, "new", None)).expect("it is the first");
+        assert_eq!(told.messages, [Message::text(Role::User, "new")]);
+    }
+
     #[test]
     fn the_reply_before_is_the_newest_one_and_whole() {
         let first = [entry(1, Sender::User, "a", None), entry(2, Sender::Ai, "b", Some(1))];
         let again = entry(3, Sender::Ai, "c", Some(1));
         let next = entry(4, Sender::User, "d", None);
         assert_eq!(told(&first, 1).1, None, "nothing is before the first message");
-        assert_eq!(told(&[&first[..], std::slice::from_ref(&next)].concat(), 4).1, Some(2));
+        let third = Entry { seq: 3, ..next.clone() };
+        assert_eq!(told(&[&first[..], std::slice::from_ref(&third)].concat(), 3).1, Some(2));
         assert_eq!(told(&[&first[..], &[again.clone(), next.clone()]].concat(), 4).1, Some(3));
         assert_eq!(told(&[&first[..], &[again.clone(), next.clone()]].concat(), 1).1, None, "answered once more");
         let broken = Entry { state: Some(TurnState::Interrupted), ..again };
         assert_eq!(told(&[&first[..], &[broken, next.clone()]].concat(), 4).1, None);
-        let unanswered = [&first[..], &[next, entry(5, Sender::User, "e", None)]].concat();
-        assert_eq!(told(&unanswered, 5).1, None, "the message before has no reply");
+        let unanswered = [&first[..], &[third, next]].concat();
+        assert_eq!(told(&unanswered, 4).1, None, "the message before has no reply");
     }
 }
