@@ -118,6 +118,8 @@ metrics! {
     turns_ended_total: counters["model", "state"];
     /// Turns that this node gave up, as the store had not answered for as long as their lease holds.
     turn_leases_lapsed_total: counter;
+    /// Turns that were ended in the store, as the node that runs them did not do it when it was asked to.
+    turn_stops_unanswered_total: counter;
     /// Time from the start of a turn to its first text.
     turn_first_chunk_seconds: histograms["model"];
     /// Time from the start of a turn to its end.

@@ -145,6 +145,11 @@ pub(super) struct Early<'a> {
     settled: bool,
 }
 
+    /// The same, and nothing is kept of a turn that is none of this node's.
+    pub(super) fn stop_running(&self, id: TurnId) -> bool {
+        self.get(id).inspect(|live| live.stop()).is_some()
+    }
+
 impl Early<'_> {
     /// The turn has started, and its runner takes it on.
     pub(super) fn runs(mut self) {

@@ -19,6 +19,7 @@ mod sessions;
 mod shares;
 mod turn;
 mod watch;
+mod stop;
 
 pub use crate::store::rotation::Progress;
 pub use budget::{Account, Budget};
@@ -40,7 +41,7 @@ use crate::{
     auth::{Principal, Role},
     bus::{Bus, Published, Topic},
     chat::{
-        EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionState, SessionUpdate, TurnId,
+        EntryId, ErrorCode, Event, NodeId, RequestId, Session, SessionId, SessionState, SessionUpdate,
         ask::{Attach, Named},
     },
     lifecycle::Lifecycle,
@@ -225,31 +226,6 @@ impl Router {
         session
             .filter(|session| session.user_id == principal.user_id || principal.role == Role::Staff)
             .ok_or_else(|| Refusal::new(ErrorCode::NotFound))
-    }
-
-    /// Ends a turn that is queued or running: the provider's request is cut, the text so far is kept.
-    ///
-    /// # Errors
-    /// `TURN_NOT_FOUND` when it is unknown, ended, or not the caller's.
-    pub async fn stop(&self, principal: &Principal, turn_id: TurnId) -> Result<SessionId, Refusal> {
-        let gone = || Refusal::new(ErrorCode::TurnNotFound);
-        let turn = self.0.parts.store.turn(turn_id).await?.filter(|turn| !turn.state.ended()).ok_or_else(gone)?;
-        let session = self.readable(principal, turn.session_id).await.map_err(|refusal| match refusal.code {
-            ErrorCode::NotFound => gone(),
-            _ => refusal,
-        })?;
-        self.stop_turn(turn_id).await?;
-        Ok(session.id)
-    }
-
-    /// Ends a turn as `stopped`: by its runner, else in the store.
-    async fn stop_turn(&self, turn_id: TurnId) -> Result<(), Refusal> {
-        if self.0.live.stop(turn_id) {
-            return Ok(());
-        }
-        let ended = self.stop_idle(turn_id).await;
-        self.0.live.end(turn_id);
-        ended
     }
 
     /// Tells the watchers of a session, and its owner's lists, what has changed of it.

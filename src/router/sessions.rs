@@ -140,7 +140,7 @@ impl Router {
     /// Ends turns as `stopped`; each keeps its text. One whose end cannot be stored is found by the sweep.
     async fn end_turns(&self, turns: &[Turn]) {
         for turn in turns {
-            match self.stop_turn(turn.id).await {
+            match self.stop_turn(turn).await {
                 Err(refusal) if refusal.code != ErrorCode::TurnNotFound => {
                     warn!(turn_id = %turn.id, code = refusal.code.name(), "turn of an ended session does not end");
                 }

@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::{Refusal, Router};
+use super::Router;
 use crate::{
     bus::{Published, Topic},
-    chat::{Entry, ErrorCode, Event, Segment, SessionId, SessionUpdate, TurnId, TurnState},
+    chat::{Entry, ErrorCode, Event, Segment, SessionId, SessionUpdate, TurnState},
     clock::now,
     llm::{
         Failure,
@@ -218,14 +218,6 @@ impl Router {
         let event = Event::Ended { rev: ended.rev, failure, entry: reply };
         self.0.parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;
         Ok(Some(if ended.waiting { Left::Maybe } else { Left::Nothing }))
-    }
-
-    /// Ends a turn that no task of this node runs: a queued one, or one whose runner has just gone.
-    pub(super) async fn stop_idle(&self, turn_id: TurnId) -> Result<(), Refusal> {
-        match self.end(EndTurn::of(turn_id, TurnState::Stopped)).await? {
-            Some(_) => Ok(()),
-            None => Err(Refusal::new(ErrorCode::TurnNotFound)),
-        }
     }
 }
 
