@@ -1,24 +1,33 @@
 //! Limits: one typed method for each limited action, and how many connections there may be.
 //!
-//! Everything is per node, in memory, and bounded: a newcomer is never refused because others came before.
+//! Everything is in memory and bounded: a newcomer is never refused because others came before. What must hold for
+//! several nodes together they tell each other ([`cluster`]).
 
+pub mod cluster;
+mod connections;
 mod rate;
 
 use std::{
-    collections::HashMap,
-    hash::Hash,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use governor::clock::DefaultClock;
 use serde::{Deserialize, Serialize};
 
-use crate::{chat::UserId, metrics::Metrics};
+use crate::{
+    chat::{
+        UserId,
+        word::{Action, Key},
+    },
+    metrics::Metrics,
+};
+use cluster::Notes;
+use connections::Connections;
 use rate::Rate;
 
-/// How much anyone may use. Every number is per node.
+/// How much anyone may use. Rates, and the connections of one user or address, are those of all nodes together.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -30,7 +39,7 @@ pub struct Config {
     pub connections_per_user: u32,
     /// connections from one address
     pub connections_per_address: u32,
-    /// connections of everyone together
+    /// connections of everyone together, on one node
     pub connections: u32,
     /// messages of one user in a minute
     pub messages_per_minute: u32,
@@ -98,6 +107,7 @@ pub struct Limiter {
     admin: Rate<UserId, DefaultClock>,
     public: Rate<IpAddr, DefaultClock>,
     connections: Arc<Mutex<Connections>>,
+    notes: Arc<Notes>,
     config: Config,
     metrics: Arc<Metrics>,
 }
@@ -112,6 +122,7 @@ impl Limiter {
             admin: Rate::per_minute(config.admin_per_minute, DefaultClock::default()),
             public: Rate::per_minute(config.public_per_minute, DefaultClock::default()),
             connections: Arc::default(),
+            notes: Arc::default(),
             config: config.clone(),
             metrics,
         }
@@ -122,7 +133,9 @@ impl Limiter {
     /// # Errors
     /// When the next one is allowed.
     pub fn message(&self, user: &UserId) -> Result<(), RetryAfter> {
-        self.messages.take(user).inspect_err(|_| self.refused("message_rate"))
+        self.messages.take(user).inspect_err(|_| self.refused("message_rate"))?;
+        self.notes.admitted(Action::Message, || Key::User(user.clone()));
+        Ok(())
     }
 
     /// One request of a user that is no message: `limits.requests_per_minute`.
@@ -130,7 +143,9 @@ impl Limiter {
     /// # Errors
     /// When the next one is allowed.
     pub fn request(&self, user: &UserId) -> Result<(), RetryAfter> {
-        self.requests.take(user).inspect_err(|_| self.refused("request_rate"))
+        self.requests.take(user).inspect_err(|_| self.refused("request_rate"))?;
+        self.notes.admitted(Action::Request, || Key::User(user.clone()));
+        Ok(())
     }
 
     /// One request of a member of staff: `limits.admin_per_minute`.
@@ -138,7 +153,9 @@ impl Limiter {
     /// # Errors
     /// When the next one is allowed.
     pub fn admin(&self, user: &UserId) -> Result<(), RetryAfter> {
-        self.admin.take(user).inspect_err(|_| self.refused("admin_rate"))
+        self.admin.take(user).inspect_err(|_| self.refused("admin_rate"))?;
+        self.notes.admitted(Action::Admin, || Key::User(user.clone()));
+        Ok(())
     }
 
     /// One unauthenticated request from an address: `limits.public_per_minute`.
@@ -146,7 +163,22 @@ impl Limiter {
     /// # Errors
     /// When the next one is allowed.
     pub fn public(&self, address: IpAddr) -> Result<(), RetryAfter> {
-        self.public.take(&network(address)).inspect_err(|_| self.refused("public_rate"))
+        let address = network(address);
+        self.public.take(&address).inspect_err(|_| self.refused("public_rate"))?;
+        self.notes.admitted(Action::Public, || Key::Address(address));
+        Ok(())
+    }
+
+    /// Takes off what another node has admitted.
+    fn owe(&self, action: Action, key: &Key, count: u32) {
+        match (action, key) {
+            (Action::Message, Key::User(user)) => self.messages.owe(user, count),
+            (Action::Request, Key::User(user)) => self.requests.owe(user, count),
+            (Action::Admin, Key::User(user)) => self.admin.owe(user, count),
+            (Action::Public, Key::Address(address)) => self.public.owe(address, count),
+            // No node of this version says so.
+            (Action::Public, Key::User(_)) | (_, Key::Address(_)) => {}
+        }
     }
 
     /// Counts a connection from an address, before anything is known of its user, until the permit is dropped.
@@ -154,21 +186,20 @@ impl Limiter {
     /// # Errors
     /// When there are too many, in total or from this address; nothing is counted then.
     pub fn connection(&self, address: IpAddr) -> Result<ConnectionPermit, TooMany> {
-        let address = network(address);
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if connections.total >= self.config.connections {
+        let key = Key::Address(network(address));
+        let mut connections = self.connections();
+        if connections.total() >= self.config.connections {
             drop(connections);
             self.refused("connections");
             return Err(TooMany::Total);
         }
-        if !raise(&mut connections.addresses, &address, self.config.connections_per_address) {
-            drop(connections);
+        let raised = connections.raise(&key, self.config.connections_per_address);
+        drop(connections);
+        if !raised {
             self.refused("connections_per_address");
             return Err(TooMany::Address);
         }
-        connections.total += 1;
-        drop(connections);
-        Ok(ConnectionPermit { connections: Arc::clone(&self.connections), address })
+        Ok(ConnectionPermit { _counted: self.counted(key) })
     }
 
     /// Counts a connection of a user, once its token was accepted, until the permit is dropped.
@@ -176,14 +207,21 @@ impl Limiter {
     /// # Errors
     /// When the user has too many; nothing is counted then.
     pub fn user_connection(&self, user: &UserId) -> Result<UserPermit, TooMany> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let raised = raise(&mut connections.users, user, self.config.connections_per_user);
-        drop(connections);
-        if !raised {
+        let key = Key::User(user.clone());
+        if !self.connections().raise(&key, self.config.connections_per_user) {
             self.refused("connections_per_user");
             return Err(TooMany::User);
         }
-        Ok(UserPermit { connections: Arc::clone(&self.connections), user: user.clone() })
+        Ok(UserPermit { _counted: self.counted(key) })
+    }
+
+    fn counted(&self, key: Key) -> Counted {
+        self.notes.changed(|| key.clone());
+        Counted { connections: Arc::clone(&self.connections), notes: Arc::clone(&self.notes), key }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refused(&self, reason: &str) {
@@ -191,58 +229,31 @@ impl Limiter {
     }
 }
 
-/// How many connections there are. A key exists only while it counts one, so `total` bounds the maps.
-#[derive(Debug, Default)]
-struct Connections {
-    total: u32,
-    addresses: HashMap<IpAddr, u32>,
-    users: HashMap<UserId, u32>,
-}
-
 /// One counted connection; its drop ends the count, on every path.
 #[derive(Debug)]
 #[must_use = "the connection is counted only while the permit lives"]
 pub struct ConnectionPermit {
-    connections: Arc<Mutex<Connections>>,
-    address: IpAddr,
-}
-
-impl Drop for ConnectionPermit {
-    fn drop(&mut self) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.total = connections.total.saturating_sub(1);
-        lower(&mut connections.addresses, &self.address);
-    }
+    _counted: Counted,
 }
 
 /// One counted connection of a user; its drop ends the count, on every path.
 #[derive(Debug)]
 #[must_use = "the connection is counted only while the permit lives"]
 pub struct UserPermit {
+    _counted: Counted,
+}
+
+#[derive(Debug)]
+struct Counted {
     connections: Arc<Mutex<Connections>>,
-    user: UserId,
+    notes: Arc<Notes>,
+    key: Key,
 }
 
-impl Drop for UserPermit {
+impl Drop for Counted {
     fn drop(&mut self) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        lower(&mut connections.users, &self.user);
-    }
-}
-
-fn raise<K: Hash + Eq + Clone>(counts: &mut HashMap<K, u32>, key: &K, most: u32) -> bool {
-    let count = counts.get(key).copied().unwrap_or_default();
-    if count >= most {
-        return false;
-    }
-    counts.insert(key.clone(), count + 1);
-    true
-}
-
-fn lower<K: Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
-    match counts.get_mut(key) {
-        Some(count) if *count > 1 => *count -= 1,
-        _ => drop(counts.remove(key)),
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).lower(&self.key);
+        self.notes.changed(|| self.key.clone());
     }
 }
 
@@ -316,8 +327,8 @@ mod tests {
         drop(held);
         drop(limiter.user_connection(&user("ada")).unwrap());
         drop((second, fourth));
-        let connections = limiter.connections.lock().unwrap();
-        assert_eq!((connections.total, connections.addresses.len(), connections.users.len()), (0, 0, 0));
+        let connections = limiter.connections();
+        assert_eq!((connections.total(), connections.all()), (0, Vec::new()));
         assert_eq!(refusals(&limiter, "connections_per_address"), 1);
     }
 
@@ -331,6 +342,6 @@ mod tests {
         }
         drop(held);
         drop(limiter.connection(address("192.0.2.1")).unwrap());
-        assert_eq!(limiter.connections.lock().unwrap().total, 0);
+        assert_eq!(limiter.connections().total(), 0);
     }
 }

@@ -239,7 +239,7 @@ impl Server {
         lifecycle.spawn(async move { quic.run().await });
         let router = self.parts.router.clone();
         lifecycle.spawn(async move {
-            tokio::join!(router.sweep(), router.sweep_idle(), router.compare(), router.hear());
+            tokio::join!(router.sweep(), router.sweep_idle(), router.compare(), router.hear(), router.share_limits());
         });
         lifecycle.spawn(self.tls.watch(lifecycle.clone()));
         Ok(())

@@ -239,6 +239,12 @@ impl Router {
     async fn contained<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let done = AssertUnwindSafe(work).catch_unwind().await;
         done.inspect_err(|_panic| self.0.parts.metrics.panics_total.inc()).ok()
+    /// Has limits hold for all nodes together, until the server stops.
+    pub async fn share_limits(&self) {
+        let parts = &self.0.parts;
+        parts.limiter.share(&*parts.bus, self.0.node, &parts.lifecycle).await;
+    }
+
     }
 
     /// Names this node's lease on a turn that is about to start.
