@@ -120,6 +120,8 @@ metrics! {
     turn_leases_lapsed_total: counter;
     /// Turns that were ended in the store, as the node that runs them did not do it when it was asked to.
     turn_stops_unanswered_total: counter;
+    /// Reads of the log of a turn that runs on another node, for whoever watches it here.
+    turn_log_reads_total: counter;
     /// Other nodes that were heard within the last seconds.
     cluster_nodes: gauge;
     /// Time from the start of a turn to its first text.

@@ -19,7 +19,7 @@ use crate::{
     metrics::Metrics,
     protocol::{CONTENT_CHARS_MAX, Limits},
     router::{self, Budget, Router},
-    store,
+    store::{self, Store},
     transport::{
         bind::{self, Sockets},
         quic, tcp,
@@ -36,6 +36,15 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long turns that were cut have to store their end, and connections to close, before they are dropped.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the nodes of one cluster share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// the truth
+    pub store: Arc<dyn Store>,
+    /// the hint
+    pub bus: Arc<dyn Bus>,
+}
 
 /// A server whose sockets are open. Connections wait in the kernel until [`Server::run`].
 pub struct Server {
@@ -59,7 +68,7 @@ impl Server {
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let metrics = Metrics::new();
         let bus = bus::open(&config.bus, Arc::clone(&metrics)).await?;
-        Self::assemble(config, metrics, bus).await
+        Self::opened(config, metrics, bus).await
     }
 
     /// The same with a bus of the caller's own.
@@ -69,13 +78,26 @@ impl Server {
     pub async fn bind_with_bus(config: Config, bus: impl FnOnce(Arc<Metrics>) -> Arc<dyn Bus>) -> anyhow::Result<Self> {
         let metrics = Metrics::new();
         let bus = bus(Arc::clone(&metrics));
-        Self::assemble(config, metrics, bus).await
+        Self::opened(config, metrics, bus).await
     }
 
-    async fn assemble(config: Config, metrics: Arc<Metrics>, bus: Arc<dyn Bus>) -> anyhow::Result<Self> {
+    /// The same over a store and a bus that the caller has opened, and may share between several nodes in one process.
+    ///
+    /// # Errors
+    /// Those of [`Self::bind`].
+    pub async fn bind_over(config: Config, shared: Shared) -> anyhow::Result<Self> {
+        Self::assemble(config, Metrics::new(), shared).await
+    }
+
+    async fn opened(config: Config, metrics: Arc<Metrics>, bus: Arc<dyn Bus>) -> anyhow::Result<Self> {
+        let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics)).await?;
+        Self::assemble(config, metrics, Shared { store, bus }).await
+    }
+
+    async fn assemble(config: Config, metrics: Arc<Metrics>, shared: Shared) -> anyhow::Result<Self> {
         let secrets = Secrets::provide(&config)?;
         let lifecycle = Lifecycle::new(&config.drain);
-        let gate = gate(&config, &secrets, bus, &metrics, &lifecycle).await?;
+        let gate = gate(&config, &secrets, shared, &metrics, &lifecycle).await?;
         let tls = Tls::load(&config.tls, config.listen.quic.loopback(), Arc::clone(&metrics))?;
         let http_sockets = bind::open(config.listen.http, false).context("open `listen.http`")?;
         let mut quic_sockets = bind::open(config.listen.quic, true).context("open `listen.quic`")?;
@@ -249,7 +271,7 @@ impl Server {
 async fn gate(
     config: &Config,
     secrets: &Secrets,
-    bus: Arc<dyn Bus>,
+    shared: Shared,
     metrics: &Arc<Metrics>,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<Arc<Gate>> {
@@ -260,7 +282,7 @@ async fn gate(
         error!("`store.url` names no user: whoever reaches the database reads and changes everything");
     }
     let limiter = Arc::new(Limiter::new(&config.limits, Arc::clone(metrics)));
-    let store = store::open(&config.store, &config.data_dir, Arc::clone(metrics)).await?;
+    let Shared { store, bus } = shared;
     metrics.store_plain_text.set(config.store.encryption_keys.is_empty().into());
     let sealed = store.sealed_with().await.context("ask the store for its keys")?;
     if sealed.keys != [sealed.current] {

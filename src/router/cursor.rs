@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{Router, boundary, live::Live};
+use super::{boundary, live::Live};
 use crate::{
     bus::Published,
     chat::{Entry, ErrorCode, Event, Segment, Sender, SessionUpdate, TurnId},
@@ -161,17 +161,13 @@ impl Cursor {
         }
     }
 
-    /// Shows what the turn has come to while the watcher was not told: from this node's memory, else from its log.
-    pub(super) async fn catch_up(&mut self, router: &Router, out: &mut Waiting) -> crate::store::Result<()> {
-        if let Some(live) = router.0.live.get(self.turn_id) {
-            let until = live.length().max(self.offset);
+    /// Shows what a running turn's text has beyond the cursor.
+    pub(super) fn follow(&mut self, live: Arc<Live>, out: &mut Waiting) {
+        let until = live.length();
+        if until > self.offset {
             out.0.push_back(Item::Live { cursor: self.clone(), live, until });
             self.offset = until;
-            return Ok(());
         }
-        let text = router.0.parts.store.turn_text(self.turn_id, self.offset).await?.text;
-        self.text(&text, out);
-        Ok(())
     }
 }
 
@@ -207,14 +203,17 @@ impl Waiting {
             match self.0.front_mut()? {
                 Item::Live { cursor, live, until } => {
                     let most = until.saturating_sub(cursor.offset).min(PIECE_BYTES_MAX.try_into().unwrap_or(u64::MAX));
-                    let (writer, piece) = live.piece(cursor.offset, most);
+                    let (begin, writer, piece) = live.piece(cursor.offset, most);
                     if !piece.is_empty() {
+                        cursor.offset = begin;
                         cursor.model_id = writer.or_else(|| cursor.model_id.take());
                         return Some(cursor.show(piece.into()));
                     }
                 }
                 Item::Rest { cursor, entry, .. } => {
-                    if let Some(rest) = tail(&entry.content, cursor.offset) {
+                    let begin = boundary(&entry.content, usize::try_from(cursor.offset).unwrap_or(usize::MAX));
+                    if let Some(rest) = entry.content.get(begin..).filter(|rest| !rest.is_empty()) {
+                        cursor.offset = begin.try_into().unwrap_or(u64::MAX);
                         let most = cursor.by_one_writer(&entry.segments);
                         let piece = rest.get(..boundary(rest, most)).filter(|piece| !piece.is_empty()).unwrap_or(rest);
                         return Some(cursor.show(piece.into()));

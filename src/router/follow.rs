@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Router,
     cursor::{Cursor, Fit, Shown, Waiting},
+    reader::Reader,
 };
 use crate::{
     bus::{Delivery, Published, Subscription, Topic},
@@ -18,7 +19,7 @@ pub struct Follow {
     router: Router,
     subscription: Subscription,
     session_id: SessionId,
-    cursor: Cursor,
+    reader: Reader,
     loading_shown: bool,
     ended: bool,
     ready: Waiting,
@@ -31,7 +32,7 @@ impl Router {
             router: self.clone(),
             subscription: self.0.parts.bus.subscribe(Topic::Session(session_id)).await,
             session_id,
-            cursor: Cursor::start(turn_id),
+            reader: Reader::new(Cursor::start(turn_id)),
             loading_shown: false,
             ended: false,
             ready: Waiting::default(),
@@ -60,10 +61,19 @@ impl Follow {
             if self.ended {
                 return None;
             }
-            let seamless = match self.subscription.next().await {
-                Delivery::Event(event) => self.apply(&event) == Fit::Seamless,
-                Delivery::Word(_) => true,
-                Delivery::Lagged => false,
+            let told = tokio::select! {
+                biased;
+                told = self.subscription.next() => Some(told),
+                () = Reader::behind(Some(&self.reader)) => None,
+            };
+            let seamless = match told {
+                Some(Delivery::Event(event)) => self.apply(&event) == Fit::Seamless,
+                Some(Delivery::Lagged) => false,
+                Some(Delivery::Word(_)) => true,
+                None => {
+                    self.reader.grow(&mut self.ready);
+                    true
+                }
             };
             if !seamless && let Err(err) = self.resync().await {
                 // The sender's own exchange ends early; `attach` with its turn shows the rest.
@@ -74,17 +84,18 @@ impl Follow {
     }
 
     fn apply(&mut self, event: &Arc<Published>) -> Fit {
+        let cursor = &mut self.reader.cursor;
         match &***event {
-            Event::Loading { turn_id, model_id, .. } if *turn_id == self.cursor.turn_id => {
+            Event::Loading { turn_id, model_id, .. } if *turn_id == cursor.turn_id => {
                 self.loading_shown = true;
-                self.cursor.model_id = Some(Arc::clone(model_id));
+                cursor.model_id = Some(Arc::clone(model_id));
                 self.ready.push(Shown::Published(Arc::clone(event)));
             }
-            Event::Piece { turn_id, .. } if *turn_id == self.cursor.turn_id => {
-                return self.cursor.piece(event, &mut self.ready);
+            Event::Piece { turn_id, .. } if *turn_id == cursor.turn_id => {
+                return self.reader.piece(event, &mut self.ready);
             }
-            Event::Ended { entry, .. } if entry.turn_id == Some(self.cursor.turn_id) => {
-                self.cursor.clone().end(event, &mut self.ready);
+            Event::Ended { entry, .. } if entry.turn_id == Some(cursor.turn_id) => {
+                self.reader.clone().end(event, &mut self.ready);
                 self.ended = true;
             }
             _ => {}
@@ -94,18 +105,20 @@ impl Follow {
 
     async fn resync(&mut self) -> store::Result<()> {
         let store = &self.router.0.parts.store;
-        let turn = store.turn(self.cursor.turn_id).await?.ok_or(store::Error::NotFound)?;
+        let cursor = &mut self.reader.cursor;
+        let turn = store.turn(cursor.turn_id).await?.ok_or(store::Error::NotFound)?;
         let Some(seq) = turn.reply_seq else { return Ok(()) };
-        self.cursor.model_id = turn.model_id.map(Into::into);
+        cursor.model_id = turn.model_id.map(Into::into);
         if turn.state == TurnState::Running {
             if !std::mem::replace(&mut self.loading_shown, true) {
                 self.ready.push(Shown::Loading { turn_id: turn.id, seq });
             }
-            return self.cursor.catch_up(&self.router, &mut self.ready).await;
+            self.reader.catch_up(&self.router, self.session_id, &mut self.ready);
+            return Ok(());
         }
         let entries = store.entries(self.session_id, Range::After(seq - 1, 1)).await?;
         if let Some(entry) = entries.into_iter().next() {
-            self.cursor.clone().finish(&Arc::new(entry), None, &mut self.ready);
+            self.reader.clone().finish(&Arc::new(entry), None, &mut self.ready);
             self.ended = true;
         }
         Ok(())

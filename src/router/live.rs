@@ -33,13 +33,19 @@ struct Text {
 impl Live {
     /// Adds a piece and returns its offset.
     pub(super) fn push(&self, model_id: &Arc<str>, piece: &str) -> u64 {
+        self.lock().push(Some(model_id), piece)
+    }
+
+    /// Adds what is new of a piece whose place is known; its writer is not, where it was read from a log. `false`: it
+    /// begins behind the end of the text.
+    pub(super) fn join(&self, model_id: Option<&Arc<str>>, offset: u64, piece: &str) -> bool {
         let mut live = self.lock();
-        let offset = live.length();
-        if live.writers.last().is_none_or(|(_, writer)| writer != model_id) {
-            live.writers.push((offset, Arc::clone(model_id)));
+        let Some(held) = live.length().checked_sub(offset) else { return false };
+        let new = usize::try_from(held).ok().and_then(|held| piece.get(held..)).unwrap_or_default();
+        if !new.is_empty() {
+            live.push(model_id, new);
         }
-        live.text.push_str(piece);
-        offset
+        true
     }
 
     /// All of the text.
@@ -58,14 +64,17 @@ impl Live {
         self.lock().length()
     }
 
-    /// The text from an offset on, at most so many bytes, whole characters, by one model, and that model.
-    pub(super) fn piece(&self, offset: u64, most: u64) -> (Option<Arc<str>>, String) {
+    /// The text from an offset on, or from the beginning of the character that it lies in, at most so many bytes, whole
+    /// characters, by one model; where it begins, and that model.
+    pub(super) fn piece(&self, offset: u64, most: u64) -> (u64, Option<Arc<str>>, String) {
         let live = self.lock();
         let next = live.writers.partition_point(|(from, _)| *from <= offset);
         let writer = next.checked_sub(1).and_then(|at| live.writers.get(at)).map(|(_, writer)| Arc::clone(writer));
         let until = live.writers.get(next).map_or(u64::MAX, |(from, _)| *from).min(offset.saturating_add(most));
         let at = |byte: u64| boundary(&live.text, usize::try_from(byte).unwrap_or(usize::MAX));
-        (writer, live.text.get(at(offset)..at(until)).unwrap_or_default().to_owned())
+        let begin = at(offset);
+        let text = live.text.get(begin..at(until)).unwrap_or_default().to_owned();
+        (begin.try_into().unwrap_or(u64::MAX), writer, text)
     }
 
     fn lock(&self) -> MutexGuard<'_, Text> {
@@ -88,6 +97,17 @@ impl Live {
 }
 
 impl Text {
+    fn push(&mut self, model_id: Option<&Arc<str>>, piece: &str) -> u64 {
+        let offset = self.length();
+        if let Some(model_id) = model_id
+            && self.writers.last().is_none_or(|(_, writer)| writer != model_id)
+        {
+            self.writers.push((offset, Arc::clone(model_id)));
+        }
+        self.text.push_str(piece);
+        offset
+    }
+
     fn length(&self) -> u64 {
         self.text.len().try_into().unwrap_or(u64::MAX)
     }
@@ -125,6 +145,11 @@ impl Turns {
         known
     }
 
+    /// The same, and nothing is kept of a turn that is none of this node's.
+    pub(super) fn stop_running(&self, id: TurnId) -> bool {
+        self.get(id).inspect(|live| live.stop()).is_some()
+    }
+
     pub(super) fn end(&self, id: TurnId) {
         let live = self.lock().remove(&id);
         if let Some(live) = live {
@@ -144,11 +169,6 @@ pub(super) struct Early<'a> {
     id: TurnId,
     settled: bool,
 }
-
-    /// The same, and nothing is kept of a turn that is none of this node's.
-    pub(super) fn stop_running(&self, id: TurnId) -> bool {
-        self.get(id).inspect(|live| live.stop()).is_some()
-    }
 
 impl Early<'_> {
     /// The turn has started, and its runner takes it on.

@@ -11,15 +11,17 @@ mod lists;
 mod live;
 mod moderation;
 mod naming;
+mod reader;
 mod reading;
 mod recover;
+mod remote;
 mod rotation;
 mod send;
 mod sessions;
 mod shares;
+mod stop;
 mod turn;
 mod watch;
-mod stop;
 
 pub use crate::store::rotation::Progress;
 pub use budget::{Account, Budget};
@@ -157,6 +159,7 @@ struct Inner {
     parts: Parts,
     node: NodeId,
     live: live::Turns,
+    remotes: remote::Remotes,
     histories: history::Histories,
     rotation: rotation::Rotation,
     runners: TaskTracker,
@@ -172,6 +175,7 @@ impl Router {
             parts,
             node: NodeId::new(),
             live: live::Turns::default(),
+            remotes: remote::Remotes::default(),
             histories,
             rotation: rotation::Rotation::default(),
             runners: TaskTracker::new(),
@@ -235,16 +239,16 @@ impl Router {
         self.0.parts.bus.publish(&Topic::User(session.user_id.clone()), event).await;
     }
 
-    /// Contains and counts a panic; `None` then. The panic hook has logged its cause.
-    async fn contained<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let done = AssertUnwindSafe(work).catch_unwind().await;
-        done.inspect_err(|_panic| self.0.parts.metrics.panics_total.inc()).ok()
     /// Has limits hold for all nodes together, until the server stops.
     pub async fn share_limits(&self) {
         let parts = &self.0.parts;
         parts.limiter.share(&*parts.bus, self.0.node, &parts.lifecycle).await;
     }
 
+    /// Contains and counts a panic; `None` then. The panic hook has logged its cause.
+    async fn contained<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let done = AssertUnwindSafe(work).catch_unwind().await;
+        done.inspect_err(|_panic| self.0.parts.metrics.panics_total.inc()).ok()
     }
 
     /// Names this node's lease on a turn that is about to start.

@@ -9,6 +9,7 @@ use std::{
 use super::{
     RETRY_PAUSE, Refusal, Router,
     cursor::{Cursor, Fit, Shown, Waiting, whole},
+    reader::Reader,
 };
 use crate::{
     bus::{Delivery, Published, Subscription, Topic},
@@ -60,16 +61,23 @@ pub struct Watch {
     told: Told,
     rev: u64,
     over: bool,
-    running: Option<Running>,
+    /// boxed: most watches watch nothing that runs
+    running: Option<Box<Running>>,
     ready: Waiting,
 }
 
 /// The reply that is being written, and how much of it was shown.
 #[derive(Clone, Debug)]
 struct Running {
-    cursor: Cursor,
+    reader: Reader,
     seq: u64,
     muted: bool,
+}
+
+impl Running {
+    const fn turn_id(&self) -> TurnId {
+        self.reader.cursor.turn_id
+    }
 }
 
 /// What a watcher was told of its session: digests of the texts, as nearly all watchers never need them.
@@ -184,10 +192,19 @@ impl Watch {
             if self.over {
                 return None;
             }
-            let fit = match self.subscription.next().await {
-                Delivery::Event(event) => self.apply(&event),
-                Delivery::Word(_) => Fit::Seamless,
-                Delivery::Lagged => Fit::Hole,
+            let told = tokio::select! {
+                biased;
+                told = self.subscription.next() => Some(told),
+                () = Reader::behind(self.running.as_ref().map(|running| &running.reader)) => None,
+            };
+            let fit = match (told, &mut self.running) {
+                (Some(Delivery::Event(event)), _) => self.apply(&event),
+                (Some(Delivery::Lagged), _) => Fit::Hole,
+                (None, Some(running)) => {
+                    running.reader.grow(&mut self.ready);
+                    Fit::Seamless
+                }
+                (Some(Delivery::Word(_)) | None, _) => Fit::Seamless,
             };
             if fit == Fit::Hole {
                 // Boxed, being rare: an idle watch keeps no room for it.
@@ -252,11 +269,11 @@ impl Watch {
         }
         if let Some(running) = &mut self.running
             && let Left::Running(turn_id, offset) = left
-            && running.cursor.turn_id == turn_id
+            && running.reader.cursor.turn_id == turn_id
         {
-            running.cursor.offset = offset;
+            running.reader.cursor.offset = offset;
         }
-        self.catch_up().await?;
+        self.catch_up();
         Ok(recovered)
     }
 
@@ -290,15 +307,15 @@ impl Watch {
             }
             Event::Loading { turn_id, seq, model_id, .. } => self.loading((*turn_id, *seq), model_id, event),
             Event::Piece { turn_id, .. } => match &mut self.running {
-                Some(running) if running.cursor.turn_id == *turn_id && running.muted => Fit::Seamless,
-                Some(running) if running.cursor.turn_id == *turn_id => running.cursor.piece(event, &mut self.ready),
+                Some(running) if running.turn_id() == *turn_id && running.muted => Fit::Seamless,
+                Some(running) if running.turn_id() == *turn_id => running.reader.piece(event, &mut self.ready),
                 // Of a turn whose end was read from the store before this event was: old news.
                 _ => Fit::Seamless,
             },
             Event::Ended { entry, .. } => {
-                match self.running.take_if(|running| Some(running.cursor.turn_id) == entry.turn_id) {
+                match self.running.take_if(|running| Some(running.turn_id()) == entry.turn_id) {
                     Some(running) if running.muted => {}
-                    Some(running) => running.cursor.end(event, &mut self.ready),
+                    Some(running) => running.reader.end(event, &mut self.ready),
                     None => return self.in_order(entry, event),
                 }
                 Fit::Seamless
@@ -334,7 +351,7 @@ impl Watch {
 
     fn loading(&mut self, (turn_id, seq): (TurnId, u64), model_id: &Arc<str>, event: &Arc<Published>) -> Fit {
         match &self.running {
-            Some(running) if running.cursor.turn_id == turn_id => {
+            Some(running) if running.turn_id() == turn_id => {
                 if !running.muted {
                     self.ready.push(Shown::Published(Arc::clone(event)));
                 }
@@ -356,7 +373,8 @@ impl Watch {
         if !muted {
             self.ready.push(loading);
         }
-        self.running = Some(Running { cursor: Cursor { turn_id, model_id, offset: 0 }, seq, muted });
+        let reader = Reader::new(Cursor { turn_id, model_id, offset: 0 });
+        self.running = Some(Box::new(Running { reader, seq, muted }));
     }
 
     /// Shows an entry as the store has it, unless it was shown, or this connection's own exchange shows it.
@@ -367,7 +385,7 @@ impl Watch {
             if let Some(running) = self.running.take_if(|_| entry.settled())
                 && !running.muted
             {
-                running.cursor.finish(&entry, None, &mut self.ready);
+                running.reader.finish(&entry, None, &mut self.ready);
             }
             return;
         }
@@ -406,15 +424,15 @@ impl Watch {
                 self.take(Arc::new(entry));
             }
             if !more {
-                return self.catch_up().await;
+                self.catch_up();
+                return Ok(());
             }
         }
     }
 
-    async fn catch_up(&mut self) -> store::Result<()> {
-        match &mut self.running {
-            Some(running) if !running.muted => running.cursor.catch_up(&self.router, &mut self.ready).await,
-            _ => Ok(()),
+    fn catch_up(&mut self) {
+        if let Some(running) = self.running.as_mut().filter(|running| !running.muted) {
+            running.reader.catch_up(&self.router, self.session_id, &mut self.ready);
         }
     }
 }

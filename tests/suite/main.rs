@@ -35,6 +35,7 @@ mod lab; // the link of the loss lab, and a short run on it
 mod leases; // what a node says of a turn while its lease holds, and when it does not
 mod llm; // providers against a scripted server that speaks the vendor's format
 mod moderation; // texts that a hook of the operator's refuses, before they are stored or when they are whole
+mod nodes; // several nodes over one store and one bus: viewers, stops, histories and limits across them
 mod ops; // pages, discovery, sign-in, health and metrics over HTTP
 mod predecessor; // the predecessor's clients over their WebSocket, with their exact frames
 mod predecessor_http; // the predecessor's HTTP clients: their paths, and the fields that they read

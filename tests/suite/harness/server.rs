@@ -97,6 +97,11 @@ impl Server {
         Self::of(chatbox::server::Server::bind_with_bus(config, bus).await.expect("bind"))
     }
 
+    /// The same over a store and a bus that other servers share.
+    pub(crate) async fn run_over(config: Config, shared: chatbox::server::Shared) -> Self {
+        Self::of(chatbox::server::Server::bind_over(config, shared).await.expect("bind"))
+    }
+
     fn of(server: chatbox::server::Server) -> Self {
         let addresses = server.addresses().clone();
         Self {
