@@ -4,7 +4,7 @@ use tracing::{error, info, warn};
 
 use super::Router;
 use crate::{
-    chat::{Turn, TurnId, TurnState},
+    chat::{NodeId, Turn, TurnId, TurnState},
     store::{EndTurn, Result},
 };
 
@@ -29,13 +29,16 @@ impl Router {
         Ok(())
     }
 
-    /// Looks once in every lease time until the server drains.
+    /// Looks once in every lease time, at moments of this node's own, until the server drains.
     pub async fn sweep(&self) {
+        let lease = self.0.parts.config.turn_lease;
         loop {
+            // The last bits of a fresh id are random.
+            let random = u32::try_from(NodeId::new().0.as_u64_pair().1 & 0xFFFF).unwrap_or_default();
             tokio::select! {
                 biased;
                 () = self.0.parts.lifecycle.draining() => return,
-                () = tokio::time::sleep(self.0.parts.config.turn_lease) => {}
+                () = tokio::time::sleep(lease / 2 + lease / 2 * random / 0x1_0000) => {}
             }
             if let Some(Err(err)) = self.contained(self.recover()).await {
                 error!(error = &err as &dyn std::error::Error, "abandoned turns are not found");
