@@ -106,7 +106,7 @@ impl Bench {
             if self.stop.is_cancelled() {
                 break;
             }
-            if scenario.needs_own_server() && matches!(self.place, scenario::Place::Given(_)) {
+            if scenario.needs_own_server() && !matches!(self.place, scenario::Place::Own(_)) {
                 let why = "needs a server of its own: leave out --url".to_owned();
                 self.tell.step(Step::Left { scenario, why });
                 continue;

@@ -133,7 +133,21 @@ impl Meter {
     /// # Errors
     /// When there is no such process, or this is not Linux.
     pub fn of(pid: u32) -> anyhow::Result<Self> {
-        Ok(Self { clocks: family(pid)?.into_iter().map(CpuClock::of).collect::<Result<_, _>>()? })
+        Self::of_all(&[pid])
+    }
+
+    /// Measures several processes and those that each has started by now.
+    ///
+    /// # Errors
+    /// Those of [`Self::of`].
+    pub fn of_all(pids: &[u32]) -> anyhow::Result<Self> {
+        let mut clocks = Vec::new();
+        for pid in pids {
+            for member in family(*pid)? {
+                clocks.push(CpuClock::of(member)?);
+            }
+        }
+        Ok(Self { clocks })
     }
 
     /// CPU time of all of them together.

@@ -35,6 +35,8 @@ pub enum Place {
     Own(Own),
     /// all load this one
     Given(Arc<Target>),
+    /// those who write are on the first, those who read on the second: two nodes of one cluster
+    Nodes(Arc<Target>, Arc<Target>),
 }
 
 /// What every scenario is given.
@@ -86,15 +88,21 @@ impl Bench {
     async fn target(&self, settings: &[(&str, String)]) -> anyhow::Result<Arc<Target>> {
         match &self.place {
             Place::Own(own) => Ok(Arc::new(Target::start(own, super::target::home()?, settings).await?)),
-            Place::Given(target) => Ok(Arc::clone(target)),
+            Place::Given(target) | Place::Nodes(target, _) => Ok(Arc::clone(target)),
         }
+    }
+
+    /// Where those are who read what others write.
+    fn beside(&self, target: &Arc<Target>) -> Arc<Target> {
+        let Place::Nodes(_, beside) = &self.place else { return Arc::clone(target) };
+        Arc::clone(beside)
     }
 
     /// What starts servers, for scenarios that need one of their own.
     fn own(&self) -> anyhow::Result<&Own> {
         match &self.place {
             Place::Own(own) => Ok(own),
-            Place::Given(_) => anyhow::bail!("needs a server of its own: leave out --url"),
+            Place::Given(_) | Place::Nodes(..) => anyhow::bail!("needs a server of its own: leave out --url"),
         }
     }
 

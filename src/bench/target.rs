@@ -58,7 +58,8 @@ pub struct Target {
     /// where it is
     pub site: Site,
     issuer: Issuer,
-    pid: Option<u32>,
+    /// what it consists of; none: not known
+    pids: Vec<u32>,
     child: Option<Child>,
 }
 
@@ -69,18 +70,19 @@ struct Child {
 }
 
 impl Target {
-    /// A server that runs already. `pid` names its process, when it is on this machine and its cost is to be read.
+    /// A server that runs already. `pids` names its processes, when they are on this machine and its cost is to be
+    /// read.
     ///
     /// # Errors
     /// [`Beyond`] when an address of it is not loopback, unless `remote` allows that; and when it does not answer.
-    pub async fn given(base: &Url, secret: &Secret, pid: Option<u32>, remote: Remote) -> anyhow::Result<Self> {
+    pub async fn given(base: &Url, secret: &Secret, pids: Vec<u32>, remote: Remote) -> anyhow::Result<Self> {
         remote.check(base)?;
         let site = Site::discover(base).await.with_context(|| format!("ask `{base}` where it is"))?;
         // What discovery names may be elsewhere.
         for url in site.webtransport.iter().chain([&site.websocket, &site.http]) {
             remote.check(url)?;
         }
-        Ok(Self { site, issuer: Issuer::new(&Config::default(), secret), pid, child: None })
+        Ok(Self { site, issuer: Issuer::new(&Config::default(), secret), pids, child: None })
     }
 
     /// Starts a server on free loopback ports with data of its own, limits that nobody reaches, and `settings` as its
@@ -95,8 +97,8 @@ impl Target {
         let secret = std::fs::read_to_string(dir.path().join("data/jwt_secret")).context("read the server's secret")?;
         let site = Site::discover(&base).await.context("ask the server where it is")?;
         let issuer = Issuer::new(&Config::default(), &Secret::new(secret.trim()));
-        let pid = Some(process.0.id());
-        Ok(Self { site, issuer, pid, child: Some(Child { process, dir }) })
+        let pids = vec![process.0.id()];
+        Ok(Self { site, issuer, pids, child: Some(Child { process, dir }) })
     }
 
     async fn spawn(own: &Own, dir: &TempDir, settings: &[(&str, String)]) -> anyhow::Result<(Owned, Url)> {
@@ -149,7 +151,7 @@ impl Target {
     /// # Errors
     /// When the process cannot be read.
     pub fn meter(&self) -> anyhow::Result<Option<Meter>> {
-        self.pid.map(Meter::of).transpose()
+        (!self.pids.is_empty()).then(|| Meter::of_all(&self.pids)).transpose()
     }
 
     /// The process, if it is a child of this one.

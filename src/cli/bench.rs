@@ -49,9 +49,12 @@ pub(super) struct Ask {
     /// The secret that tokens of that server are signed with, such as data/jwt_secret
     #[arg(long, value_name = "FILE", requires = "url")]
     token_secret_file: Option<PathBuf>,
-    /// The process of that server, whose CPU time and memory are read
-    #[arg(long, requires = "url")]
-    pid: Option<u32>,
+    /// A second node of that server's cluster, where those are who read; for `relay` only
+    #[arg(long, requires = "url", value_name = "URL")]
+    beside: Option<Url>,
+    /// The process of that server, whose CPU time and memory are read; repeated, those of several together
+    #[arg(long = "pid", requires = "url", value_name = "PID")]
+    pids: Vec<u32>,
     /// Send load to a server that is not on this machine. Only to one that is yours to load
     #[arg(long, requires = "url")]
     allow_remote: bool,
@@ -190,13 +193,23 @@ impl Ask {
             return Ok(Place::Own(Own { binary, overrides: global.overrides.clone(), cores }));
         };
         let secret = std::fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
+        let secret = Secret::new(secret.trim());
+        let target = self.given(url, &secret).await?;
+        let Some(beside) = &self.beside else { return Ok(Place::Given(target)) };
+        if self.scenarios != [Scenario::Relay] {
+            return Err(BadUsage("--beside is for `relay` alone".to_owned()).into());
+        }
+        Ok(Place::Nodes(target, self.given(beside, &secret).await?))
+    }
+
+    async fn given(&self, url: &Url, secret: &Secret) -> anyhow::Result<Arc<Target>> {
         let remote = if self.allow_remote { Remote::Allowed } else { Remote::Refused };
-        let target = Target::given(url, &Secret::new(secret.trim()), self.pid, remote).await;
+        let target = Target::given(url, secret, self.pids.clone(), remote).await;
         let target = target.map_err(|err| match err.downcast::<Beyond>() {
             Ok(beyond) => BadUsage(format!("{beyond}; --allow-remote says so")).into(),
             Err(err) => err,
         })?;
-        Ok(Place::Given(Arc::new(target)))
+        Ok(Arc::new(target))
     }
 
     /// The command that measures the same again.

@@ -142,6 +142,26 @@ async fn a_server_that_runs_is_loaded_with_its_secret() {
     assert!(report.rows.iter().all(|row| row.n > 0 && row.cpu_us.is_none()), "{:?}", report.rows);
 }
 
+/// Both nodes are this one, whose bus is within the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_can_be_on_another_node_than_writers() {
+    let _alone = ALONE.acquire().await;
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), server.secret.expose()).unwrap();
+    let url = server.url.join("/chatbox").unwrap().to_string();
+    let pid = std::process::id().to_string();
+    let given = ["--url", &url, "--beside", &url, "--pid", &pid, "--token-secret-file", "secret", "--out", "r.json"];
+    let mut loading = command(dir.path(), &[&given[..], &["relay"]].concat());
+    let output = tokio::task::spawn_blocking(move || loading.output().unwrap()).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = Report::read(&std::fs::read_to_string(dir.path().join("r.json")).unwrap()).unwrap();
+    assert!(report.rows.iter().all(|row| row.n > 0 && row.cpu_us.is_some()), "{:?}", report.rows);
+    let stored = bench(dir.path(), &[&given[..], &["stored"]].concat());
+    let told = String::from_utf8_lossy(&stored.stderr);
+    assert!(stored.status.code() == Some(64) && told.contains("--beside is for `relay` alone"), "{told}");
+}
+
 #[test]
 fn a_target_beyond_this_machine_is_refused() {
     let dir = tempfile::tempdir().unwrap();

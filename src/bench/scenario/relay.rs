@@ -40,7 +40,7 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
     let people: Vec<_> = (0..bench.sizes.pairs).map(|number| person("relay", number)).collect();
     // One after the other, so that both devices of a person find the same session.
     let writers = bench.devices(&target, via, people.clone()).await?;
-    let readers = bench.devices(&target, via, people).await?;
+    let readers = bench.devices(&bench.beside(&target), via, people).await?;
     let pair = |(writes, reads): (Device, Device)| {
         let frames = ["start", "stop"].map(|state| device::typing(writes.session, state, FRAME_BYTES));
         Typists { writes, reads, frames, asked: 0 }
