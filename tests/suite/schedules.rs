@@ -5,13 +5,13 @@
 //! shortest prefix that still fails, and what was wrong; `SCHEDULES_SEED=n cargo test schedules` runs those of a
 //! run that failed again. The steps are the same then; what the threads of the server do meanwhile is theirs.
 
-mod held;
-mod link;
-mod outbox;
-mod plan;
+pub(crate) mod held;
+pub(crate) mod link;
+pub(crate) mod outbox;
+pub(crate) mod plan;
 mod plant;
 mod play;
-mod world;
+pub(crate) mod world;
 
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
@@ -101,7 +101,7 @@ async fn check_store(world: &World, logs: &[Log]) {
     store.close().await;
 }
 
-fn from_store(entry: chatbox::chat::Entry) -> Entry {
+pub(crate) fn from_store(entry: chatbox::chat::Entry) -> Entry {
     let turn = entry.turn_id.expect("every entry here has a turn").to_string();
     match (entry.sender, entry.state) {
         (Sender::Ai, Some(state)) => {
@@ -168,11 +168,24 @@ async fn vanishing_at_the_moment_a_message_is_stored_does_not_keep_it_from_being
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_schedules_lose_nothing_and_double_nothing() {
     let _alone = ALONE.acquire().await.unwrap();
-    const SCHEDULES: u64 = 1600;
+    const SCHEDULES: u64 = 2000;
     let (world, first) = (World::start(0).await, seed());
     let logs = run_all(&world, first..first + SCHEDULES).await;
     world.end(Ending::Stopped).await;
     assert!(logs.iter().map(|log| log.entries.len()).sum::<usize>() > 2000, "much was said");
+    check_store(&world, &logs).await;
+}
+
+/// Each device is on any of the nodes, and on another one when it comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schedules_over_several_nodes_lose_nothing_and_double_nothing() {
+    let _alone = ALONE.acquire().await.unwrap();
+    const SCHEDULES: u64 = 200;
+    let Some(world) = World::cluster(3).await else { return };
+    let first = seed();
+    let logs = run_all(&world, first..first + SCHEDULES).await;
+    world.end(Ending::Stopped).await;
+    assert!(logs.iter().map(|log| log.entries.len()).sum::<usize>() > 250, "much was said");
     check_store(&world, &logs).await;
 }
 

@@ -151,8 +151,8 @@ impl Play {
 
     async fn connect(&mut self, device: usize, via: Via, through: Through) -> Result<(), Fault> {
         self.vanish(device);
-        let order = Rng::new(self.rng.next());
-        let Some(mut link) = Link::open(&self.world.place(), via, through, order).await else { return Ok(()) };
+        let (order, place) = (Rng::new(self.rng.next()), self.world.place(&mut self.rng));
+        let Some(mut link) = Link::open(&place, via, through, order).await else { return Ok(()) };
         let Device { held, link: slot, resumes } = &mut self.devices[device];
         if let Some(plant) = self.plant
             && std::mem::replace(resumes, true)
@@ -196,9 +196,10 @@ impl Play {
     }
 
     async fn attach(&mut self, device: usize, named: Option<Position>) -> Result<(), Fault> {
-        let Some(token) = self.devices[device].link.as_ref().map(|_| self.world.place().token(&self.user)) else {
+        if self.devices[device].link.is_none() {
             return Ok(());
-        };
+        }
+        let token = self.world.place(&mut self.rng).token(&self.user);
         let held = &mut self.devices[device].held;
         let after = held.after_seq();
         let mut frame = json!({"type": "attach", "id": id(), "token": token, "after_seq": after});

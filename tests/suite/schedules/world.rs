@@ -1,8 +1,9 @@
-//! What the devices of many users share: one server, which can be stopped in the middle and started again on the
-//! same data, and the model that answers.
+//! What the devices of many users share: a server, which can be stopped in the middle and started again on the same
+//! data, or several on one database; and the model that answers.
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -13,35 +14,47 @@ use std::{
 use async_trait::async_trait;
 use chatbox::{
     bus::{Bus, Local, Published, Subscription, Topic},
-    chat::word::Word,
-    config::Config,
+    chat::{SessionId, word::Word},
+    config::{Config, secret::Secret},
+    metrics::Metrics,
+    store::{self, Store},
 };
 use rusqlite::OpenFlags;
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, time::timeout};
 
 use super::plan::{Answer, Rng};
-use crate::harness::{Server, openai, provider::Provider};
+use crate::harness::{Server, mongo::Mongo, nats::Nats, openai, provider::Provider, server::Target};
 
 /// How long a turn may take to end, and a device to hold what the store holds.
 pub(super) const QUIET: Duration = Duration::from_secs(30);
 
 pub(super) struct World {
-    config: Config,
+    /// of each node
+    configs: Vec<Config>,
     /// per cent of the events that the bus loses
     lossy: usize,
-    place: RwLock<Arc<Place>>,
-    running: std::sync::Mutex<Option<Running>>,
+    places: RwLock<Vec<Arc<Place>>>,
+    running: std::sync::Mutex<Vec<Running>>,
+    /// what several nodes share
+    shared: Option<Shared>,
     _provider: Provider,
     _dir: TempDir,
 }
 
+/// A database and a bus of servers of their own.
+struct Shared {
+    store: Arc<dyn Store>,
+    _mongo: Mongo,
+    _nats: Nats,
+}
+
 /// Where the server is at the moment, and who may come in.
-pub(super) struct Place {
-    pub(super) http: SocketAddr,
-    pub(super) quic: SocketAddr,
-    pub(super) client: web_transport_quinn::Client,
-    target: crate::harness::server::Target,
+pub(crate) struct Place {
+    pub(crate) http: SocketAddr,
+    pub(crate) quic: SocketAddr,
+    pub(crate) client: web_transport_quinn::Client,
+    target: Target,
 }
 
 /// A server on threads of its own. Without them it is as dead as a killed process, save for what the operating
@@ -61,7 +74,33 @@ pub(super) enum Ending {
 }
 
 impl World {
+    /// One node with a file, on a bus within the process.
     pub(super) async fn start(lossy: usize) -> Arc<Self> {
+        Self::with(lossy, |config| (vec![config], None)).await
+    }
+
+    /// So many nodes on MongoDB and NATS; `None` where these are not installed.
+    pub(super) async fn cluster(nodes: usize) -> Option<Arc<Self>> {
+        let (mongo, nats) = (Mongo::replica_set(1).await?, Nats::start().await?);
+        let store = store::Config { url: mongo.url("chatbox"), ..store::Config::default() };
+        let bus = nats.url();
+        let opened = store::open(&store, Path::new(""), Metrics::new()).await.expect("the store opens");
+        let secret = Secret::random();
+        let node = |number: usize, config: &Config| {
+            let mut config = config.clone();
+            config.data_dir = config.data_dir.join(number.to_string());
+            (config.store, config.bus.url) = (store.clone(), bus.clone());
+            (config.auth.jwt_secret, config.cluster_secret) = (Some(secret.clone()), Some(secret.clone()));
+            config
+        };
+        let world = Self::with(0, |config| {
+            let configs = (0..nodes).map(|number| node(number, &config)).collect();
+            (configs, Some(Shared { store: opened, _mongo: mongo, _nats: nats }))
+        });
+        Some(world.await)
+    }
+
+    async fn with(lossy: usize, spread: impl FnOnce(Config) -> (Vec<Config>, Option<Shared>)) -> Arc<Self> {
         let provider = Provider::start_by(Answer::script).await;
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut config = Server::config(dir.path());
@@ -73,51 +112,63 @@ impl World {
         // So that no request waits for another, and a schedule needs no more than it has steps.
         config.limits.streams = 64;
         config.limits.queued_turns = 64;
-        let (running, place) = run(config.clone(), lossy).await;
-        let (place, running) = (RwLock::new(Arc::new(place)), std::sync::Mutex::new(Some(running)));
-        Arc::new(Self { config, lossy, place, running, _provider: provider, _dir: dir })
+        let (configs, shared) = spread(config);
+        let (places, running) = (RwLock::default(), std::sync::Mutex::default());
+        let world = Arc::new(Self { configs, lossy, places, running, shared, _provider: provider, _dir: dir });
+        world.run().await;
+        world
     }
 
-    pub(super) fn place(&self) -> Arc<Place> {
-        Arc::clone(&self.place.read().unwrap())
+    async fn run(&self) {
+        let (mut all, mut places) = (Vec::new(), Vec::new());
+        for config in self.configs.clone() {
+            let (running, place) = run(config, self.lossy).await;
+            all.push(running);
+            places.push(Arc::new(place));
+        }
+        *self.running.lock().unwrap() = all;
+        *self.places.write().unwrap() = places;
+    }
+
+    /// Any node.
+    pub(super) fn place(&self, rng: &mut Rng) -> Arc<Place> {
+        let places = self.places.read().unwrap();
+        Arc::clone(&places[rng.below(places.len())])
     }
 
     /// Ends the server, and starts it again on what it has left.
     pub(super) async fn restart(&self, ending: Ending) {
         self.end(ending).await;
-        let (running, place) = run(self.config.clone(), self.lossy).await;
-        *self.running.lock().unwrap() = Some(running);
-        *self.place.write().unwrap() = Arc::new(place);
+        self.run().await;
     }
 
-    /// Ends the server for good.
+    /// Ends every server for good.
     pub(super) async fn end(&self, ending: Ending) {
-        let Running { server, runtime } = self.running.lock().unwrap().take().expect("a server runs");
-        if ending == Ending::Stopped {
-            server.stop();
-            timeout(QUIET, server.ended()).await.expect("an end in time").expect("a clean end");
-            runtime.shutdown_background();
-            return;
+        let running = std::mem::take(&mut *self.running.lock().unwrap());
+        assert!(!running.is_empty(), "a server runs");
+        for Running { server, runtime } in running {
+            if ending == Ending::Stopped {
+                server.stop();
+                timeout(QUIET, server.ended()).await.expect("an end in time").expect("a clean end");
+                runtime.shutdown_background();
+                continue;
+            }
+            let dead = tokio::task::spawn_blocking(move || {
+                runtime.shutdown_timeout(QUIET);
+                drop(server);
+            });
+            dead.await.expect("no panic");
         }
-        let dead = tokio::task::spawn_blocking(move || {
-            runtime.shutdown_timeout(QUIET);
-            drop(server);
-        });
-        dead.await.expect("no panic");
     }
 
     /// Waits until no turn of a session waits or runs.
-    pub(super) async fn quiet(&self, session: &str) -> bool {
+    pub(crate) async fn quiet(&self, session: &str) -> bool {
         let session: uuid::Uuid = session.parse().expect("a session's id");
-        let path = self.config.data_dir.join("chatbox.db");
         let quiet = async {
-            let database = rusqlite::Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
             let mut look = tokio::time::interval(Duration::from_millis(10));
             loop {
                 look.tick().await;
-                let open = "SELECT count(*) FROM turns WHERE session_id = ?1 AND state IN ('queued', 'running')";
-                let open: u32 = database.query_row(open, [session.as_bytes()], |row| row.get(0)).unwrap();
-                if open == 0 {
+                if self.open_turns(session).await == 0 {
                     return;
                 }
             }
@@ -125,23 +176,42 @@ impl World {
         timeout(QUIET, quiet).await.is_ok()
     }
 
+    async fn open_turns(&self, session: uuid::Uuid) -> usize {
+        if let Some(Shared { store, .. }) = &self.shared {
+            return store.open_turns(SessionId(session)).await.expect("the store is read").len();
+        }
+        let path = self.configs[0].data_dir.join("chatbox.db");
+        let database = rusqlite::Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let open = "SELECT count(*) FROM turns WHERE session_id = ?1 AND state IN ('queued', 'running')";
+        database.query_row(open, [session.as_bytes()], |row| row.get(0)).unwrap()
+    }
+
     /// The store, once the server has ended.
-    pub(super) async fn store(&self) -> Arc<dyn chatbox::store::Store> {
-        let metrics = chatbox::metrics::Metrics::new();
-        chatbox::store::open(&self.config.store, &self.config.data_dir, metrics).await.expect("the store opens")
+    pub(super) async fn store(&self) -> Arc<dyn Store> {
+        if let Some(Shared { store, .. }) = &self.shared {
+            return Arc::clone(store);
+        }
+        let config = &self.configs[0];
+        store::open(&config.store, &config.data_dir, Metrics::new()).await.expect("the store opens")
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        if let Some(running) = self.running.get_mut().unwrap().take() {
+        for running in std::mem::take(self.running.get_mut().unwrap()) {
             running.runtime.shutdown_background();
         }
     }
 }
 
 impl Place {
-    pub(super) fn token(&self, user: &str) -> String {
+    pub(crate) fn of(target: Target) -> Self {
+        let address = |url: &url::Url| SocketAddr::from(([127, 0, 0, 1], url.port().expect("a port")));
+        let (http, quic) = (address(&target.url), address(&target.quic_url));
+        Self { http, quic, client: target.webtransport(), target }
+    }
+
+    pub(crate) fn token(&self, user: &str) -> String {
         self.target.token(user)
     }
 }
@@ -149,14 +219,13 @@ impl Place {
 async fn run(config: Config, lossy: usize) -> (Running, Place) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let bus = move |metrics| -> Arc<dyn Bus> {
-        let local = Local::new(metrics);
-        if lossy == 0 { Arc::new(local) } else { Arc::new(Lossy { local, percent: lossy, seen: AtomicUsize::new(0) }) }
+        Arc::new(Lossy { local: Local::new(metrics), percent: lossy, seen: AtomicUsize::new(0) })
     };
-    let server = runtime.spawn(Server::run_with_bus(config, bus)).await.expect("the server starts");
-    let address = |url: &url::Url| SocketAddr::from(([127, 0, 0, 1], url.port().expect("a port")));
-    let target = server.target();
-    let (http, quic) = (address(&target.url), address(&target.quic_url));
-    (Running { server, runtime }, Place { http, quic, client: target.webtransport(), target })
+    let start =
+        async move { if lossy == 0 { Server::run(config).await } else { Server::run_with_bus(config, bus).await } };
+    let server = runtime.spawn(start).await.expect("the server starts");
+    let place = Place::of(server.target());
+    (Running { server, runtime }, place)
 }
 
 /// The in-process bus, over a network that loses events.
