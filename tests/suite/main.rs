@@ -21,6 +21,7 @@ mod chat; // one message, end to end, over both transports
 mod cli; // the binary: commands, output, exit codes
 mod client; // the native client: resume, outbox, races, renewals, refusals
 mod client_link; // the native client's links: frames over both transports, certificates, ends
+mod cluster; // three nodes as processes on one database and one bus: what is lost when parts of it fail
 mod config; // file, environment and flags together; what refuses the start
 mod contract; // the published descriptions of routes and frames, held against the server
 mod copies; // datagrams beside the streams of a path that loses packets

@@ -10,6 +10,7 @@ pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod road;
 pub(crate) mod server;
+pub(crate) mod wire;
 
 use std::path::{Path, PathBuf};
 

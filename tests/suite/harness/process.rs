@@ -44,10 +44,13 @@ impl Process {
 
     /// The same with its log somewhere else.
     pub(crate) async fn start_logged(dir: &Path, provider: &Provider, settings: &[(&str, &str)], log: Stdio) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_chatbox"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chatbox"));
+        // Every CHATBOX_ variable is a setting to the server, and these are none.
+        for variable in ["CHATBOX_TEST_STRICT", "CHATBOX_TEST_MONGOD", "CHATBOX_TEST_NATS"] {
+            command.env_remove(variable);
+        }
+        let mut child = command
             .current_dir(dir)
-            // Every CHATBOX_ variable is a setting to the server, and this one is none.
-            .env_remove("CHATBOX_TEST_STRICT")
             .env("CHATBOX_LISTEN__HTTP", "localhost:0")
             .env("CHATBOX_LISTEN__QUIC", "localhost:0")
             .env("CHATBOX_LISTEN__OPS", "localhost:0")
@@ -67,7 +70,9 @@ impl Process {
         let url = Url::parse(line.split_whitespace().find(|word| word.starts_with("http")).expect("a URL")).unwrap();
         let discovery = http().get(url.join(".well-known/chatbox").unwrap()).send().await.expect("discovery");
         let known: Value = serde_json::from_slice(&discovery.bytes().await.unwrap()).unwrap();
-        let secret = std::fs::read_to_string(dir.join("data/jwt_secret")).expect("generated secret");
+        let given = settings.iter().find(|(key, _)| *key == "CHATBOX_AUTH__JWT_SECRET").map(|(_, value)| *value);
+        let generated = || std::fs::read_to_string(dir.join("data/jwt_secret")).expect("generated secret");
+        let secret = given.map_or_else(generated, str::to_owned);
         Self {
             child,
             target: Target {
@@ -109,9 +114,19 @@ impl Process {
 
     /// The same while others still hold it; does not wait for its end.
     pub(crate) fn kill_now(&self) {
+        self.signal("KILL");
+    }
+
+    /// Sends it a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().expect("runs").to_string();
-        let killed = std::process::Command::new("kill").args(["-9", &pid]).status().expect("kill");
-        assert!(killed.success(), "{pid} was not killed");
+        let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("kill");
+        assert!(sent.success(), "{name} was not sent to {pid}");
+    }
+
+    /// Waits until it has ended by itself, and says whether well.
+    pub(crate) async fn ended(&mut self) -> bool {
+        self.child.wait().await.expect("a child is waited for").success()
     }
 
     /// Kills it as a crash does: no handler runs.

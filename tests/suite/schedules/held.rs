@@ -9,32 +9,32 @@ use super::outbox::Outbox;
 use crate::harness::client::sha256;
 
 /// Why a frame, or a log, breaks the contract.
-pub(super) type Fault = String;
+pub(crate) type Fault = String;
 
 /// An entry in its final state.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Entry {
+pub(crate) enum Entry {
     Message { id: String, content: String, turn: String },
     Reply { turn: String, reply_to: u64, state: String, text: String },
 }
 
 /// Where a device left a turn.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Position {
-    pub(super) turn: String,
-    pub(super) offset: usize,
+pub(crate) struct Position {
+    pub(crate) turn: String,
+    pub(crate) offset: usize,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(crate) struct Held {
     log: BTreeMap<u64, Entry>,
     texts: HashMap<String, String>,
     /// the server was stopped at some time: text that was shown may be missing from a reply that it interrupted
-    pub(super) restarted: bool,
+    pub(crate) restarted: bool,
     /// the server is going away, and may refuse what was asked
-    pub(super) refused: bool,
+    pub(crate) refused: bool,
     /// the last place that was taken when it attached, once it is
-    pub(super) last_seq: Option<u64>,
+    pub(crate) last_seq: Option<u64>,
     seen: Seen,
 }
 
@@ -77,16 +77,16 @@ struct Shown {
 
 impl Held {
     /// The largest n for which it holds every entry up to n in its final state.
-    pub(super) fn after_seq(&self) -> u64 {
+    pub(crate) fn after_seq(&self) -> u64 {
         (1..).take_while(|seq| self.log.contains_key(seq)).last().unwrap_or_default()
     }
 
-    pub(super) const fn log(&self) -> &BTreeMap<u64, Entry> {
+    pub(crate) const fn log(&self) -> &BTreeMap<u64, Entry> {
         &self.log
     }
 
     /// Turns whose text it holds in part, and how much of it.
-    pub(super) fn parts(&self) -> Vec<Position> {
+    pub(crate) fn parts(&self) -> Vec<Position> {
         let part = |(turn, text): (&String, &String)| Position { turn: turn.clone(), offset: text.len() };
         let mut parts: Vec<_> = self.texts.iter().map(part).collect();
         parts.sort_by(|one, other| one.turn.cmp(&other.turn));
@@ -94,7 +94,7 @@ impl Held {
     }
 
     /// Exchanges whose answers are still to come, with the turns that they are known to show.
-    pub(super) fn exchanges(&self) -> Vec<(String, Option<String>)> {
+    pub(crate) fn exchanges(&self) -> Vec<(String, Option<String>)> {
         let open = self.seen.exchanges.iter().filter(|(_, exchange)| exchange.follows || exchange.accepted == 0);
         let mut open: Vec<_> = open.map(|(id, exchange)| (id.clone(), exchange.turn.clone())).collect();
         open.sort();
@@ -102,35 +102,35 @@ impl Held {
     }
 
     /// Whether an answer to this request is still to come here.
-    pub(super) fn waits_for(&self, id: &str) -> bool {
+    pub(crate) fn waits_for(&self, id: &str) -> bool {
         self.seen.exchanges.get(id).is_some_and(|exchange| exchange.accepted < exchange.sent)
     }
 
     /// A new connection begins.
-    pub(super) fn connected(&mut self) {
+    pub(crate) fn connected(&mut self) {
         self.seen = Seen::default();
         self.refused = false;
     }
 
     /// An `attach` of this id was sent, with this position.
-    pub(super) fn attaching(&mut self, id: &str, after: u64, named: Option<Position>) {
+    pub(crate) fn attaching(&mut self, id: &str, after: u64, named: Option<Position>) {
         self.last_seq = None;
         let watch = Watch { after, last: after, named, places: HashSet::new() };
         self.seen.attaching.insert(id.to_owned(), watch);
     }
 
     /// A message of this id was sent.
-    pub(super) fn asking(&mut self, id: &str) {
+    pub(crate) fn asking(&mut self, id: &str) {
         self.seen.exchanges.entry(id.to_owned()).or_default().sent += 1;
     }
 
     /// Its answers are not read any longer.
-    pub(super) fn gave_up(&mut self, id: &str) {
+    pub(crate) fn gave_up(&mut self, id: &str) {
         self.seen.exchanges.remove(id);
     }
 
     /// Takes a frame in. `stream` is the request that opened the stream that it came on, where there are streams.
-    pub(super) fn hear(&mut self, frame: &Value, stream: Option<&str>, outbox: &mut Outbox) -> Result<(), Fault> {
+    pub(crate) fn hear(&mut self, frame: &Value, stream: Option<&str>, outbox: &mut Outbox) -> Result<(), Fault> {
         if self.refused && frame["type"] == "error" && frame["turn_id"].is_null() {
             return Ok(());
         }
@@ -289,7 +289,10 @@ impl Held {
             return Err(format!("a second end: {frame}"));
         }
         let length = usize::try_from(number(frame, "length")?).unwrap();
-        if shown.next != length {
+        // What another node ended has the length of its log, and more of it may have been shown.
+        let beyond =
+            self.restarted && shown.next > length && matches!(text(frame, "state")?, "interrupted" | "stopped");
+        if shown.next != length && !beyond {
             return Err(format!("the end at {length} of a text shown up to {}: {frame}", shown.next));
         }
         let held = self.texts.remove(&turn).unwrap_or_default();
@@ -317,7 +320,7 @@ impl Held {
         if number(frame, "length")? != u64::try_from(whole.len()).unwrap() || text(frame, "sha256")? != sha256(&whole) {
             return Err(format!("not {whole:?}: {frame}"));
         }
-        let lost = self.restarted && state == "interrupted";
+        let lost = self.restarted && matches!(state.as_str(), "interrupted" | "stopped");
         if !common(&whole, held) || held.len() > whole.len() && !lost {
             return Err(format!("{held:?} was shown: {frame}"));
         }

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
@@ -30,9 +31,9 @@ use super::{
 use crate::harness::{Via, client::PATIENCE, proxy::Proxy};
 
 /// A frame, and the request that opened its stream, where there are streams.
-pub(super) type Came = (Value, Option<String>);
+pub(crate) type Came = (Value, Option<String>);
 
-pub(super) struct Link {
+pub(crate) struct Link {
     inner: Inner,
     order: Rng,
     /// bytes that it still reads
@@ -40,7 +41,7 @@ pub(super) struct Link {
     ready: VecDeque<Came>,
     planted: Option<Planted>,
     /// A network that goes dead is not known to be.
-    pub(super) doubtful: bool,
+    pub(crate) doubtful: bool,
     _proxy: Option<Proxy>,
 }
 
@@ -73,7 +74,7 @@ impl Link {
         };
         let address = proxy.as_ref().map_or(server, |proxy| proxy.address);
         let inner = match timeout(PATIENCE, connect(place, via, address)).await {
-            Ok(inner) => inner,
+            Ok(inner) => inner.expect("a server that runs takes connections"),
             Err(_dead) if proxy.is_some() => return None,
             Err(_elapsed) => panic!("no connection over {via:?}"),
         };
@@ -82,7 +83,15 @@ impl Link {
         Some(Self { inner, order, left: usize::MAX, ready, planted: None, doubtful, _proxy: proxy })
     }
 
-    pub(super) const fn via(&self) -> Via {
+    /// Opens a connection to a server that may be gone; `None` when there is none within some time.
+    pub(crate) async fn attempt(place: &Place, via: Via, order: Rng, within: Duration) -> Option<Self> {
+        let server = if via == Via::WebTransport { place.quic } else { place.http };
+        let inner = timeout(within, connect(place, via, server)).await.ok()?.ok()?;
+        let ready = VecDeque::new();
+        Some(Self { inner, order, left: usize::MAX, ready, planted: None, doubtful: false, _proxy: None })
+    }
+
+    pub(crate) const fn via(&self) -> Via {
         match self.inner {
             Inner::Streams { .. } => Via::WebTransport,
             Inner::Socket(_) => Via::WebSocket,
@@ -90,7 +99,7 @@ impl Link {
     }
 
     /// Sends a request: on a stream of its own if it opens an exchange or a watch. `false`: the connection is gone.
-    pub(super) async fn send(&mut self, frame: &Value) -> bool {
+    pub(crate) async fn send(&mut self, frame: &Value) -> bool {
         let sent = timeout(PATIENCE, self.try_send(frame)).await;
         // A network that goes dead takes what it has room for.
         sent.unwrap_or(None).is_some()
@@ -160,7 +169,7 @@ impl Link {
     }
 
     /// Closes as a page does that is left.
-    pub(super) async fn leave(self) {
+    pub(crate) async fn leave(self) {
         match self.inner {
             Inner::Streams { session, .. } => session.close(0, b""),
             Inner::Socket(mut socket) => drop(timeout(PATIENCE, SinkExt::close(&mut socket)).await),
@@ -168,14 +177,14 @@ impl Link {
     }
 
     /// Is there no more.
-    pub(super) fn vanish(self) {
+    pub(crate) fn vanish(self) {
         if let Inner::Streams { session, .. } = self.inner {
             quinn::Connection::close(&session, 0_u32.into(), b"");
         }
     }
 
     /// The next frame of any stream; `None` when nothing more comes. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<Came> {
+    pub(crate) async fn next(&mut self) -> Option<Came> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
@@ -197,21 +206,21 @@ impl Link {
     }
 }
 
-async fn connect(place: &Place, via: Via, address: SocketAddr) -> Inner {
+async fn connect(place: &Place, via: Via, address: SocketAddr) -> anyhow::Result<Inner> {
     match via {
         Via::WebTransport => {
-            let url = format!("https://{address}/chatbox/wt").parse::<url::Url>().expect("a URL");
-            let session = place.client.connect(url).await.expect("a session");
-            Inner::Streams { session: Box::new(session), streams: Vec::new() }
+            let url = format!("https://{address}/chatbox/wt").parse::<url::Url>()?;
+            let session = place.client.connect(url).await?;
+            Ok(Inner::Streams { session: Box::new(session), streams: Vec::new() })
         }
         Via::WebSocket => {
-            let mut request = format!("ws://{address}/chatbox/ws").into_client_request().unwrap();
-            request.headers_mut().insert("sec-websocket-protocol", "chatbox.v1".parse().unwrap());
-            let stream = TcpStream::connect(address).await.expect("the server listens");
-            stream.set_nodelay(true).expect("a socket takes the option");
+            let mut request = format!("ws://{address}/chatbox/ws").into_client_request()?;
+            request.headers_mut().insert("sec-websocket-protocol", "chatbox.v1".parse()?);
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
             let tap = Tap { stream, left_to_read: usize::MAX, left_to_write: usize::MAX };
-            let (socket, _) = tokio_tungstenite::client_async(request, tap).await.expect("a socket");
-            Inner::Socket(Box::new(socket))
+            let (socket, _) = tokio_tungstenite::client_async(request, tap).await?;
+            Ok(Inner::Socket(Box::new(socket)))
         }
     }
 }

@@ -8,40 +8,48 @@ use super::{
 };
 
 #[derive(Debug, Default)]
-pub(super) struct Outbox(Vec<Message>);
+pub(crate) struct Outbox(Vec<Message>);
 
 #[derive(Clone, Debug)]
-pub(super) struct Message {
-    pub(super) id: String,
-    pub(super) content: String,
+pub(crate) struct Message {
+    pub(crate) id: String,
+    pub(crate) content: String,
     /// its place and its turn
-    pub(super) accepted: Option<(u64, String)>,
+    pub(crate) accepted: Option<(u64, String)>,
     /// some answer said that it is no duplicate
     applied: bool,
 }
 
 impl Outbox {
-    pub(super) fn add(&mut self, answer: &Answer) -> Message {
+    pub(crate) fn add(&mut self, answer: &Answer) -> Message {
         let message = Message { id: crate::harness::id(), content: answer.content(), accepted: None, applied: false };
         self.0.push(message.clone());
         message
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|message| message.id.as_str())
+    }
+
+    pub(crate) fn find(&self, id: &str) -> Option<&Message> {
+        self.0.iter().find(|message| message.id == id)
     }
 
     pub(super) fn pick(&self, pick: usize) -> Option<&Message> {
         self.0.get(pick % self.0.len().max(1))
     }
 
-    pub(super) fn unanswered(&self) -> Vec<Message> {
+    pub(crate) fn unanswered(&self) -> Vec<Message> {
         self.0.iter().filter(|message| message.accepted.is_none()).cloned().collect()
     }
 
     /// The turns that it knows of.
-    pub(super) fn turns(&self) -> Vec<String> {
+    pub(crate) fn turns(&self) -> Vec<String> {
         self.0.iter().filter_map(|message| message.accepted.as_ref()).map(|(_, turn)| turn.clone()).collect()
     }
 
     /// Notes an `accepted`, and returns the message's text.
-    pub(super) fn accepted(&mut self, id: &str, seq: u64, turn: &str, duplicate: bool) -> Result<String, Fault> {
+    pub(crate) fn accepted(&mut self, id: &str, seq: u64, turn: &str, duplicate: bool) -> Result<String, Fault> {
         let Some(message) = self.0.iter_mut().find(|message| message.id == id) else {
             return Err(format!("{id} was never sent"));
         };
@@ -59,11 +67,12 @@ impl Outbox {
 
     /// Judges a whole log: places without gaps, each acknowledged message once and where it was said to be, every
     /// reply the answer to its message, as far as its state promises.
-    pub(super) fn judge(&self, log: &BTreeMap<u64, Entry>, restarted: bool) -> Result<(), Fault> {
+    pub(crate) fn judge(&self, log: &BTreeMap<u64, Entry>, restarted: bool) -> Result<(), Fault> {
         if let Some((expected, got)) = (1..).zip(log.keys()).find(|(expected, got)| expected != *got) {
             return Err(format!("entry {got} follows entry {}", expected - 1));
         }
         let mut found = HashSet::new();
+        let mut ended = HashSet::new();
         let mut answered = HashMap::new();
         for (seq, entry) in log {
             match entry {
@@ -82,7 +91,10 @@ impl Outbox {
                     }
                     answered.insert(*seq, (content, 0));
                 }
-                Entry::Reply { reply_to, state, text, .. } => {
+                Entry::Reply { turn, reply_to, state, text } => {
+                    if !ended.insert(turn) {
+                        return Err(format!("a second end of its turn is entry {seq}: {entry:?}"));
+                    }
                     let Some((content, replies)) = answered.get_mut(reply_to) else {
                         return Err(format!("entry {seq} answers what is no message before it: {entry:?}"));
                     };

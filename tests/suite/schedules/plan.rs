@@ -13,14 +13,14 @@ pub(super) const DEVICES: usize = 3;
 
 /// Numbers that depend on their seed alone (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
 #[derive(Clone, Debug)]
-pub(super) struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub(super) const fn new(seed: u64) -> Self {
+    pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -29,17 +29,17 @@ impl Rng {
     }
 
     /// A number below `bound`.
-    pub(super) fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         let bound = u64::try_from(bound.max(1)).unwrap();
         usize::try_from(self.next() % bound).unwrap()
     }
 
     /// True in `percent` of a hundred cases.
-    pub(super) fn chance(&mut self, percent: usize) -> bool {
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub(super) fn via(&mut self) -> Via {
+    pub(crate) fn via(&mut self) -> Via {
         if self.chance(50) { Via::WebTransport } else { Via::WebSocket }
     }
 }
@@ -47,12 +47,12 @@ impl Rng {
 /// What the model says to a message. The message's text describes it, so that the provider can follow it, and the
 /// checker can tell the right answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     seed: u64,
     pieces: usize,
     piece_chars: usize,
     pace_us: u64,
-    pub(super) broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Answer {
@@ -69,17 +69,23 @@ impl Answer {
     }
 
     /// A certain one: twenty pieces, a few milliseconds apart.
-    pub(super) const fn plain() -> Self {
+    pub(crate) const fn plain() -> Self {
         Self { seed: 1, pieces: 20, piece_chars: 12, pace_us: 2000, broken: false }
     }
 
     /// A short one, without pauses.
-    pub(super) fn quick(rng: &mut Rng) -> Self {
+    pub(crate) fn quick(rng: &mut Rng) -> Self {
         Self { seed: rng.next() >> 16, pieces: 3, pace_us: 0, ..Self::plain() }
     }
 
+    /// A long one: some seconds, a few pieces in each.
+    pub(crate) fn slow(rng: &mut Rng) -> Self {
+        let pieces = 8 + rng.below(9);
+        Self { seed: rng.next() >> 16, pieces, pace_us: 300_000, ..Self::plain() }
+    }
+
     /// The message that asks for it.
-    pub(super) fn content(&self) -> String {
+    pub(crate) fn content(&self) -> String {
         let Self { seed, pieces, piece_chars, pace_us, broken } = self;
         let fields = [("seed", *seed), ("pace_us", *pace_us), ("broken", u64::from(*broken))];
         let mut content = json!({"pieces": pieces, "piece_chars": piece_chars});
@@ -90,7 +96,7 @@ impl Answer {
     }
 
     /// The answer that a message asks for.
-    pub(super) fn of(content: &str) -> Option<Self> {
+    pub(crate) fn of(content: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(content).ok()?;
         let number = |key: &str| value[key].as_u64();
         let size = |key: &str| number(key).and_then(|number| usize::try_from(number).ok());
@@ -110,12 +116,12 @@ impl Answer {
     }
 
     /// All that the model says, if nobody stops it.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.pieces().concat()
     }
 
     /// Follows the last message of a request.
-    pub(super) fn script(request: &Request) -> Script {
+    pub(crate) fn script(request: &Request) -> Script {
         let asked = request.messages().last().and_then(|(_, content)| Self::of(content)).expect("a message of ours");
         let pieces = asked.pieces();
         let script = Script::answer(pieces.iter().map(String::as_str)).paced(Duration::from_micros(asked.pace_us));
