@@ -57,8 +57,9 @@
 //!    asks, asks again, and has another model answer, or go on, in place of one that fails.
 //! 5. The end fixes text, length, hash, who wrote which part, and what each request took, and tells every watcher. Then
 //!    the session's next queued turn starts.
-//! 6. After a crash [`router::Router::recover`] ends abandoned turns as `interrupted` with what their log holds. One
-//!    whose log is empty is asked again as a new turn; queued turns start.
+//! 6. After a crash [`router::Router::recover`] ends abandoned turns as `interrupted` with what their log holds: at the
+//!    next start, or on any other node once the lease has run out. One whose log is empty is asked again as a new turn;
+//!    queued turns start.
 //!
 //! # Decisions
 //!
@@ -152,6 +153,25 @@
 //!   says it refused for now, are asked again.
 //! - **An answer of Dify that is dropped is stopped by a request**: it works on when its client hangs up. A drain waits for
 //!   those requests, 5 s at most.
+//! - **MongoDB's session document is the log's head and the only commit point.** It holds all that a write needs to know,
+//!   is compared and set by its version, and carries the rows that the commit implies until they are written: whoever
+//!   finds them there writes them first. So no transaction is needed, a standalone server will do, and a crash in between
+//!   leaves nothing half done ([`store::mongo`]).
+//! - **Nodes go by the database's clock**, which each compares with its own monotonic one. A wall clock that is wrong is
+//!   not noticed.
+//! - **A node speaks for a turn only while its lease holds**, counted from before the write was sent that renewed it. Then
+//!   it cuts the provider's request and fixes no text.
+//! - **A turn is stopped by the node that runs it**, which has all of its text. If it has not within 300 ms, the turn is
+//!   ended without it.
+//! - **A turn of another node is one shared text here**, fed by its log and by what is told, however many watch.
+//! - **What nodes say to each other are words, not events**: nothing that shows events can be handed one.
+//! - **A subscription does not wait for the bus**, which keeps nothing while it is disconnected; a new connection makes
+//!   every subscriber compare with the store. A node without its bus stays ready.
+//! - **Limits count over all nodes by what they tell each other**, as debts: over time all nodes admit what one does.
+//! - **A store says what it is sealed with**: a row for each key id, with something that only that key opens. A start with
+//!   other keys is refused without reading rows, and once all is sealed a plain value is an error.
+//! - **Rotation is asked for, and begins again from the first row**: a value of the current key costs a look.
+//! - **The signal turns readiness off, the drain follows `drain.delay` later.**
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
 
