@@ -146,7 +146,7 @@ impl Lane {
             groups.into_iter().flat_map(|group| group.works).for_each(|work| work.fail(&err));
             return again;
         }
-        self.reserve(&mut groups, deadline).await;
+        self.reserve(&mut groups, &mut again, deadline).await;
         let mut decided = Vec::new();
         for group in groups {
             match self.decide(group, &mut again).await {
@@ -186,7 +186,7 @@ impl Lane {
 
     /// Takes the names of requests, so that each makes one entry, and answers those that have made theirs before.
     /// The documents are read before: whoever takes a name over afterwards changes the document of its former holder.
-    async fn reserve(&self, groups: &mut [Group], deadline: Instant) {
+    async fn reserve(&self, groups: &mut [Group], again: &mut Vec<Box<dyn Work>>, deadline: Instant) {
         let mut rows = RawArrayBuf::new();
         let mut places = Vec::new();
         for (nth, group) in groups.iter().enumerate() {
@@ -210,9 +210,10 @@ impl Lane {
         // From the back, so that places stay what they are.
         for (nth, at) in taken.into_iter().rev().filter_map(|taken| places.get(taken).copied()) {
             let Some(group) = groups.get_mut(nth) else { continue };
-            let Some(request) = group.works.get(at).and_then(|work| work.request()).cloned() else { continue };
-            match requests::settle(&self.shared, &request, deadline).await {
+            let Some(request) = group.works.get_mut(at).and_then(|work| work.request_mut()) else { continue };
+            match requests::settle(&self.shared, request, deadline).await {
                 Ok(Standing::Held) => {}
+                Ok(Standing::Waits) => again.push(group.works.remove(at)),
                 Ok(Standing::Made(entry, rev)) => group.works.remove(at).made(*entry, rev),
                 Err(err) => group.works.remove(at).fail(&err),
             }

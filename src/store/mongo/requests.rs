@@ -1,9 +1,11 @@
 //! Requests: each user's request makes one entry, in whichever of their sessions, on whichever node.
 //!
 //! The name of a request is taken before its entry is committed, by a row that says for which entry and session. A row
-//! that is there already says where to look for what was made. If nothing was made, whoever comes later takes the name
-//! over and then changes the document of the former holder's session, so that its commit, should it still be on its
-//! way, finds another version, and this row, before it tries again.
+//! that is there already says where to look for what was made. If nothing is made for a while, whoever waits takes the
+//! name over and then changes the document of the former holder's session, so that its commit, should it still be on
+//! its way, finds another version, and this row, before it tries again.
+
+use std::time::Duration;
 
 use mongodb::bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use serde::{Deserialize, Serialize};
@@ -20,12 +22,17 @@ use super::{
 use crate::chat::{Entry, EntryId, RequestId, SessionId, UserId};
 
 /// A request, and the entry that it is to make.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Request {
     /// its name in the table
     pub(super) key: String,
     made: Made,
+    /// who has the name, as far as is known, and since when that is known
+    holder: Option<(EntryId, Instant)>,
 }
+
+/// How long a holder has to commit before the name is taken over. One that lives takes milliseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where a request's entry is, or is going to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -49,6 +56,8 @@ struct RequestRow {
 pub(super) enum Standing {
     /// nothing was made, and nobody else will
     Held,
+    /// somebody else is about to make it
+    Waits,
     /// the entry, and its session's `rev`
     Made(Box<Entry>, u64),
 }
@@ -70,12 +79,12 @@ impl Request {
             Some(client_id) => key_of(&entry.user_id, client_id),
             None => key_of_entry(entry.id),
         };
-        Self { key, made: Made { session_id: entry.session_id, entry_id: entry.id } }
+        Self { key, made: Made { session_id: entry.session_id, entry_id: entry.id }, holder: None }
     }
 
     /// Of another reply.
     pub(super) fn of_reply(user: &UserId, client_id: RequestId, session_id: SessionId, entry_id: EntryId) -> Self {
-        Self { key: key_of(user, client_id), made: Made { session_id, entry_id } }
+        Self { key: key_of(user, client_id), made: Made { session_id, entry_id }, holder: None }
     }
 
     /// The row that takes the name.
@@ -83,6 +92,13 @@ impl Request {
         let Made { session_id, entry_id } = self.made;
         let (session_id, entry_id) = (values::id(session_id.0), values::id(entry_id.0));
         rawdoc! { "_id": self.key.as_str(), "session_id": session_id, "entry_id": entry_id }
+    }
+
+    /// Whether the holder may still commit; notes who it is.
+    fn waits_for(&mut self, holder: EntryId) -> bool {
+        let known = self.holder.filter(|(known, _since)| *known == holder);
+        let (_holder, since) = *self.holder.insert(known.unwrap_or((holder, Instant::now())));
+        since.elapsed() < PATIENCE
     }
 
     fn held(&self) -> Document {
@@ -110,7 +126,7 @@ pub(super) async fn release(link: &Link, request: &Request, deadline: Instant) {
 }
 
 /// Finds out what a name stands for that was taken before, and takes it over if that is nothing.
-pub(super) async fn settle(shared: &Shared, request: &Request, deadline: Instant) -> Result<Standing> {
+pub(super) async fn settle(shared: &Shared, request: &mut Request, deadline: Instant) -> Result<Standing> {
     let mut pause = Pause::new(deadline);
     loop {
         let Some(row) = find(&shared.link, &request.key, deadline).await? else {
@@ -135,6 +151,9 @@ pub(super) async fn settle(shared: &Shared, request: &Request, deadline: Instant
                 set(&shared.link, request, &request.held(), doc! { "$unset": { "former": "" } }, deadline).await?;
             }
             return Ok(Standing::Held);
+        }
+        if request.waits_for(row.made.entry_id) {
+            return Ok(Standing::Waits);
         }
         let former: Vec<_> = [row.made].iter().chain(&row.former).map(|made| document(*made)).collect();
         let taken = doc! { "_id": &row.key, "entry_id": values::id(row.made.entry_id.0) };
@@ -228,7 +247,7 @@ async fn restore(
     deadline: Instant,
 ) -> Result<Standing> {
     if row.made != made || !row.former.is_empty() {
-        let request = Request { key: row.key.clone(), made };
+        let request = Request { key: row.key.clone(), made, holder: None };
         let taken = doc! { "_id": &row.key, "entry_id": values::id(row.made.entry_id.0) };
         let update = doc! { "$set": document(made), "$unset": { "former": "" } };
         set(&shared.link, &request, &taken, update, deadline).await?;

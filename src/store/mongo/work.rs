@@ -54,6 +54,9 @@ pub(super) trait Work: Send + Sync {
     /// The request whose name it needs.
     fn request(&self) -> Option<&Request>;
 
+    /// The same, for who notes something about it.
+    fn request_mut(&mut self) -> Option<&mut Request>;
+
     /// Decides; may be asked any number of times, and the last answer counts.
     fn decide(&mut self, draft: Box<Draft>, seal: &Seal) -> Result<Step>;
 
@@ -147,6 +150,10 @@ where
 
     fn request(&self) -> Option<&Request> {
         self.request.as_ref().map(|(request, _made)| request)
+    }
+
+    fn request_mut(&mut self) -> Option<&mut Request> {
+        self.request.as_mut().map(|(request, _made)| request)
     }
 
     fn decide(&mut self, draft: Box<Draft>, seal: &Seal) -> Result<Step> {

@@ -28,6 +28,7 @@ mod changes; // changes of whole sessions
 mod contract; // sessions and entries
 mod lists; // lists and search
 mod model; // random schedules against a model in memory
+mod mongo; // the database that nodes share: several nodes, lost answers, crashes, plans, ciphertexts
 mod shares; // shares
 mod sqlite; // the file: locks, modes, versions, what it shows to a reader of the disk
 mod turns; // turns
@@ -66,7 +67,9 @@ impl Shelf {
 
     /// `None` where no server is installed.
     async fn mongo() -> Option<Self> {
-        Some(Self::Mongo(Mongo::shared().await?.url(&format!("test-{}", uuid::Uuid::new_v4().simple()))))
+        let name = format!("test-{}", uuid::Uuid::new_v4().simple());
+        // By this name the server tells the connections of one test from others.
+        Some(Self::Mongo(format!("{}&appName={name}", Mongo::shared().await?.url(&name))))
     }
 
     fn config(&self) -> store::Config {
