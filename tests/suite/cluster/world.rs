@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-/// The lease of a turn.
-pub(super) const LEASE: Duration = Duration::from_secs(3);
+/// The lease of a turn: short, and long enough for two cores that run everything.
+pub(super) const LEASE: Duration = Duration::from_secs(5);
 
 /// Where the nodes are, for the users. What stands in front of them sees when a node's ports are closed, and nothing
 /// else.
