@@ -19,29 +19,6 @@ over_both! {
 
 const LIMIT: u32 = 4;
 
-/// Waits until every node has heard that so many were told in all: of `count`, by each node. A node says nothing more
-/// before it has heard what came before.
-async fn heard(words: &mut Subscription, nodes: usize, count: fn(&chatbox::chat::word::Tally) -> u32, all: u32) {
-    let mut told: HashMap<_, u32> = HashMap::new();
-    let mut next = async || loop {
-        match words.next().await {
-            Delivery::Word(word) => {
-                let Word::Tally(tally) = &*word else { continue };
-                return tally.clone();
-            }
-            other => panic!("not a word: {other:?}"),
-        }
-    };
-    while told.values().sum::<u32>() < all {
-        let tally = next().await;
-        *told.entry(tally.node).or_default() += count(&tally);
-    }
-    let mut spoken = std::collections::HashSet::new();
-    while spoken.len() < nodes {
-        spoken.insert(next().await.node);
-    }
-}
-
 /// checklist 67
 async fn messages_are_counted_for_all_nodes_together(via: Via) {
     let nodes = Nodes::start(2, |config| config.limits.messages_per_minute = LIMIT).await;
@@ -90,4 +67,27 @@ async fn connections_of_a_user_are_counted_for_all_nodes_together(via: Via) {
     heard(&mut words, 2, gone, 1).await;
     let (_again, _watch, status) = Client::attached(&nodes.servers[0], via, "ann", json!({})).await;
     assert_eq!(status["user_id"], "ann");
+}
+
+/// Waits until every node has heard that so many were told in all: of `count`, by each node. A node says nothing more
+/// before it has heard what came before.
+async fn heard(words: &mut Subscription, nodes: usize, count: fn(&chatbox::chat::word::Tally) -> u32, all: u32) {
+    let mut told: HashMap<_, u32> = HashMap::new();
+    let mut next = async || loop {
+        match words.next().await {
+            Delivery::Word(word) => {
+                let Word::Tally(tally) = &*word else { continue };
+                return tally.clone();
+            }
+            other => panic!("not a word: {other:?}"),
+        }
+    };
+    while told.values().sum::<u32>() < all {
+        let tally = next().await;
+        *told.entry(tally.node).or_default() += count(&tally);
+    }
+    let mut spoken = std::collections::HashSet::new();
+    while spoken.len() < nodes {
+        spoken.insert(next().await.node);
+    }
 }
