@@ -1,9 +1,10 @@
 //! Several nodes over one store and one bus: any of them serves any client, whichever runs the turn.
 //!
 //! These are servers in this process that share an SQLite store and an in-process bus; a long lease keeps the sweeps of
-//! one from the turns of another.
+//! one from the turns of another. What leases do among nodes is tested over MongoDB and NATS ([`owners`]).
 
-mod limits;
+mod limits; // limits, as clients of several nodes meet them
+mod owners; // leases among nodes over MongoDB and NATS
 
 use std::{
     sync::Arc,
@@ -80,17 +81,22 @@ impl Nodes {
         Self { servers, bus: last, _dir: dir }
     }
 
-    /// Waits until each has heard of all others.
     async fn hear_each_other(&self) {
-        let others = i64::try_from(self.servers.len() - 1).unwrap();
-        let mut look = tokio::time::interval(Duration::from_millis(10));
-        let heard = async {
-            while self.servers.iter().any(|server| server.metrics.cluster_nodes.get() < others) {
-                look.tick().await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, heard).await.expect("every node is heard");
+        hear_each_other(&self.servers).await;
     }
+}
+
+/// Waits until each has heard of all others.
+async fn hear_each_other<'a>(servers: impl IntoIterator<Item = &'a Server>) {
+    let servers: Vec<_> = servers.into_iter().collect();
+    let others = i64::try_from(servers.len() - 1).unwrap();
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    let heard = async {
+        while servers.iter().any(|server| server.metrics.cluster_nodes.get() < others) {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, heard).await.expect("every node is heard");
 }
 
 /// A reply in pieces whose characters take one to four bytes.
