@@ -385,22 +385,15 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost>;
 
     /// Tells which keys the values may be sealed with, without looking at them.
-    async fn sealed_with(&self) -> Result<SealedWith> {
-        Err(rotation::not_here())
-    }
+    async fn sealed_with(&self) -> Result<SealedWith>;
 
     /// Looks at most at `limit` rows behind a place, from the first one on without it, and seals with the current key
     /// what is not. A value that changes meanwhile is left alone. What does not open is logged, counted and left.
-    async fn reseal(&self, after: Option<Position>, limit: u32) -> Result<Resealed> {
-        let _unused = (after, limit);
-        Err(rotation::not_here())
-    }
+    async fn reseal(&self, after: Option<Position>, limit: u32) -> Result<Resealed>;
 
     /// Forgets every key but the current one: from now on the store opens with that one alone, and a plain value is an
     /// error. To be called when [`Self::reseal`] has found nothing else from the first row to the last one.
-    async fn retire_keys(&self) -> Result<()> {
-        Err(rotation::not_here())
-    }
+    async fn retire_keys(&self) -> Result<()>;
 
     /// Answers whether the store can be read and written.
     async fn ready(&self) -> Result<()>;

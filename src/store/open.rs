@@ -168,7 +168,7 @@ pub async fn open(config: &Config, data_dir: &Path, metrics: Arc<Metrics>) -> Re
 pub async fn inspect(config: &Config, data_dir: &Path) -> Result<Inspected, OpenError> {
     let seal = seal::Seal::new(&config.encryption_keys)?;
     if config.shared() {
-        return mongo::inspect(&config.url).await;
+        return mongo::inspect(&config.url, &seal).await;
     }
     sqlite::inspect::inspect(&config.path(data_dir)?, &seal)
 }

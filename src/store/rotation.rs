@@ -157,8 +157,3 @@ async fn pass_over(
         sleep(began.elapsed().min(PAUSE_MAX)).await;
     }
 }
-
-/// The refusal of a store that cannot do it.
-pub(super) fn not_here() -> Error {
-    Error::Database("this store does not rotate keys".into())
-}

@@ -49,6 +49,7 @@ pub(super) enum Table {
     Requests,
     Usage,
     UsageDaily,
+    SealKeys,
     Meta,
 }
 
@@ -62,6 +63,7 @@ impl Table {
             Self::Requests => "requests",
             Self::Usage => "usage",
             Self::UsageDaily => "usage_daily",
+            Self::SealKeys => "seal_keys",
             Self::Meta => "meta",
         }
     }

@@ -14,12 +14,14 @@ mod changes;
 mod clock;
 mod erase;
 mod head;
+mod keys;
 mod lane;
 mod link;
 mod lists;
 mod log;
 mod reads;
 mod requests;
+mod reseal;
 mod rows;
 mod schema;
 mod sessions;
@@ -58,8 +60,8 @@ use self::{
 };
 use super::{
     Appended, Change, Changed, DaySpent, EndTurn, EndedTurn, Error, Found, Inspected, Lease, ListSessions, Lost,
-    NewEntry, NewShare, OpenSession, Opened, Page, Range, Rate, Regenerate, Regenerated, Result, Revs, SealedWith,
-    Search, Share, Spend, StartedTurn, Store, Thread, TurnText, open::OpenError, seal::Seal,
+    NewEntry, NewShare, OpenSession, Opened, Page, Position, Range, Rate, Regenerate, Regenerated, Resealed, Result,
+    Revs, SealedWith, Search, Share, Spend, StartedTurn, Store, Thread, TurnText, open::OpenError, seal::Seal,
 };
 use crate::{
     chat::{Day, Entry, NodeId, RequestId, Session, SessionId, Timestamp, Turn, TurnId, UserId},
@@ -101,6 +103,8 @@ pub struct Mongo {
     _closed: DropGuard,
     /// which session a turn belongs to
     turns: Mutex<LruCache<TurnId, SessionId>>,
+    /// the keys that there were when the last pass over all rows began
+    keys: Mutex<Vec<u32>>,
     deadline: Duration,
 }
 
@@ -108,7 +112,8 @@ impl Mongo {
     /// Connects, and makes what is missing of collections and indexes.
     ///
     /// # Errors
-    /// The URL is wrong, the database is not to be reached or refuses, or it is from a newer version.
+    /// The URL is wrong, the database is not to be reached or refuses, it is from a newer version, or it is sealed with
+    /// other keys.
     pub async fn open(
         url: &str,
         seal: Seal,
@@ -118,6 +123,7 @@ impl Mongo {
         let link = Link::new(url).await?;
         let deadline = Instant::now() + OPEN_DEADLINE;
         schema::prepare(&link, deadline).await?;
+        keys::compare(&link, &seal, deadline).await?;
         let clock = Clock::new(&link, deadline).await?;
         let shared = Arc::new(Shared { link, seal, clock, metrics });
         let (tasks, closed) = (TaskTracker::new(), CancellationToken::new());
@@ -135,6 +141,7 @@ impl Mongo {
             _closed: closed.clone().drop_guard(),
             closed,
             turns: Mutex::new(LruCache::new(TURNS_KEPT)),
+            keys: Mutex::default(),
             deadline: options.deadline,
         })
     }
@@ -183,6 +190,10 @@ impl Mongo {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).put(turn, session);
     }
 
+    fn note_keys(&self, keys: Vec<u32>) {
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
     /// The session of a turn that may not have ended.
     async fn session_of(&self, turn: TurnId, deadline: Instant) -> Result<Option<SessionId>> {
         let known = self.turns.lock().unwrap_or_else(PoisonError::into_inner).get(&turn).copied();
@@ -211,10 +222,11 @@ impl Mongo {
 /// Looks at the database, and changes nothing.
 ///
 /// # Errors
-/// The URL is wrong, no server answers, or the database is from a newer version.
-pub(in crate::store) async fn inspect(url: &str) -> std::result::Result<Inspected, OpenError> {
-    let link = Link::new(url).await?;
-    let version = schema::version(&link, Instant::now() + OPEN_DEADLINE).await?;
+/// The URL is wrong, no server answers, the database is from a newer version, or it is sealed with other keys.
+pub(in crate::store) async fn inspect(url: &str, seal: &Seal) -> std::result::Result<Inspected, OpenError> {
+    let (link, deadline) = (Link::new(url).await?, Instant::now() + OPEN_DEADLINE);
+    let version = schema::version(&link, deadline).await?;
+    keys::inspect(&link, seal, deadline).await?;
     Ok(version.map_or(Inspected::Absent, |version| Inspected::Present { version, newest: schema::VERSION }))
 }
 
@@ -449,8 +461,16 @@ impl Store for Mongo {
     }
 
     async fn sealed_with(&self) -> Result<SealedWith> {
-        let current = self.shared.seal.current();
-        Ok(SealedWith { current, keys: vec![current], rows: 0 })
+        self.observe("sealed_with", keys::sealed_with(&self.shared, self.until())).await
+    }
+
+    async fn reseal(&self, after: Option<Position>, limit: u32) -> Result<Resealed> {
+        self.observe("reseal", reseal::batch(self, after, limit, self.until())).await
+    }
+
+    async fn retire_keys(&self) -> Result<()> {
+        let over = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.observe("retire_keys", keys::retire(&self.shared, &over, self.until())).await
     }
 
     async fn ready(&self) -> Result<()> {

@@ -51,7 +51,7 @@ fn indexes(table: Table) -> Vec<(&'static str, Document, Document)> {
         Table::UsageDaily => {
             vec![("days", doc! { "user_id": 1, "day": 1, "model_id": 1 }, doc! { "unique": true })]
         }
-        Table::Requests | Table::Meta => vec![],
+        Table::Requests | Table::SealKeys | Table::Meta => vec![],
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a node does by itself: it compares clocks, writes what a crash left unwritten, and forgets what was deleted.
+//! What a node does by itself: it compares clocks and keys, writes what a crash left unwritten, and forgets what was deleted.
 
 use mongodb::bson::{RawDocumentBuf, doc, rawdoc};
 use tokio::time::Instant;
@@ -7,6 +7,7 @@ use super::{
     super::Result,
     erase,
     head::Head,
+    keys,
     lane::Shared,
     link::{self, Find, Table},
     rows::{self, DropSession, Turnout},
@@ -23,6 +24,7 @@ const ROUND_MAX: i64 = 100;
 /// One round.
 pub(super) async fn round(shared: &Shared, deadline: Instant) -> Result<()> {
     shared.clock.compare(&shared.link, deadline).await?;
+    keys::compare_again(shared, deadline).await?;
     for head in stale(shared, "redo_at", LEFT_MS, deadline).await? {
         rows::apply(&shared.link, &head.redo, Turnout::Again, deadline).await?;
         let unset = rawdoc! { "$unset": { "redo": "", "redo_at": "" } };

@@ -78,6 +78,14 @@ pub fn made_up(seal: &Seal, ids: impl Iterator<Item = u32> + Clone) -> Result<Ve
     ids.map(|id| statement(seal, id, over)).collect()
 }
 
+/// The row of the current key where others are missing: it says nothing of plain values.
+///
+/// # Errors
+/// When the system gives no randomness.
+pub fn in_use(seal: &Seal) -> Result<Held, Unreadable> {
+    statement(seal, seal.current(), false)
+}
+
 /// The row of the current key once everything is sealed with it. It replaces all others.
 ///
 /// # Errors
