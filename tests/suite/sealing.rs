@@ -2,6 +2,7 @@
 //! that somebody else has changed.
 
 mod commands; // `rotate-keys`, and what other commands say of keys
+mod shared; // a database that nodes share
 mod told; // what clients and the log are told of a value that does not open
 
 use std::{
