@@ -43,11 +43,14 @@ where
 async fn check(world: &World, users: Vec<User>) -> Vec<User> {
     let users = all(users, async |mut user| user.converge().await.map(|()| user)).await;
     let store = world.store().await;
-    for user in &users {
-        let session = SessionId(user.session.as_ref().expect("it has said something").parse().unwrap());
+    let held = users.iter().map(|user| {
+        let session = user.session.as_ref().expect("it has said something").parse().unwrap();
+        (SessionId(session), user.log().clone())
+    });
+    for (session, log) in held.collect::<Vec<_>>() {
         let entries = store.entries(session, Range::After(0, u32::MAX)).await.expect("the store is read");
         let stored: BTreeMap<_, _> = entries.into_iter().map(|entry| (entry.seq, from_store(entry))).collect();
-        assert_eq!(stored, *user.log(), "session {session}");
+        assert_eq!(stored, log, "session {session}");
     }
     store.close().await;
     users
