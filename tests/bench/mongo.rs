@@ -96,7 +96,7 @@ fn main() {
     runtime.block_on(async {
         let Some(server) = Mongo::replica_set(1).await else { return };
         let url = server.url("bench");
-        let config = store::Config { url: url.clone(), encryption_keys: Vec::new() };
+        let config = store::Config { url: url.clone(), ..store::Config::default() };
         let metrics = Metrics::new();
         let store = store::open(&config, Path::new("data"), Arc::clone(&metrics)).await.unwrap();
         table(&store, &url).await;

@@ -18,9 +18,9 @@ async fn what_runs_on_one_node_is_seen_and_stopped_on_another() {
     let _alone = ALONE.acquire().await.unwrap();
     let Some(world) = World::start(3, 1, |_node| Vec::new()).await else { return };
     for via in [Via::WebTransport, Via::WebSocket] {
-        first_messages_over_three_nodes_make_one_session(&world, via).await;
-        a_running_answer_goes_on_elsewhere(&world, via).await;
-        an_answer_is_stopped_elsewhere(&world, via).await;
+        check_that_first_messages_over_three_nodes_make_one_session(&world, via).await;
+        check_that_a_running_answer_goes_on_elsewhere(&world, via).await;
+        check_that_an_answer_is_stopped_elsewhere(&world, via).await;
     }
 }
 
@@ -28,7 +28,7 @@ fn user(does: &str, via: Via) -> String {
     format!("{does}-{via:?}")
 }
 
-async fn first_messages_over_three_nodes_make_one_session(world: &World, via: Via) {
+async fn check_that_first_messages_over_three_nodes_make_one_session(world: &World, via: Via) {
     let user = user("first", via);
     let mut saying = JoinSet::new();
     for number in 0..FIRST {
@@ -71,7 +71,7 @@ async fn ask(
     (client, exchange, answer, accepted, text)
 }
 
-async fn a_running_answer_goes_on_elsewhere(world: &World, via: Via) {
+async fn check_that_a_running_answer_goes_on_elsewhere(world: &World, via: Via) {
     let user = user("resume", via);
     let (client, exchange, answer, accepted, text) = ask(world, 0, via, &user, 3).await;
     drop((exchange, client));
@@ -82,7 +82,7 @@ async fn a_running_answer_goes_on_elsewhere(world: &World, via: Via) {
     assert_eq!((whole, &last["state"]), (answer.text(), &json!("complete")), "over {via:?}");
 }
 
-async fn an_answer_is_stopped_elsewhere(world: &World, via: Via) {
+async fn check_that_an_answer_is_stopped_elsewhere(world: &World, via: Via) {
     let user = user("stop", via);
     let cut = world.provider.hang_ups();
     let (_client, mut exchange, answer, accepted, text) = ask(world, 1, via, &user, 2).await;

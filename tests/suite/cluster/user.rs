@@ -182,7 +182,7 @@ impl User {
         id
     }
 
-    async fn until(&mut self, holds: impl Fn(&Self) -> bool) -> Result<(), Fault> {
+    async fn until(&mut self, holds: impl Fn(&Self) -> bool + Send + Sync) -> Result<(), Fault> {
         let reading = async {
             while !holds(self) {
                 self.step(std::future::pending()).await?;

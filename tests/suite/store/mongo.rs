@@ -7,7 +7,7 @@ use chatbox::{
     chat::{NodeId, SessionId, SessionState, TurnId, TurnState, Usage},
     config::secret::Secret,
     store::{
-        Change, EndTurn, Error, NewEntry, NewShare, Open, OpenError, OpenSession, Purpose, Range, Search, Spend, Spent,
+        Change, EndTurn, NewEntry, NewShare, Open, OpenError, OpenSession, Purpose, Range, Search, Spend, Spent,
         seal::Key,
     },
 };
@@ -340,11 +340,10 @@ async fn changed_moved_or_foreign_ciphertext_is_an_error_and_never_shown() {
         let store = shelf.try_open(&keys).await.unwrap();
         let error = store.entries(room.session, Range::Last(9)).await.unwrap_err();
         let what = format!("stored entries.content of row {} does not open", first.id.0.simple());
-        assert_eq!(error.to_string(), what, "{case}");
+        assert!(error.to_string().starts_with(&what), "{case}: {error}");
     }
     rows.replace_one(doc! { "seq": 1_i64 }, &sealed).await.unwrap();
-    let foreign = shelf.try_open(&[key(9, "I")]).await.unwrap();
-    assert!(matches!(foreign.session(room.session).await, Err(Error::Sealed { .. })));
+    assert!(matches!(shelf.try_open(&[key(9, "I")]).await, Err(OpenError::Sealed(_))));
     let rotated = shelf.try_open(&[key(9, "I"), key(7, "A")]).await.unwrap();
     assert_eq!(rotated.entries(room.session, Range::After(0, 1)).await.unwrap(), [first]);
     for table in ["entries", "sessions"] {
