@@ -269,7 +269,8 @@ impl Lane {
             group.works.into_iter().for_each(|work| work.answer());
             return Decision::Answered;
         }
-        let commit = chance();
+        let (commit, _rest) = Uuid::new_v4().as_u64_pair();
+        let commit = commit.cast_signed();
         head.finish(rows, commit, now);
         Decision::Commit(Box::new(Decided { group, head, commit }))
     }
@@ -396,20 +397,23 @@ impl Lane {
                         let at = open.get(*statement).and_then(|at| fates.get_mut(*at));
                         at.into_iter().for_each(|fate| *fate = Fate::Refused);
                     }
-                    self.look(decided, &mut fates, true, deadline).await?;
+                    if !self.look(decided, &mut fates, deadline).await? {
+                        pause.wait().await?;
+                    }
                 }
                 Attempt::Again => {
                     pause.wait().await?;
-                    self.look(decided, &mut fates, false, deadline).await?;
+                    self.look(decided, &mut fates, deadline).await?;
                 }
                 Attempt::Failed(err) => return Err(err),
             }
         }
     }
 
-    /// Reads who won. Where nothing has changed, what was sent may still arrive unless it was `answered`: it is then
-    /// sent once more as it is.
-    async fn look(&self, decided: &[Decided], fates: &mut [Fate], answered: bool, deadline: Instant) -> Result<()> {
+    /// Reads who won; tells whether that is known of all. Where a document has not come so far as it was set to, what
+    /// was sent is still on its way, or a new primary does not know yet what a majority has: it is sent once more as
+    /// it is, and finds its version or not.
+    async fn look(&self, decided: &[Decided], fates: &mut [Fate], deadline: Instant) -> Result<bool> {
         let ids: Vec<_> = decided.iter().map(|made| values::id(made.group.id.0)).collect();
         let find = Find { projection: Some(doc! { "v": 1, "commits": 1 }), ..Find::of(doc! { "_id": { "$in": ids } }) };
         let mut seen: HashMap<SessionId, Seen> = HashMap::new();
@@ -417,14 +421,14 @@ impl Lane {
             let row: Seen = values::row(&document)?;
             seen.insert(row.id, row);
         }
-        for (made, fate) in decided.iter().zip(fates).filter(|(_made, fate)| **fate == Fate::Open) {
+        for (made, fate) in decided.iter().zip(&mut *fates).filter(|(_made, fate)| **fate == Fate::Open) {
             *fate = match seen.get(&made.group.id) {
                 Some(seen) if seen.commits.contains(&made.commit) => Fate::Won,
-                Some(seen) if !answered && seen.v + 1 == made.head.v => Fate::Open,
+                Some(seen) if seen.v < made.head.v => Fate::Open,
                 _ => Fate::Lost,
             };
         }
-        Ok(())
+        Ok(!fates.contains(&Fate::Open))
     }
 
     /// Takes out of documents what is written, so that they are small, and that nobody writes it again.
@@ -490,9 +494,4 @@ fn grouped(works: Vec<Box<dyn Work>>) -> (Vec<Group>, Vec<Box<dyn Work>>) {
         }
     }
     (groups, again)
-}
-
-fn chance() -> i64 {
-    let (high, _low) = Uuid::new_v4().as_u64_pair();
-    i64::from_be_bytes(high.to_be_bytes())
 }

@@ -107,11 +107,21 @@ impl Mongo {
 
     /// Waits for a primary that takes writes; tells which one it is.
     pub(crate) async fn primary(&self) -> usize {
+        self.primary_but(None).await
+    }
+
+    /// The same, of the members beside this one.
+    pub(crate) async fn other_primary(&self, than: usize) -> usize {
+        self.primary_but(Some(than)).await
+    }
+
+    async fn primary_but(&self, than: Option<usize>) -> usize {
         let found = async {
             let mut look = tokio::time::interval(LOOK);
             loop {
                 look.tick().await;
-                for (nth, member) in self.members.iter().enumerate().filter(|(_nth, member)| member.running.is_some()) {
+                let asked = self.members.iter().enumerate();
+                for (nth, member) in asked.filter(|(nth, member)| member.running.is_some() && Some(*nth) != than) {
                     let hello = timeout(LOOK * 10, async { run(&member.client().await, doc! { "hello": 1 }).await });
                     if let Ok(Ok(hello)) = hello.await
                         && hello.get_bool("isWritablePrimary").unwrap_or(false)
@@ -137,6 +147,11 @@ impl Mongo {
     /// Lets a stopped member go on.
     pub(crate) fn cont(&self, nth: usize) {
         self.members[nth].signal("-CONT");
+    }
+
+    /// The process of a member that runs.
+    pub(crate) fn pid(&self, nth: usize) -> u32 {
+        self.members[nth].running.as_ref().expect("runs").pid
     }
 
     /// Starts a killed member on its port with its files.
@@ -265,7 +280,7 @@ async fn set_without_its_primary_finds_another_one_and_takes_the_old_one_back() 
     let hello = timeout(LOOK, async { run(&set.members[second].client().await, doc! { "hello": 1 }).await }).await;
     assert!(hello.is_err(), "a stopped one says nothing: {hello:?}");
     set.cont(second);
-    let ids = [first, second].map(|nth| set.members[nth].running.as_ref().unwrap().pid);
+    let ids = [first, second].map(|nth| set.pid(nth));
     drop(set);
     assert!(ids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "{ids:?} are left");
     assert_eq!(Mongo::standalone().await.unwrap().primary().await, 0);

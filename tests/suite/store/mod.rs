@@ -29,6 +29,7 @@ mod contract; // sessions and entries
 mod lists; // lists and search
 mod model; // random schedules against a model in memory
 mod mongo; // the database that nodes share: several nodes, lost answers, crashes, plans, ciphertexts
+mod mongo_failover; // the same when its primary ends or stops
 mod shares; // shares
 mod sqlite; // the file: locks, modes, versions, what it shows to a reader of the disk
 mod turns; // turns
