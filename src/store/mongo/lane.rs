@@ -4,12 +4,7 @@
 //! that compares and sets all of them. While it waits for the servers, the next batch fills by itself. Sessions are
 //! spread over the lanes by their ids, so that the writes of one session meet on a node before they meet on a server.
 
-use std::{
-    collections::{HashMap, HashSet},
-    num::NonZeroUsize,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use lru::LruCache;
 use mongodb::bson::{RawArrayBuf, doc, rawdoc};
@@ -22,6 +17,7 @@ use uuid::Uuid;
 use super::{
     super::{Error, Result, seal::Seal},
     clock::Clock,
+    group::{Group, grouped},
     head::Head,
     link::{self, Attempt, DUPLICATE, Find, Link, Pause, Table},
     log,
@@ -71,20 +67,20 @@ struct Known {
     redo_since: Option<Instant>,
 }
 
-/// The writes of one session in a batch.
-struct Group {
-    id: SessionId,
-    works: Vec<Box<dyn Work>>,
-    /// the document was read for this batch
-    fresh: bool,
-}
-
 /// A group whose decision is made, and is to be committed.
 struct Decided {
     group: Group,
     /// as it will be
     head: Head,
     commit: i64,
+}
+
+/// What one write of a group comes to.
+enum Stepped {
+    Kept(Box<Draft>),
+    Same,
+    /// what it needs is gone: the document is older than that
+    Moved,
 }
 
 enum Decision {
@@ -244,12 +240,13 @@ impl Lane {
                 continue;
             }
             match self.step(work, &head, &rows, now).await {
-                Ok(Some(draft)) => {
+                Ok(Stepped::Kept(draft)) => {
                     any = true;
                     head = draft.head;
                     draft.rows.into_iter().for_each(|row| row.add_to(&mut rows));
                 }
-                Ok(None) => all = false,
+                Ok(Stepped::Same) => all = false,
+                Ok(Stepped::Moved) => return Decision::Stale(group),
                 Err(err) => {
                     all = false;
                     work.refuse(err);
@@ -275,18 +272,23 @@ impl Lane {
         Decision::Commit(Box::new(Decided { group, head, commit }))
     }
 
-    /// One write's decision; `None` when it changes nothing.
-    async fn step(&self, work: &mut Box<dyn Work>, head: &Head, rows: &[Row], now: i64) -> Result<Option<Box<Draft>>> {
+    /// One write's decision.
+    async fn step(&self, work: &mut Box<dyn Work>, head: &Head, rows: &[Row], now: i64) -> Result<Stepped> {
         let draft = |log| Box::new(Draft { head: head.clone(), rows: Vec::new(), now, log });
         match work.decide(draft(None), &self.shared.seal)? {
-            Step::Keep(draft) => Ok(Some(draft)),
-            Step::Same => Ok(None),
+            Step::Keep(draft) => Ok(Stepped::Kept(draft)),
+            Step::Same => Ok(Stepped::Same),
             Step::Log(turn) => {
                 let length = head.running().map_or(0, |(_open, running)| running.length);
-                let text = log::text(&self.shared, turn, 0..length, rows, work.deadline()).await?;
+                let text = log::text(&self.shared, turn, 0..length, rows, work.deadline()).await;
+                // Another node has ended the turn, and taken its log along.
+                let text = match text {
+                    Err(Error::Database(_gap)) => return Ok(Stepped::Moved),
+                    text => text?,
+                };
                 match work.decide(draft(Some(text)), &self.shared.seal)? {
-                    Step::Keep(draft) => Ok(Some(draft)),
-                    Step::Same => Ok(None),
+                    Step::Keep(draft) => Ok(Stepped::Kept(draft)),
+                    Step::Same => Ok(Stepped::Same),
                     Step::Log(_again) => Err(Error::Database("a write asks for a log twice".into())),
                 }
             }
@@ -466,32 +468,4 @@ struct Seen {
     v: u64,
     #[serde(default)]
     commits: Vec<i64>,
-}
-
-/// Puts the writes of each session together, in order. Those whose time is up are answered, and of two with one
-/// request the second waits for the next batch.
-fn grouped(works: Vec<Box<dyn Work>>) -> (Vec<Group>, Vec<Box<dyn Work>>) {
-    let (mut groups, mut again): (Vec<Group>, Vec<_>) = (Vec::new(), Vec::new());
-    let mut places = HashMap::new();
-    let mut requests = HashSet::new();
-    let now = Instant::now();
-    for work in works {
-        if work.deadline() <= now {
-            work.fail(&Error::Overloaded);
-            continue;
-        }
-        if work.request().is_some_and(|request| !requests.insert(request.key.clone())) {
-            again.push(work);
-            continue;
-        }
-        let id = work.session();
-        let at = *places.entry(id).or_insert_with(|| {
-            groups.push(Group { id, works: Vec::new(), fresh: false });
-            groups.len() - 1
-        });
-        if let Some(group) = groups.get_mut(at) {
-            group.works.push(work);
-        }
-    }
-    (groups, again)
 }

@@ -13,6 +13,7 @@ mod append;
 mod changes;
 mod clock;
 mod erase;
+mod group;
 mod head;
 mod keys;
 mod lane;

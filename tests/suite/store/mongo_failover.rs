@@ -17,7 +17,7 @@ const MESSAGES: usize = 30;
 const OUTAGE_MAX: Duration = Duration::from_secs(60);
 
 async fn open(set: &Mongo) -> Arc<dyn Store> {
-    let config = store::Config { url: set.url("chat"), encryption_keys: Vec::new() };
+    let config = store::Config { url: set.url("chat"), ..store::Config::default() };
     store::open(&config, "data".as_ref(), Metrics::new()).await.unwrap()
 }
 
