@@ -22,7 +22,6 @@
 mod harness;
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,6 +33,8 @@ use chatbox::{
     metrics::Metrics,
     store::{
         self, EndTurn, Lease, ListSessions, NewEntry, NewTurn, Open, OpenSession, Order, Purpose, Range, Spent, Store,
+        mongo::{self, Options},
+        seal::Seal,
     },
 };
 use harness::mongo::Mongo;
@@ -96,19 +97,35 @@ fn main() {
     runtime.block_on(async {
         let Some(server) = Mongo::replica_set(1).await else { return };
         let url = server.url("bench");
-        let config = store::Config { url: url.clone(), ..store::Config::default() };
         let metrics = Metrics::new();
-        let store = store::open(&config, Path::new("data"), Arc::clone(&metrics)).await.unwrap();
+        let lanes = number("--lanes").map(|lanes| usize::try_from(lanes).unwrap());
+        let options = Options { lanes: lanes.unwrap_or(Options::default().lanes), ..Options::default() };
+        let seal = Seal::new(&[]).unwrap();
+        let store = mongo::Mongo::open(&url, seal, &options, Arc::clone(&metrics)).await.unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
         table(&store, &url).await;
         let commits = &metrics.store_commit_writes;
         let writes = commits.get_sample_sum();
-        println!("{writes:.0} writes of sessions in {} groups", commits.get_sample_count());
+        println!("{writes:.0} writes in {} commands", commits.get_sample_count());
+        println!(
+            "processor seconds: {:.1} of the server, {:.1} of this process",
+            processor(&server.pid(0).to_string()),
+            processor("self")
+        );
         if let (Some(sessions), Some(entries)) = (number("--sessions"), number("--entries")) {
             fill(&url, sessions, entries).await;
             reads(&*store, sessions, entries).await;
         }
         store.close().await;
     });
+}
+
+/// Seconds of processor time of a process so far (proc(5), `/proc/PID/stat`, in hundredths).
+fn processor(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let (_name, rest) = stat.rsplit_once(')').unwrap();
+    let ticks = rest.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u32>().unwrap()).sum::<u32>();
+    f64::from(ticks) / 100.0
 }
 
 async fn table(store: &Arc<dyn Store>, url: &str) {

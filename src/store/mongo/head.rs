@@ -24,6 +24,8 @@ pub(super) const fn quarter(at: i64) -> i64 {
     at.div_euclid(QUARTER_MS)
 }
 
+const MINUTE_MS: i64 = 60 * 1000;
+
 /// Commits that are remembered, so that one whose answer was lost is recognised.
 const COMMITS_KEPT: usize = 16;
 
@@ -97,7 +99,7 @@ pub(super) struct Found {
     /// since when turns wait and none runs
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waits_since: Option<i64>,
-    /// when `redo` was committed
+    /// the minute in which `redo` was committed: an index of it seldom changes in a busy session
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) redo_at: Option<i64>,
 }
@@ -298,7 +300,7 @@ impl Head {
             turns,
             lease_until: runs,
             waits_since: waits.then(|| self.found.waits_since.unwrap_or(now)),
-            redo_at: (!redo.is_empty()).then_some(now),
+            redo_at: (!redo.is_empty()).then_some(now - now.rem_euclid(MINUTE_MS)),
         };
         self.redo = redo;
     }

@@ -14,8 +14,8 @@ use super::{
     values,
 };
 
-/// A commit whose rows are not known to be written after this time was left by a crash.
-const LEFT_MS: i64 = 30_000;
+/// A commit whose rows are not known to be written after this time was left by a crash. It knows its minute.
+const LEFT_MS: i64 = 90_000;
 /// What is left of a deleted session keeps late writers out, and none is later than this.
 const GONE_MS: i64 = 300_000;
 /// Sessions that are looked at in one round.
