@@ -37,7 +37,7 @@ fn of_user(user: &UserId, order: Order, after: Option<Place>, limit: u32) -> Fin
         filter.insert(field, doc! { "$lte": at.0 });
         filter.insert("$or", [doc! { field: { "$lt": at.0 } }, doc! { "_id": { "$lt": values::id(id.0) } }].to_vec());
     }
-    let sort = Some(doc! { "user_id": 1, field: -1, "_id": -1 });
+    let sort = Some(doc! { field: -1, "_id": -1 });
     Find { filter, projection: Some(shown()), sort, hint: Some(index), limit: i64::from(limit) }
 }
 

@@ -35,7 +35,8 @@ fn indexes(table: Table) -> Vec<(&'static str, Document, Document)> {
                 doc! { "unique": true, "partialFilterExpression": active.clone() },
             ),
             (BY_ACTIVITY, doc! { "user_id": 1, "last_activity": -1, "_id": -1 }, listed.clone()),
-            (BY_START, doc! { "user_id": 1, "created_at": -1, "_id": -1 }, listed),
+            // With the filter's field among its own, sessions are counted without being read.
+            (BY_START, doc! { "user_id": 1, "filled": 1, "created_at": -1, "_id": -1 }, listed),
             (IDLE, doc! { "quarter": 1 }, doc! { "partialFilterExpression": active }),
             ("of_turn", doc! { "turns": 1 }, sparse.clone()),
             ("of_share", doc! { "shares.id": 1 }, sparse.clone()),
