@@ -7,6 +7,7 @@ pub mod mongo;
 mod open;
 pub mod rotation;
 pub mod seal;
+mod sealed;
 mod sessions;
 mod snippet;
 pub mod sqlite;

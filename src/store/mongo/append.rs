@@ -1,12 +1,12 @@
 //! The write that adds an entry, and with it queues or starts its turn.
 
 use super::{
-    super::{Appended, Error, NewEntry, NewTurn, Result, StartedTurn, seal::Seal},
+    super::{Appended, Error, NewEntry, NewTurn, Result, StartedTurn, seal::Seal, sealed::Closed},
     head::OpenTurn,
     link::Table,
     rows::{EntryRow, How},
     turns::{self, Begin},
-    values::{self, Sealed},
+    values,
     work::{Decided, Draft},
 };
 use crate::chat::{Entry, Timestamp};
@@ -14,30 +14,14 @@ use crate::chat::{Entry, Timestamp};
 /// An entry whose sealed fields are ready: they do not change however often it is decided about.
 pub(super) struct Append {
     entry: NewEntry,
-    content: Option<Sealed>,
-    files: Option<Sealed>,
-    metadata: Option<Sealed>,
-    name: Option<Sealed>,
+    closed: Closed,
 }
 
 impl Append {
     /// Seals what is to be sealed.
     pub(super) fn prepare(entry: NewEntry, seal: &Seal) -> Result<Self> {
-        let place = |field| values::entry_place(&entry.id, field);
-        let content = values::close_text(seal, place("content"), &entry.content)?;
-        let files = match entry.files.as_slice() {
-            [] => None,
-            files => values::close_json(seal, place("files"), &files)?,
-        };
-        let metadata = match &entry.metadata {
-            metadata if metadata.is_empty() => None,
-            metadata => values::close_json(seal, place("metadata"), metadata)?,
-        };
-        let name = match &entry.session_name {
-            Some(name) => values::close_text(seal, values::session_place(&entry.session_id, "name"), name)?,
-            None => None,
-        };
-        Ok(Self { entry, content, files, metadata, name })
+        let closed = entry.close(seal)?;
+        Ok(Self { entry, closed })
     }
 
     /// Adds it.
@@ -57,7 +41,7 @@ impl Append {
         head.active_at(now);
         let named = head.name.is_some();
         if !named {
-            head.name.clone_from(&self.name);
+            head.name = self.closed.name.clone().map(values::of_bytes);
         }
         let (seq, rev, v) = (head.last_seq, head.rev, head.v + 1);
         draft.row(Table::Entries, How::Insert, &self.row(seq, v, now))?;
@@ -66,7 +50,7 @@ impl Append {
             None => None,
         };
         let name = self.entry.session_name.clone().filter(|_name| !named);
-        let appended = Appended { entry: self.stored(seq, now), rev, name, duplicate: false, started };
+        let appended = Appended { entry: self.entry.stored(seq, Timestamp(now)), rev, name, duplicate: false, started };
         Ok(Decided::Keep(appended, draft))
     }
 
@@ -99,9 +83,9 @@ impl Append {
             reply_to: None,
             sender: entry.sender,
             kind: entry.kind,
-            content: self.content.clone(),
-            files: self.files.clone(),
-            metadata: self.metadata.clone(),
+            content: self.closed.content.clone().map(values::of_bytes),
+            files: self.closed.files.clone().map(values::of_bytes),
+            metadata: self.closed.metadata.clone().map(values::of_bytes),
             state: None,
             length: None,
             sha256: None,
@@ -110,32 +94,6 @@ impl Append {
             segments: Vec::new(),
             rating: None,
             created_at,
-        }
-    }
-
-    fn stored(&self, seq: u64, created_at: i64) -> Entry {
-        let entry = &self.entry;
-        Entry {
-            session_id: entry.session_id,
-            seq,
-            id: entry.id,
-            user_id: entry.user_id.clone(),
-            client_id: entry.client_id,
-            turn_id: entry.turn.as_ref().map(|turn| turn.id),
-            reply_to: None,
-            sender: entry.sender,
-            kind: entry.kind,
-            content: entry.content.clone(),
-            files: entry.files.clone(),
-            metadata: entry.metadata.clone(),
-            state: None,
-            length: None,
-            sha256: None,
-            usage: None,
-            model_id: None,
-            segments: Vec::new(),
-            rating: None,
-            created_at: Timestamp(created_at),
         }
     }
 }

@@ -7,11 +7,14 @@ use mongodb::bson::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+pub(super) use super::super::sealed::{
+    chunk_place, chunk_row, entry_place, session_place, share_place, thread_place, thread_row,
+};
 use super::super::{
     Error, Result,
     seal::{Place, Seal},
+    sealed,
 };
-use crate::chat::{EntryId, SessionId, TurnId};
 
 /// A sealed value as it is stored.
 pub(super) type Sealed = Binary;
@@ -39,70 +42,28 @@ pub(super) fn id(id: Uuid) -> Binary {
     binary(id.as_bytes())
 }
 
-/// The name of a sealed value of an entry.
-pub(super) fn entry_place<'a>(id: &'a EntryId, field: &'static str) -> Place<'a> {
-    Place { table: "entries", row: id.0.as_bytes(), field }
-}
-
-/// The name of a sealed value of a session.
-pub(super) fn session_place<'a>(id: &'a SessionId, field: &'static str) -> Place<'a> {
-    Place { table: "sessions", row: id.0.as_bytes(), field }
-}
-
-/// The name of a sealed value of a share.
-pub(super) fn share_place(id: &Uuid) -> Place<'_> {
-    Place { table: "shares", row: id.as_bytes(), field: "name" }
-}
-
-/// The row of one chunk of a turn's log: the turn, and where its text begins.
-pub(super) fn chunk_row(turn: TurnId, offset: u64) -> [u8; 24] {
-    let mut row = [0; 24];
-    let (id, at) = row.split_at_mut(16);
-    id.copy_from_slice(turn.0.as_bytes());
-    at.copy_from_slice(&offset.to_be_bytes());
-    row
-}
-
-/// The name of a sealed chunk.
-pub(super) fn chunk_place(row: &[u8; 24]) -> Place<'_> {
-    Place { table: "turn_chunks", row, field: "text" }
-}
-
-/// The row of a thread: the session, and the model's name.
-pub(super) fn thread_row(session: SessionId, model_id: &str) -> Vec<u8> {
-    [session.0.as_bytes(), model_id.as_bytes()].concat()
-}
-
-/// The name of a sealed thread.
-pub(super) fn thread_place(row: &[u8]) -> Place<'_> {
-    Place { table: "threads", row, field: "reference" }
-}
-
 /// A value on its way in.
 pub(super) fn close(seal: &Seal, place: Place<'_>, bytes: &[u8]) -> Result<Sealed> {
-    seal.close(place, bytes).map(|bytes| Binary { subtype: BinarySubtype::Generic, bytes })
+    seal.close(place, bytes).map(of_bytes)
 }
 
 /// A text on its way in; an empty one takes no room.
 pub(super) fn close_text(seal: &Seal, place: Place<'_>, text: &str) -> Result<Option<Sealed>> {
-    if text.is_empty() { Ok(None) } else { close(seal, place, text.as_bytes()).map(Some) }
+    Ok(sealed::close_text(seal, place, text)?.map(of_bytes))
 }
 
-/// A list or map on its way in.
-pub(super) fn close_json(seal: &Seal, place: Place<'_>, value: &impl Serialize) -> Result<Option<Sealed>> {
-    close(seal, place, &serde_json::to_vec(value).map_err(failed)?).map(Some)
+/// A sealed value as it is stored.
+pub(super) const fn of_bytes(bytes: Vec<u8>) -> Sealed {
+    Binary { subtype: BinarySubtype::Generic, bytes }
 }
 
 pub(super) fn open_text(seal: &Seal, place: Place<'_>, stored: Option<&Sealed>) -> Result<Option<String>> {
-    stored.map(|stored| seal.open_text(place, &stored.bytes)).transpose()
+    sealed::open_text(seal, place, stored.map(|stored| &*stored.bytes))
 }
 
 pub(super) fn open_json<T>(seal: &Seal, place: Place<'_>, stored: Option<&Sealed>) -> Result<T>
 where
     T: DeserializeOwned + Default,
 {
-    match stored {
-        Some(stored) => serde_json::from_slice(&seal.open(place, &stored.bytes)?).map_err(failed),
-        None => Ok(T::default()),
-    }
+    sealed::open_json(seal, place, stored.map(|stored| &*stored.bytes))
 }

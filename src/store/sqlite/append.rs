@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::{
-    super::{Appended, Error, NewEntry, NewTurn, Result, StartedTurn, now, seal::Seal},
+    super::{Appended, Error, NewEntry, NewTurn, Result, StartedTurn, now, seal::Seal, sealed::Closed},
     queries, reads,
     sessions::Head,
     turns, values,
@@ -13,30 +13,14 @@ use crate::chat::{Entry, SessionState, Timestamp};
 /// An entry whose sealed columns are ready: the sealing is done before it is queued, off the writer's thread.
 pub(super) struct Append {
     entry: NewEntry,
-    content: Option<Vec<u8>>,
-    files: Option<Vec<u8>>,
-    metadata: Option<Vec<u8>>,
-    name: Option<Vec<u8>>,
+    closed: Closed,
 }
 
 impl Append {
     /// Seals what is to be sealed.
     pub(super) fn prepare(entry: NewEntry, seal: &Seal) -> Result<Self> {
-        let place = |field| values::entry_place(&entry.id, field);
-        let content = values::close_text(seal, place("content"), &entry.content)?;
-        let files = match entry.files.as_slice() {
-            [] => None,
-            files => values::close_json(seal, place("files"), &files)?,
-        };
-        let metadata = match &entry.metadata {
-            metadata if metadata.is_empty() => None,
-            metadata => values::close_json(seal, place("metadata"), metadata)?,
-        };
-        let name = match &entry.session_name {
-            Some(name) => values::close_text(seal, values::session_place(&entry.session_id, "name"), name)?,
-            None => None,
-        };
-        Ok(Self { entry, content, files, metadata, name })
+        let closed = entry.close(seal)?;
+        Ok(Self { entry, closed })
     }
 
     /// Stores it, unless it is there. That is seen by the unique indexes as the row goes in: nearly every call is
@@ -61,9 +45,9 @@ impl Append {
             Some(turn) => self.queue(connection, turn, &mut head, now)?,
             None => None,
         };
-        turns::grown(connection, session_id, &head, before, self.name.as_deref())?;
+        turns::grown(connection, session_id, &head, before, self.closed.name.as_deref())?;
         let name = self.entry.session_name.clone().filter(|_| !head.named);
-        Ok(Appended { entry: self.stored(seq, now), rev, name, duplicate: false, started })
+        Ok(Appended { entry: self.entry.stored(seq, now), rev, name, duplicate: false, started })
     }
 
     /// What the first call with this request or row has made; without one, `refusal`.
@@ -99,9 +83,9 @@ impl Append {
             entry.turn.as_ref().map(|turn| turn.id),
             entry.sender,
             entry.kind,
-            self.content,
-            self.files,
-            self.metadata,
+            self.closed.content,
+            self.closed.files,
+            self.closed.metadata,
             now,
         ])?;
         Ok(inserted == 1)
@@ -130,30 +114,5 @@ impl Append {
         let user_id = self.entry.user_id.clone();
         let queued = turns::Queued { waited: false, id: turn.id, session_id, message_seq, user_id, client_id: None };
         turns::begin(connection, queued, head, &turn.lease, now).map(Some)
-    }
-
-    fn stored(self, seq: u64, created_at: Timestamp) -> Entry {
-        Entry {
-            session_id: self.entry.session_id,
-            seq,
-            id: self.entry.id,
-            user_id: self.entry.user_id,
-            client_id: self.entry.client_id,
-            turn_id: self.entry.turn.map(|turn| turn.id),
-            reply_to: None,
-            sender: self.entry.sender,
-            kind: self.entry.kind,
-            content: self.entry.content,
-            files: self.entry.files,
-            metadata: self.entry.metadata,
-            state: None,
-            length: None,
-            sha256: None,
-            usage: None,
-            model_id: None,
-            segments: Vec::new(),
-            rating: None,
-            created_at,
-        }
     }
 }

@@ -4,10 +4,12 @@ use rusqlite::{
     Row, ToSql,
     types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
 };
-use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::super::{Error, Purpose, Result, Share, seal::Place, seal::Seal};
+pub(super) use super::super::sealed::{
+    chunk_place, chunk_row, close_text, entry_place, session_place, share_place, thread_place, thread_row,
+};
+use super::super::{Error, Purpose, Result, Share, seal::Seal, sealed};
 use crate::chat::{
     Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Rating, Segment, Sender, Session, SessionId,
     SessionState, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
@@ -108,45 +110,6 @@ impl From<serde_json::Error> for Error {
     }
 }
 
-/// The name of a sealed value of an entry.
-pub(super) fn entry_place<'a>(id: &'a EntryId, field: &'static str) -> Place<'a> {
-    Place { table: "entries", row: id.0.as_bytes(), field }
-}
-
-/// The name of a sealed value of a session.
-pub(super) fn session_place<'a>(id: &'a SessionId, field: &'static str) -> Place<'a> {
-    Place { table: "sessions", row: id.0.as_bytes(), field }
-}
-
-/// The name of a sealed value of a share.
-pub(super) fn share_place(id: &Uuid) -> Place<'_> {
-    Place { table: "shares", row: id.as_bytes(), field: "name" }
-}
-
-/// The row of one chunk of a turn's log: the turn, and where its text begins.
-pub(super) fn chunk_row(turn: TurnId, offset: u64) -> [u8; 24] {
-    let mut row = [0; 24];
-    let (id, at) = row.split_at_mut(16);
-    id.copy_from_slice(turn.0.as_bytes());
-    at.copy_from_slice(&offset.to_be_bytes());
-    row
-}
-
-/// The name of a sealed chunk.
-pub(super) fn chunk_place(row: &[u8; 24]) -> Place<'_> {
-    Place { table: "turn_chunks", row, field: "text" }
-}
-
-/// The row of a thread: the session, and the model's name.
-pub(super) fn thread_row(session: SessionId, model_id: &str) -> Vec<u8> {
-    [session.0.as_bytes(), model_id.as_bytes()].concat()
-}
-
-/// The name of a sealed thread.
-pub(super) fn thread_place(row: &[u8]) -> Place<'_> {
-    Place { table: "threads", row, field: "reference" }
-}
-
 /// Who wrote which part of a reply, on its way in: no words of anybody's. One part takes no room.
 pub(super) fn segments_text(segments: &[Segment]) -> Result<Option<String>> {
     if segments.len() > 1 { Ok(Some(serde_json::to_string(segments)?)) } else { Ok(None) }
@@ -154,27 +117,6 @@ pub(super) fn segments_text(segments: &[Segment]) -> Result<Option<String>> {
 
 fn segments(stored: Option<String>) -> Result<Vec<Segment>> {
     stored.map_or_else(|| Ok(Vec::new()), |stored| Ok(serde_json::from_str(&stored)?))
-}
-
-/// A text on its way in; an empty one takes no room.
-pub(super) fn close_text(seal: &Seal, place: Place<'_>, text: &str) -> Result<Option<Vec<u8>>> {
-    if text.is_empty() { Ok(None) } else { seal.close(place, text.as_bytes()).map(Some) }
-}
-
-/// A list or map on its way in.
-pub(super) fn close_json(seal: &Seal, place: Place<'_>, value: &impl Serialize) -> Result<Option<Vec<u8>>> {
-    seal.close(place, &serde_json::to_vec(value)?).map(Some)
-}
-
-fn open_text(seal: &Seal, place: Place<'_>, stored: Option<Vec<u8>>) -> Result<Option<String>> {
-    stored.map(|stored| seal.open_text(place, &stored)).transpose()
-}
-
-fn open_json<T: DeserializeOwned + Default>(seal: &Seal, place: Place<'_>, stored: Option<Vec<u8>>) -> Result<T> {
-    match stored {
-        Some(stored) => Ok(serde_json::from_slice(&seal.open(place, &stored)?)?),
-        None => Ok(T::default()),
-    }
 }
 
 /// Reads the columns of a row one after the other, in the order in which the statement names them. By name, SQLite
@@ -192,6 +134,10 @@ impl<'a> Columns<'a> {
     fn next<T: FromSql>(&mut self) -> rusqlite::Result<T> {
         self.at += 1;
         self.row.get(self.at - 1)
+    }
+
+    fn bytes(&mut self) -> rusqlite::Result<Option<Vec<u8>>> {
+        self.next()
     }
 
     fn usage(&mut self) -> rusqlite::Result<Option<Usage>> {
@@ -218,12 +164,12 @@ pub(super) fn entry(row: &Row<'_>, seal: &Seal) -> Result<Entry> {
         reply_to: columns.next()?,
         sender: columns.next()?,
         kind: columns.next()?,
-        content: open_text(seal, entry_place(&id, "content"), columns.next()?)?.unwrap_or_default(),
-        files: open_json(seal, entry_place(&id, "files"), columns.next()?)?,
-        metadata: open_json(seal, entry_place(&id, "metadata"), columns.next()?)?,
+        content: sealed::open_text(seal, entry_place(&id, "content"), columns.bytes()?.as_deref())?.unwrap_or_default(),
+        files: sealed::open_json(seal, entry_place(&id, "files"), columns.bytes()?.as_deref())?,
+        metadata: sealed::open_json(seal, entry_place(&id, "metadata"), columns.bytes()?.as_deref())?,
         state: columns.next()?,
         length: columns.next()?,
-        sha256: open_text(seal, entry_place(&id, "sha256"), columns.next()?)?,
+        sha256: sealed::open_text(seal, entry_place(&id, "sha256"), columns.bytes()?.as_deref())?,
         usage: columns.usage()?,
         model_id: columns.next()?,
         segments: segments(columns.next()?)?,
@@ -239,7 +185,7 @@ pub(super) fn session(row: &Row<'_>, seal: &Seal) -> Result<Session> {
     let id: SessionId = columns.next()?;
     Ok(Session {
         user_id: columns.next()?,
-        name: open_text(seal, session_place(&id, "name"), columns.next()?)?,
+        name: sealed::open_text(seal, session_place(&id, "name"), columns.bytes()?.as_deref())?,
         model_id: columns.next()?,
         state: columns.next()?,
         rev: columns.next()?,
@@ -248,7 +194,10 @@ pub(super) fn session(row: &Row<'_>, seal: &Seal) -> Result<Session> {
         last_activity: columns.next()?,
         ended_at: columns.next()?,
         help_requested: columns.next()?,
-        assist: match (columns.next()?, open_text(seal, session_place(&id, "assist_name"), columns.next()?)?) {
+        assist: match (
+            columns.next()?,
+            sealed::open_text(seal, session_place(&id, "assist_name"), columns.bytes()?.as_deref())?,
+        ) {
             (Some(admin_id), name) => Some(Assist { admin_id, name: name.unwrap_or_default() }),
             (None, _) => None,
         },
@@ -294,7 +243,7 @@ pub(super) fn share(row: &Row<'_>, seal: &Seal) -> Result<Share> {
     let id = Uuid::from_bytes(columns.next()?);
     Ok(Share {
         session_id: columns.next()?,
-        name: open_text(seal, share_place(&id), columns.next()?)?,
+        name: sealed::open_text(seal, share_place(&id), columns.bytes()?.as_deref())?,
         last_seq: columns.next()?,
         running_seq: columns.next()?,
         created_at: columns.next()?,
