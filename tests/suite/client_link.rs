@@ -10,7 +10,7 @@ use url::Url;
 use crate::harness::{
     Server, Via,
     client::{PATIENCE, sha256},
-    id, over_both,
+    eventually, id, over_both,
 };
 
 over_both!(
@@ -216,12 +216,7 @@ async fn a_full_queue_holds_the_socket_and_loses_nothing() {
     let message = json!({"type": "user_message", "id": id(), "content": "Tell me everything. ".repeat(400)});
     let mut exchange = link.exchange(frame(&message)).await.unwrap();
     let sent = || server.metrics.frames_sent_total.with_label_values(&["websocket"]).get();
-    let written = async {
-        while sent() < 100 {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, written).await.expect("more frames than the queue holds");
+    eventually("more frames leave than the queue holds", async || sent() >= 100).await;
     let mut text = String::new();
     let mut last = Value::Null;
     while let Some(frame) = next(&mut exchange).await {

@@ -5,9 +5,7 @@ use std::{path::Path, time::Duration};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, Server, Via,
-    client::PATIENCE,
-    openai, over_both,
+    Client, Server, Via, eventually, openai, over_both,
     provider::{Gate, Provider, Script},
 };
 
@@ -44,16 +42,6 @@ fn database(dir: &Path) -> rusqlite::Connection {
     rusqlite::Connection::open(dir.join("data/chatbox.db")).unwrap()
 }
 
-async fn until(what: impl Fn() -> bool + Send + Sync) {
-    let mut look = tokio::time::interval(Duration::from_millis(10));
-    let seen = async {
-        while !what() {
-            look.tick().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, seen).await.expect("it comes");
-}
-
 /// Bytes of the one turn's log.
 fn written(dir: &Path) -> i64 {
     database(dir).query_row("SELECT coalesce(max(length), 0) FROM turns", [], |row| row.get(0)).unwrap()
@@ -71,11 +59,11 @@ async fn write_of_the_log_that_fails_is_repeated_and_the_turn_goes_on(via: Via) 
     let mut exchange = client.say("hello").await;
     gate.release(1);
     exchange.until("ai_response").await;
-    until(|| rig.failed_writes() > 0).await;
+    eventually("a write fails", async || rig.failed_writes() > 0).await;
     gate.release(1);
     assert_eq!(exchange.until("ai_response").await["content"], "two ", "the lease holds");
     other.execute_batch("DROP TRIGGER refuse").unwrap();
-    until(|| written(rig.dir.path()) == 8).await;
+    eventually("the log has it", async || written(rig.dir.path()) == 8).await;
     gate.open();
     let (text, last) = exchange.reply_from("one two ".to_owned()).await;
     assert_eq!((text.as_str(), &last["state"]), ("one two three", &json!("complete")));
@@ -90,7 +78,7 @@ async fn turn_whose_lease_runs_out_falls_silent_and_is_ended_with_its_log(via: V
     let mut exchange = client.say("hello").await;
     gate.release(1);
     exchange.until("ai_response").await;
-    until(|| written(rig.dir.path()) == 4).await;
+    eventually("the log has it", async || written(rig.dir.path()) == 4).await;
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     gate.release(1);
     assert_eq!(exchange.until("ai_response").await["content"], "two ", "the lease holds");

@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use crate::harness::{
     Client, Server, Via,
     api::Api,
-    client::{Lines, PATIENCE},
-    id, openai, over_both,
+    client::Lines,
+    eventually, id, openai, over_both,
     provider::{Gate, Provider, Request, Script},
 };
 
@@ -90,13 +90,8 @@ impl Nodes {
 async fn hear_each_other<'a>(servers: impl IntoIterator<Item = &'a Server>) {
     let servers: Vec<_> = servers.into_iter().collect();
     let others = i64::try_from(servers.len() - 1).unwrap();
-    let mut look = tokio::time::interval(Duration::from_millis(10));
-    let heard = async {
-        while servers.iter().any(|server| server.metrics.cluster_nodes.get() < others) {
-            look.tick().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, heard).await.expect("every node is heard");
+    let heard = async || servers.iter().all(|server| server.metrics.cluster_nodes.get() >= others);
+    eventually("every node is heard", heard).await;
 }
 
 /// A reply in pieces whose characters take one to four bytes.

@@ -8,7 +8,7 @@ use crate::harness::{
     Client, Server, Via,
     api::Api,
     client::Lines,
-    openai,
+    eventually, openai,
     provider::{Gate, Provider, Script},
 };
 
@@ -29,12 +29,8 @@ async fn name(watch: &mut Lines) -> Value {
 
 /// Waits until that many requests for names have come to their end.
 async fn named(server: &Server, outcome: &str, times: u64) {
-    let counted = async {
-        while server.metrics.session_names_total.with_label_values(&[outcome]).get() < times {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::harness::client::PATIENCE, counted).await.expect("an outcome");
+    let counted = server.metrics.session_names_total.with_label_values(&[outcome]);
+    eventually("an outcome is counted", async || counted.get() >= times).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

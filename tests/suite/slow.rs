@@ -15,7 +15,7 @@ use tokio_tungstenite::{
 use crate::harness::{
     Client, Server, Via,
     client::{Lines, PATIENCE},
-    id, openai, over_both,
+    eventually, id, openai, over_both,
     process::Process,
     provider::{Gate, Provider, Script},
     server::Target,
@@ -124,13 +124,8 @@ async fn client_that_reads_nothing_is_closed_and_resumes_without_loss(via: Via) 
     assert!(whole == text(), "who reads gets it all");
 
     let name = if via == Via::WebTransport { "webtransport" } else { "websocket" };
-    let closed = async {
-        let mut look = tokio::time::interval(Duration::from_millis(10));
-        while server.metrics.connections_closed_total.with_label_values(&[name, "slow consumer"]).get() == 0 {
-            look.tick().await;
-        }
-    };
-    timeout(PATIENCE, closed).await.expect("who reads nothing is closed");
+    let closed = server.metrics.connections_closed_total.with_label_values(&[name, "slow consumer"]);
+    eventually("who reads nothing is closed", async || closed.get() == 1).await;
     assert!(!stuck.read(&mut shown).await.0, "it did not get the end");
     if let Watch::Stream(client, _) = stuck {
         assert_eq!(client.closed().await, 4);

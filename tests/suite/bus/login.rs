@@ -7,11 +7,12 @@ use chatbox::{
     config::secret::Secret,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tokio::{fs::File, io::AsyncReadExt, time::interval};
+use tokio::{fs::File, io::AsyncReadExt};
 
 use super::Node;
 use crate::harness::{
     client::http,
+    eventually,
     nats::Nats,
     process::Process,
     provider::{Provider, Script},
@@ -118,17 +119,13 @@ async fn a_refused_login_is_logged_without_its_secret_and_tried_again() {
         File::open(&log).await.unwrap().read_to_string(&mut text).await.unwrap();
         text
     };
-    let mut look = interval(std::time::Duration::from_millis(20));
-    while !lines().await.contains("bus refuses the login of this node, which tries again") {
-        look.tick().await;
-    }
+    let refused = "bus refuses the login of this node, which tries again";
+    eventually(refused, async || lines().await.contains(refused)).await;
     // It serves meanwhile, and is let in as soon as the server thinks better of it.
     assert_eq!(http().get(node.url.clone()).send().await.unwrap().status(), 200);
     admit(server.dir(), "wrong-token");
     server.restart().await;
-    while !lines().await.contains("bus is connected") {
-        look.tick().await;
-    }
+    eventually("it is let in", async || lines().await.contains("bus is connected")).await;
     let text = lines().await;
     assert!(!text.contains("wrong-token"), "{text}");
     assert_eq!(text.matches("bus refuses the login").count(), 1, "{text}");

@@ -13,7 +13,7 @@ use chatbox::{
 };
 use tokio::time::{interval, timeout};
 
-use crate::harness::{client::PATIENCE, nats::Nats};
+use crate::harness::{client::PATIENCE, eventually, nats::Nats};
 
 /// One node's end of a bus.
 struct Node {
@@ -41,7 +41,7 @@ impl Node {
 
     /// Waits until it is connected, or is not.
     async fn becomes(&self, connected: bool) {
-        until("the connection changes", || self.bus.connected() == connected).await;
+        eventually("the connection changes", async || self.bus.connected() == connected).await;
     }
 
     /// Waits until what this node publishes reaches the other: everything that it subscribed to before, too.
@@ -76,14 +76,4 @@ async fn pair(server: &Nats) -> (Node, Node) {
 
 async fn next(subscription: &mut Subscription) -> Delivery {
     timeout(PATIENCE, subscription.next()).await.expect("a delivery in time")
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let mut look = interval(Duration::from_millis(5));
-    let held = async {
-        while !holds() {
-            look.tick().await;
-        }
-    };
-    timeout(PATIENCE, held).await.unwrap_or_else(|_late| panic!("not in time: {what}"));
 }

@@ -6,11 +6,11 @@ use chatbox::{
     bus::{Config, Delivery, Published, QUEUE_EVENTS, Subscription, Topic},
     chat::{Event, SessionId, SessionUpdate, TurnId, word::Word},
 };
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Node, next, pair, until};
-use crate::harness::{ALONE, Server, client::http, nats::Nats};
+use super::{Node, next, pair};
+use crate::harness::{ALONE, Server, client::http, eventually, nats::Nats};
 
 fn session() -> Topic {
     Topic::Session(SessionId::new())
@@ -101,6 +101,7 @@ async fn a_server_that_stands_still_holds_nobody_up() {
     // Far more than the queue and the sockets hold.
     let content = "x".repeat(4000);
     while here.dropped("full") < 1000 {
+        assert!(here.bus.connected(), "{} dropped within six seconds", here.dropped("full"));
         let before = Instant::now();
         publish(&here, &topic, piece(offset, &content)).await;
         drop(here.bus.subscribe(session()).await);
@@ -162,7 +163,7 @@ async fn a_listener_that_is_too_slow_is_told_of_its_loss() {
             assert_eq!(here.metrics.bus_published_total.get(), 3001);
         });
     });
-    until("the other is connected", || ready.1.try_recv().is_ok()).await;
+    eventually("the other is connected", async || ready.1.try_recv().is_ok()).await;
     let echo = Node::on(&server).await;
     echo.reaches(&there).await;
     go.0.send(()).unwrap();
@@ -264,7 +265,7 @@ async fn what_was_published_leaves_before_the_bus_is_closed() {
         publish(&here, topic, piece(offset, "last words")).await;
     }
     here.bus.close().await;
-    until("all of it arrives", || there.metrics.bus_received_total.get() == received + 3000).await;
+    eventually("all of it arrives", async || there.metrics.bus_received_total.get() == received + 3000).await;
     assert_eq!((here.dropped("full"), there.dropped("slow")), (0, 0));
     drop(watches);
 }
@@ -286,7 +287,8 @@ async fn ten_thousand_topics_come_and_go() {
     let _alone = ALONE.acquire().await.unwrap();
     let Some(server) = Nats::start().await else { return };
     let (here, there) = pair(&server).await;
-    let bare = server.subscriptions().await;
+    // What the two heard each other by has ended at the server as well.
+    eventually("the server has none", async || server.subscriptions().await == 0).await;
     for round in 0..3 {
         let topics: Vec<_> = (0..10_000).map(|_| session()).collect();
         let mut watches = Vec::new();
@@ -297,11 +299,8 @@ async fn ten_thousand_topics_come_and_go() {
         }
         here.reaches(&there).await;
         // The topic of the line before has to end first.
-        until("there are 10,000 listeners", || there.metrics.bus_topics.get() == 10_000).await;
-        let mut look = interval(Duration::from_millis(20));
-        while server.subscriptions().await != bare + 10_000 {
-            look.tick().await;
-        }
+        eventually("there are 10,000 listeners", async || there.metrics.bus_topics.get() == 10_000).await;
+        eventually("the server has them too", async || server.subscriptions().await == 10_000).await;
         for (topic, number) in topics.iter().step_by(1000).zip(0..) {
             publish(&here, topic, piece(number, "found")).await;
         }
@@ -309,11 +308,9 @@ async fn ten_thousand_topics_come_and_go() {
             assert_eq!(next(watch).await, Delivery::Event(Published::new(piece(number, "found"))));
         }
         drop(watches);
-        until("no listener is left", || there.metrics.bus_topics.get() == 0).await;
+        eventually("no listener is left", async || there.metrics.bus_topics.get() == 0).await;
         assert_eq!(there.bus.topics(), [], "round {round}");
-        while server.subscriptions().await > bare {
-            look.tick().await;
-        }
+        eventually("the server has none", async || server.subscriptions().await == 0).await;
     }
 }
 
@@ -328,17 +325,10 @@ async fn a_node_without_its_bus_is_ready_and_says_so() {
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         (status, body["checks"]["bus"]["status"].as_str().unwrap().to_owned())
     };
-    let mut look = interval(Duration::from_millis(20));
-    while ready().await != (200, "ok".to_owned()) {
-        look.tick().await;
-    }
+    eventually("the bus is ready", async || ready().await == (200, "ok".to_owned())).await;
     nats.kill();
-    while ready().await != (200, "degraded".to_owned()) {
-        look.tick().await;
-    }
+    eventually("the bus is missed", async || ready().await == (200, "degraded".to_owned())).await;
     nats.restart().await;
-    while ready().await != (200, "ok".to_owned()) {
-        look.tick().await;
-    }
+    eventually("the bus is back", async || ready().await == (200, "ok".to_owned())).await;
     assert_eq!(server.metrics.bus_connected.get(), 1);
 }

@@ -12,7 +12,10 @@ pub(crate) mod road;
 pub(crate) mod server;
 pub(crate) mod wire;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 pub(crate) use client::{Client, Via, id};
 pub(crate) use server::{Server, gate, openai};
@@ -38,6 +41,20 @@ pub(crate) use over_both;
 
 /// Held by each test that keeps the machine busy or measures it: two of them at a time would tell of each other.
 pub(crate) static ALONE: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
+
+/// Waits until that holds, with a look every 10 ms.
+///
+/// # Panics
+/// It does not hold within [`client::PATIENCE`].
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    let held = async {
+        while !holds().await {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(client::PATIENCE, held).await.unwrap_or_else(|_late| panic!("not in time: {what}"));
+}
 
 /// A server that tests need and do not bring along: where `variable` says, below the target directory, or on the
 /// `PATH`.

@@ -1,6 +1,6 @@
 //! The real binary as a process of its own, which a test can kill.
 
-use std::{ops::Deref, path::Path, process::Stdio, time::Duration};
+use std::{ops::Deref, path::Path, process::Stdio};
 
 use chatbox::config::secret::Secret;
 use serde_json::Value;
@@ -95,13 +95,7 @@ impl Process {
     /// Waits until so many bytes of a turn's text are in its log.
     pub(crate) async fn written(&self, turn: &Value, bytes: i64) {
         let turn: uuid::Uuid = turn.as_str().unwrap().parse().unwrap();
-        let written = async {
-            let mut look = tokio::time::interval(Duration::from_millis(20));
-            while self.log_length(turn) < bytes {
-                look.tick().await;
-            }
-        };
-        timeout(PATIENCE, written).await.expect("the log is written");
+        super::eventually("the log is written", async || self.log_length(turn) >= bytes).await;
     }
 
     fn log_length(&self, turn: uuid::Uuid) -> i64 {

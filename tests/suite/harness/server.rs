@@ -128,12 +128,7 @@ impl Server {
 
     /// Waits until fewer are open.
     pub(crate) async fn connections_fall_below(&self, open: i64) {
-        let fallen = async {
-            while self.open_connections() >= open {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(super::client::PATIENCE, fallen).await.expect("a connection ends");
+        super::eventually("a connection ends", async || self.open_connections() < open).await;
     }
 
     /// Begins to end, as the first signal does.
