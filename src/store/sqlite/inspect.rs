@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     super::seal::{Seal, check},
-    OpenError, keys, lock_name,
+    Lock, OpenError, keys, lock_name,
     schema::{self, MIGRATIONS},
 };
 
@@ -43,7 +43,7 @@ pub(in crate::store) fn inspect(path: &Path, seal: &Seal) -> Result<Inspected, O
     // Held while the file is looked at, so that a start at the same time waits for nobody's locks but fails clearly.
     let _lock = match OpenOptions::new().write(true).open(lock_name(path)) {
         Ok(file) => match file.try_lock() {
-            Ok(()) => Some(file),
+            Ok(()) => Some(Lock(file)),
             Err(TryLockError::WouldBlock) => return Ok(Inspected::Held(holder(&file))),
             Err(TryLockError::Error(err)) => return Err(OpenError::Io(err)),
         },

@@ -307,7 +307,7 @@ impl Store for Sqlite {
 
 /// Makes the directory and holds the lock file, beside the database: the database's own locks must be left to the
 /// database, because a process loses all its locks on a file when it closes any handle of it.
-fn lock(path: &Path) -> std::result::Result<File, OpenError> {
+fn lock(path: &Path) -> std::result::Result<Lock, OpenError> {
     if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(OpenError::Io)?;
     }
@@ -315,9 +315,22 @@ fn lock(path: &Path) -> std::result::Result<File, OpenError> {
     let options = options.write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(lock_name(path)).map_err(OpenError::Io)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
         Err(TryLockError::Error(err)) => Err(OpenError::Io(err)),
+    }
+}
+
+/// A locked file. It is unlocked, and not merely closed: a process that is about to be started has every file of this
+/// one until it is another program, and would hold the lock for as long (flock(2)).
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(err) = self.0.unlock() {
+            tracing::warn!(error = &err as &dyn std::error::Error, "database is not unlocked");
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 //! fails rolls back alone; a commit that fails is the failure of all its writes.
 
 use std::{
-    fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -21,7 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     super::{Error, Result},
-    OpenError,
+    Lock, OpenError,
     checkpoint::Checkpointer,
     queries,
 };
@@ -48,7 +47,7 @@ impl Writer {
     pub(super) fn start(
         path: &Path,
         connection: Connection,
-        lock: File,
+        lock: Lock,
         queue_max: usize,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, OpenError> {
@@ -159,7 +158,7 @@ struct Worker {
     connection: Connection,
     messages: mpsc::Receiver<Message>,
     metrics: Arc<Metrics>,
-    _lock: File,
+    _lock: Lock,
     _ended: DropGuard,
 }
 
@@ -257,7 +256,7 @@ mod tests {
     fn bench() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chatbox.db");
-        let lock = File::create(dir.path().join("lock")).unwrap();
+        let lock = Lock(std::fs::File::create(dir.path().join("lock")).unwrap());
         let metrics = Metrics::new();
         let connection = schema::writer(&path).unwrap();
         let writer = Arc::new(Writer::start(&path, connection, lock, 1024, Arc::clone(&metrics)).unwrap());

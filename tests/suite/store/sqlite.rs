@@ -1,9 +1,14 @@
 //! The store in one file: who may open it, who may read it, what it says when it was changed.
 
 use std::{
+    io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,6 +61,28 @@ async fn second_opener_is_refused_until_the_first_one_closes() {
     assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Locked(_))));
     drop(second);
     shelf.try_open(&[]).await.unwrap();
+}
+
+/// A process that is being started has all files of the one that starts it until it is another program, and looks for
+/// that one along the whole `PATH`.
+#[tokio::test]
+async fn file_is_free_when_its_store_has_closed_whatever_processes_are_started_meanwhile() {
+    let shelf = Shelf::file();
+    let done = AtomicBool::new(false);
+    let start = || {
+        while !done.load(Ordering::Relaxed) {
+            let started = Command::new("no-such-program").env("PATH", "/nowhere:".repeat(4000)).spawn();
+            assert_eq!(started.map(drop).unwrap_err().kind(), ErrorKind::NotFound);
+        }
+    };
+    let open = |_| Sqlite::open(&shelf.path(), Seal::new(&[]).unwrap(), &Options::default(), Metrics::new()).err();
+    let refused: Vec<_> = std::thread::scope(|scope| {
+        let _starts = [scope.spawn(start), scope.spawn(start)];
+        let refused = (0..20).filter_map(open).collect();
+        done.store(true, Ordering::Relaxed);
+        refused
+    });
+    assert!(refused.is_empty(), "{} of 20: {:?}", refused.len(), refused[0]);
 }
 
 #[tokio::test]
