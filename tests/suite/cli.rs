@@ -158,7 +158,7 @@ fn healthcheck_tells_ready_from_not_ready_and_from_absent() {
         assert!(format!("{}{}", ended.stdout, ended.stderr).contains(said), "{}{}", ended.stdout, ended.stderr);
         assert!(server.join().unwrap().starts_with("GET /readyz HTTP/1.1\r\n"));
     }
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = crate::harness::ports::reserve().to_string();
     assert_eq!(check(&free).code, Some(1));
 }
 

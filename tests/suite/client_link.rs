@@ -4,7 +4,7 @@ use chatbox::{
     protocol::CloseCode,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::time::timeout;
 use url::Url;
 
 use crate::harness::{
@@ -191,8 +191,7 @@ async fn what_is_no_chatbox_server_is_told_apart() {
     let err = Site::discover(&server.url.join("/elsewhere").unwrap()).await.unwrap_err();
     assert!(matches!(err, Error::Refused { status, .. } if status == 404), "got {err:?}");
 
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let nobody: Url = format!("http://{port}/chatbox").parse().unwrap();
+    let nobody: Url = format!("http://{}/chatbox", crate::harness::ports::reserve()).parse().unwrap();
     let err = Site::discover(&nobody).await.unwrap_err();
     assert!(matches!(err, Error::Unreachable { .. }), "got {err:?}");
 

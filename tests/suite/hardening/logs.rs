@@ -49,7 +49,7 @@ async fn talk(server: &Target, query: &str, header: Option<(&'static str, String
 async fn everything_that_is_written_down(dir: &Path, level: &str) -> (String, String) {
     let provider = Provider::start(Script::answer([ANSWERED])).await;
     let log = dir.join("log");
-    let ops = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let ops = crate::harness::ports::reserve().to_string();
     let env = [
         ("CHATBOX_LOG", level),
         ("CHATBOX_LISTEN__OPS", ops.as_str()),

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod lossy;
 pub(crate) mod mongo;
 pub(crate) mod nats;
+pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod provider;
 pub(crate) mod proxy;

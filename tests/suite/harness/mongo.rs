@@ -5,7 +5,6 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -122,7 +121,7 @@ impl Mongo {
                 look.tick().await;
                 let asked = self.members.iter().enumerate();
                 for (nth, member) in asked.filter(|(nth, member)| member.running.is_some() && Some(*nth) != than) {
-                    let hello = timeout(LOOK * 10, async { run(&member.client().await, doc! { "hello": 1 }).await });
+                    let hello = timeout(LOOK * 40, async { run(&member.client().await, doc! { "hello": 1 }).await });
                     if let Ok(Ok(hello)) = hello.await
                         && hello.get_bool("isWritablePrimary").unwrap_or(false)
                     {
@@ -172,8 +171,7 @@ impl Member {
         std::fs::create_dir(dir.join("db")).expect("a directory");
         let mut member = Self { binary, dir, port: 0, running: None };
         for _ in 0..PORTS {
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|free| free.local_addr());
-            member.port = free.expect("a free port").port();
+            member.port = super::ports::reserve().port();
             if member.launch(set).await {
                 return member;
             }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -15,8 +15,7 @@ use tokio::{
     time::{interval, timeout},
 };
 
-/// How long a server may take to start or end.
-const PATIENCE: Duration = Duration::from_secs(20);
+use super::{client::PATIENCE, ports};
 
 /// A server that runs until it is dropped.
 pub(crate) struct Nats {
@@ -47,8 +46,7 @@ impl Nats {
         prepare(dir.path());
         let lines = lines.replace("$DIR", dir.path().to_str().expect("UTF-8"));
         std::fs::write(dir.path().join("nats.conf"), lines).expect("write the configuration");
-        let free: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-        let mut server = Self { binary, dir, clients: free, monitor: free, shell: None };
+        let mut server = Self { binary, dir, clients: ports::reserve(), monitor: ports::reserve(), shell: None };
         server.run().await;
         Some(server)
     }
@@ -106,41 +104,28 @@ impl Nats {
 
     async fn run(&mut self) {
         let dir = self.dir.path();
-        let port = |address: SocketAddr| match address.port() {
-            0 => "-1".to_owned(),
-            port => port.to_string(),
-        };
         let log = File::options().create(true).append(true).open(dir.join("log")).expect("a log");
         let mut command = Command::new("sh");
         command.args(["-c", r#""$0" "$@" & read -r _; kill -9 $!; wait $!"#]).arg(&self.binary);
-        command.args(["--addr", "127.0.0.1", "--port", &port(self.clients), "--http_port", &port(self.monitor)]);
-        command.args(["--config", "nats.conf", "--pid", "pid", "--ports_file_dir", "."]);
+        let [clients, monitor] = [self.clients, self.monitor].map(|address| address.port().to_string());
+        command.args(["--addr", "127.0.0.1", "--port", &clients, "--http_port", &monitor]);
+        command.args(["--config", "nats.conf", "--pid", "pid"]);
         command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         self.shell = Some(command.spawn().expect("start nats-server"));
         timeout(PATIENCE, self.ready()).await.expect("nats-server starts");
     }
 
-    /// Learns the ports, and waits until it greets a client.
-    async fn ready(&mut self) {
+    /// Waits until it greets a client, and its monitor listens.
+    async fn ready(&self) {
         let mut look = interval(Duration::from_millis(10));
         loop {
             look.tick().await;
-            let Some((clients, monitor)) = self.ports() else { continue };
-            let Ok(mut socket) = TcpStream::connect(clients).await else { continue };
-            if socket.read_u8().await.is_ok_and(|first| first == b'I') {
-                (self.clients, self.monitor) = (clients, monitor);
+            let Ok(mut socket) = TcpStream::connect(self.clients).await else { continue };
+            let greets = socket.read_u8().await.is_ok_and(|first| first == b'I');
+            if greets && TcpStream::connect(self.monitor).await.is_ok() {
                 return;
             }
         }
-    }
-
-    /// Where it says that it listens.
-    fn ports(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let pid = std::fs::read_to_string(self.dir.path().join("pid")).ok()?;
-        let file = self.dir.path().join(format!("{}_{}.ports", self.binary.file_name()?.to_str()?, pid.trim()));
-        let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-        let address = |kind: &str| ports[kind][0].as_str()?.split_once("://")?.1.parse().ok();
-        Some((address("nats")?, address("monitoring")?))
     }
 
     fn pid(&self) -> u32 {

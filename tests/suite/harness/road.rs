@@ -164,11 +164,7 @@ async fn carry_back(far: Arc<UdpSocket>, near: Arc<UdpSocket>, client: SocketAdd
 
 /// Fixes the ports of a server, so that it can be started again on them: its plain listener and its QUIC listener.
 pub(crate) fn fix_ports(config: &mut Config) -> (SocketAddr, SocketAddr) {
-    let free = || {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("an address")
-    };
-    let (http, quic) = (free(), free());
+    let (http, quic) = (super::ports::reserve(), super::ports::reserve());
     config.listen.http = chatbox::config::Address::Socket(http);
     config.listen.quic = chatbox::config::Address::Socket(quic);
     (http, quic)

@@ -70,7 +70,7 @@ async fn keys_are_rotated_by_the_server_that_has_the_store_and_without_one() {
     old.kill().await;
 
     let both = format!("[{NEW}, {OLD}]");
-    let ops = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let ops = crate::harness::ports::reserve().to_string();
     let settings = [(VARIABLE, both.as_str()), ("CHATBOX_LISTEN__OPS", &ops)];
     let server = Process::start_with(home.path(), &provider, &settings).await;
     let set = format!("listen.ops={ops}");
@@ -105,7 +105,7 @@ async fn keys_are_rotated_by_the_server_that_has_the_store_and_without_one() {
 #[tokio::test]
 async fn open_server_without_keys_complains_in_its_log_and_in_its_metrics() {
     let home = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::harness::ports::reserve().port();
     let log = home.path().join("log");
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_chatbox"));
     command.arg("serve").current_dir(home.path()).env_clear().kill_on_drop(true);
