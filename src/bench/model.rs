@@ -238,7 +238,7 @@ mod tests {
         let body = json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": message}]});
         let ask = || async {
             drop(rustls::crypto::ring::default_provider().install_default());
-            let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap();
+            let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
             client.post(format!("http://{}/v1/chat/completions", model.address)).json(&body).send().await.unwrap()
         };
         assert_eq!(answer.asked_at(), None);
@@ -248,7 +248,7 @@ mod tests {
         let said: Vec<_> = (0..3).map(|piece| answer.said_at(piece).unwrap()).collect();
         assert!(said[2] - said[0] >= Duration::from_millis(10), "{said:?}");
         let own = said[0].saturating_duration_since(answer.asked_at().unwrap());
-        assert!(own < Duration::from_secs(1), "{own:?}");
+        assert!(own < Duration::from_secs(10), "{own:?}");
         assert_eq!(ask().await.status(), 404);
     }
 }

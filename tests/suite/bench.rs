@@ -3,15 +3,15 @@
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
-    time::Duration,
 };
 
 use chatbox::bench::{
     MARK_BEGIN, MARK_END,
     report::{Report, Unit},
 };
+use tokio::time::timeout;
 
-use crate::harness::{ALONE, Server};
+use crate::harness::{ALONE, Server, client::PATIENCE};
 
 fn bench(dir: &Path, arguments: &[&str]) -> Output {
     command(dir, arguments).output().unwrap()
@@ -19,7 +19,8 @@ fn bench(dir: &Path, arguments: &[&str]) -> Output {
 
 fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatbox"));
-    command.args(["bench", "--share-cores", "--connections", "4", "--duration", "500ms"]).args(arguments);
+    // Something is counted within this time, although the machine stands still for a second.
+    command.args(["bench", "--share-cores", "--connections", "4", "--duration", "1500ms"]).args(arguments);
     command.current_dir(dir).env_remove("CHATBOX_TEST_STRICT").stdin(Stdio::null());
     command
 }
@@ -212,10 +213,11 @@ async fn ended_by(signal: &str, dir: &Path) -> Report {
         .spawn()
         .unwrap();
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(process.stderr.take().unwrap()));
-    while !lines.next_line().await.unwrap().unwrap().starts_with("relay over webtransport") {}
+    let second = async { while !lines.next_line().await.unwrap().unwrap().starts_with("relay over webtransport") {} };
+    timeout(PATIENCE, second).await.expect("the second scenario begins");
     let pid = process.id().unwrap().to_string();
     assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    let output = tokio::time::timeout(Duration::from_secs(30), process.wait_with_output()).await.unwrap().unwrap();
+    let output = timeout(PATIENCE, process.wait_with_output()).await.expect("an end in time").unwrap();
     assert_eq!(output.status.code(), Some(0), "{signal}: {output:?}");
     Report::read(&std::fs::read_to_string(dir.join("r.json")).unwrap()).unwrap()
 }

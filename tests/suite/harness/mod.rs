@@ -27,18 +27,25 @@ macro_rules! over_both {
         mod webtransport {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name(crate::harness::Via::WebTransport).await
+                crate::harness::ends(super::$name(crate::harness::Via::WebTransport)).await
             })+
         }
         mod websocket {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name(crate::harness::Via::WebSocket).await
+                crate::harness::ends(super::$name(crate::harness::Via::WebSocket)).await
             })+
         }
     };
 }
 pub(crate) use over_both;
+
+/// Runs a test to its end: one that hangs is told by its name, and the others go on.
+pub(crate) async fn ends(test: impl Future<Output = ()>) {
+    // Other tests may have the machine for themselves before.
+    let most = Duration::from_secs(20 * 60);
+    tokio::time::timeout(most, Box::pin(test)).await.expect("a test that ends");
+}
 
 /// Held by each test that keeps the machine busy or measures it: two of them at a time would tell of each other.
 pub(crate) static ALONE: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);

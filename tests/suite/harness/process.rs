@@ -120,7 +120,7 @@ impl Process {
 
     /// Waits until it has ended by itself, and says whether well.
     pub(crate) async fn ended(&mut self) -> bool {
-        self.child.wait().await.expect("a child is waited for").success()
+        timeout(PATIENCE, self.child.wait()).await.expect("an end in time").expect("a child is waited for").success()
     }
 
     /// Kills it as a crash does: no handler runs.

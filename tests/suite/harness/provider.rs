@@ -33,8 +33,7 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a test waits for something that it knows must happen.
-const PATIENCE: Duration = Duration::from_secs(10);
+use super::client::PATIENCE;
 
 /// What the provider does with a request.
 #[derive(Clone, Debug)]

@@ -8,9 +8,10 @@ use chatbox::{
     chat::word::{Action, Word},
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::Nodes;
-use crate::harness::{Client, Via, over_both};
+use crate::harness::{Client, Via, client::PATIENCE, over_both};
 
 over_both! {
     messages_are_counted_for_all_nodes_together,
@@ -74,7 +75,7 @@ async fn connections_of_a_user_are_counted_for_all_nodes_together(via: Via) {
 async fn heard(words: &mut Subscription, nodes: usize, count: fn(&chatbox::chat::word::Tally) -> u32, all: u32) {
     let mut told: HashMap<_, u32> = HashMap::new();
     let mut next = async || loop {
-        match words.next().await {
+        match timeout(PATIENCE, words.next()).await.expect("a word in time") {
             Delivery::Word(word) => {
                 let Word::Tally(tally) = &*word else { continue };
                 return tally.clone();
