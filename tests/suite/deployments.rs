@@ -10,10 +10,10 @@ use chatbox::{
     lifecycle,
 };
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use toml::{Table, Value};
 
-use crate::harness::{Client, Server, Via, client::PATIENCE, lossy::Lossy};
+use crate::harness::{Client, Server, Via, client::PATIENCE, lossy::Lossy, stopwatch::Stopwatch};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -169,12 +169,13 @@ async fn client_whose_packets_reach_another_node_learns_at_once_that_its_connect
     client.say("count to 3").await.reply().await;
     let port = other.quic_url.port().unwrap();
     path.turn_to(std::net::SocketAddr::from(([127, 0, 0, 1], port))).await;
-    let turned = Instant::now();
+    let turned = Stopwatch::start();
     client.say("count to 3").await;
     let Client::WebTransport(session) = client else { unreachable!("it was opened so") };
     let ended = timeout(PATIENCE, session.closed()).await.expect("long before the idle timeout");
     // Nobody has closed it with a code: its packets were answered by a reset, a minute before its idle timeout.
     assert!(matches!(&ended, web_transport_quinn::SessionError::ConnectionError(_)), "{ended}");
-    assert!(turned.elapsed() < Duration::from_secs(5), "{:?}", turned.elapsed());
+    println!("it learns it after {:?}", turned.elapsed());
+    assert!(turned.elapsed() < Duration::from_secs(20), "{:?}", turned.elapsed());
     println!("told after {:?}", turned.elapsed());
 }

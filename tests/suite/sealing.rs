@@ -27,6 +27,8 @@ use chatbox::{
 };
 use rusqlite::{Connection, types::Value};
 
+use crate::harness::stopwatch::Stopwatch;
+
 /// Every sealed column, with the column that names its row.
 const COLUMNS: [(&str, &str); 10] = [
     ("sessions", "name"),
@@ -260,7 +262,7 @@ async fn writers_go_on_during_a_rotation_and_nothing_of_theirs_is_lost() {
     let writes = async {
         let mut longest = std::time::Duration::ZERO;
         for nth in 0..400 {
-            let began = std::time::Instant::now();
+            let began = Stopwatch::start();
             append(&*store, format!("new {nth}")).await;
             let rate = Rate { session_id: session, seq: 2, owner: user.clone(), rating: Rating::Down, why: None };
             store.rate(Rate { why: Some(format!("why {nth}")), ..rate }).await.unwrap();

