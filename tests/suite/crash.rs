@@ -32,13 +32,14 @@ async fn turn_of_a_silent_provider_keeps_its_lease(via: Via) {
     let provider = Provider::start(Script::silent()).await;
     let server = Server::with(|config| {
         openai(config, &provider);
-        config.sessions.turn_lease = Duration::from_millis(600);
+        config.sessions.turn_lease = Duration::from_secs(2);
     })
     .await;
     let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
     let mut exchange = client.say("hello").await;
     let turn = exchange.until("loading").await["turn_id"].clone();
-    assert!(exchange.silent(Duration::from_secs(2)).await, "it is still waited for, after three leases");
+    // Five seconds after the first one comes another `loading`.
+    assert!(exchange.silent(Duration::from_millis(4500)).await, "it is still waited for, after two leases");
     watch.send(json!({"type": "stop", "id": id(), "turn_id": turn})).await;
     assert_eq!(exchange.reply().await.1["state"], "stopped");
     assert_eq!(provider.requests(), 1, "the provider was asked once");

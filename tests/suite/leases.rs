@@ -50,7 +50,7 @@ fn written(dir: &Path) -> i64 {
 /// What the failed write had taken was in no later one, whose place did then not fit: the turn fell silent for good.
 async fn write_of_the_log_that_fails_is_repeated_and_the_turn_goes_on(via: Via) {
     let gate = Gate::new();
-    let rig = Rig::start(&gate, Duration::from_secs(10)).await;
+    let rig = Rig::start(&gate, Duration::from_secs(60)).await;
     let (mut client, _watch, _status) = Client::attached(&rig.server, via, "ann", json!({})).await;
     let other = database(rig.dir.path());
     other
@@ -72,7 +72,7 @@ async fn write_of_the_log_that_fails_is_repeated_and_the_turn_goes_on(via: Via) 
 /// checklist 67
 async fn turn_whose_lease_runs_out_falls_silent_and_is_ended_with_its_log(via: Via) {
     let gate = Gate::new();
-    let rig = Rig::start(&gate, Duration::from_secs(1)).await;
+    let rig = Rig::start(&gate, Duration::from_secs(3)).await;
     let (mut client, _watch, _status) = Client::attached(&rig.server, via, "ann", json!({})).await;
     let other = database(rig.dir.path());
     let mut exchange = client.say("hello").await;

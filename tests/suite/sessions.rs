@@ -291,7 +291,7 @@ async fn a_deletion_stops_what_runs_and_leaves_nothing() {
 
 #[tokio::test]
 async fn an_idle_session_ends_by_itself() {
-    let server = Server::with(|config| config.sessions.idle_end = std::time::Duration::from_millis(300)).await;
+    let server = Server::with(|config| config.sessions.idle_end = std::time::Duration::from_secs(2)).await;
     let ann = Api::new(&server, "ann");
     let (mut client, mut watch, status) = Client::attached(&server, Via::WebSocket, "ann", json!({})).await;
     talk(&mut client, "hello").await;

@@ -2,7 +2,10 @@
 //!
 //! They come from a bus that an embedder brought and that panics once, in each of the places where the server calls it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chatbox::{
@@ -89,7 +92,9 @@ impl Rig {
         let provider = Provider::start(Script::answer(["one ", "two"])).await;
         let dir = tempfile::tempdir().unwrap();
         let mut config = Server::config(dir.path());
-        config.sessions.compare_interval = std::time::Duration::from_millis(50);
+        config.sessions.compare_interval = Duration::from_millis(50);
+        // Short, as the sweep is waited for; and turns keep it on a machine that stands still for two seconds.
+        config.sessions.turn_lease = Duration::from_secs(3);
         openai(&mut config, &provider);
         let mine = Arc::<Mine>::default();
         let planted = Arc::clone(&mine);

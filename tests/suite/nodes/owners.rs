@@ -1,23 +1,31 @@
-//! Who may speak for a turn when its node dies or is cut off: over MongoDB and NATS, with leases of a second.
+//! Who may speak for a turn when its node dies or is cut off: over MongoDB and NATS, with short leases.
 
 use std::{
     net::SocketAddr,
+    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use chatbox::config::{Config, secret::Secret};
+use chatbox::{
+    chat::TurnId,
+    config::{Config, secret::Secret},
+    metrics::Metrics,
+    store::{self, Store},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::text_of;
+use super::{OWNER_DEADLINE, last_of, text_of};
 use crate::harness::{
-    ALONE, Client, Server, Via, id,
+    ALONE, Client, Server, Via, eventually, id,
     mongo::Mongo,
     nats::Nats,
     openai, over_both,
     provider::{Gate, Provider, Script},
+    stopwatch::Stopwatch,
     wire::{State, Wire},
 };
 
@@ -28,11 +36,12 @@ over_both! {
     stop_and_limits_reach_other_nodes_over_the_network,
 }
 
-const LEASE: Duration = Duration::from_secs(1);
+/// Two thirds of it are left at any time: the machine may stand still for as long.
+const LEASE: Duration = Duration::from_secs(3);
 
 /// After the lease another node looks within as much time again; and the machine may be busy.
-const FOUND: Duration = Duration::from_secs(2);
-const SLACK: Duration = Duration::from_secs(1);
+const FOUND: Duration = LEASE;
+const SLACK: Duration = Duration::from_secs(10);
 
 const PIECES: [&str; 3] = ["eins ", "zwei ", "dreiß"];
 
@@ -42,6 +51,7 @@ struct World {
     provider: Provider,
     /// between the first node and its store
     wire: Wire,
+    store: Arc<dyn Store>,
     _nats: Nats,
     _dir: TempDir,
 }
@@ -71,7 +81,9 @@ impl World {
             config.sessions.turn_lease = LEASE;
             nodes.push(Node::start(config).await);
         }
-        Some(Self { nodes, provider, wire, _nats: nats, _dir: dir })
+        let store = store::Config { url: direct.to_string(), ..store::Config::default() };
+        let store = store::open(&store, Path::new(""), Metrics::new()).await.expect("the store opens");
+        Some(Self { nodes, provider, wire, store, _nats: nats, _dir: dir })
     }
 
     fn server(&self, node: usize) -> &Server {
@@ -118,20 +130,11 @@ async fn watched(world: &World, via: Via, gate: &Gate, pieces: usize) -> (Vec<Cl
     (vec![client, desk], [exchange, watch], turn)
 }
 
-async fn last_of(lines: &mut super::Lines) -> Value {
-    loop {
-        let frame = lines.until("ai_response").await;
-        if frame["metadata"]["done"] == "true" {
-            return frame;
-        }
-    }
-}
-
-/// Waits until a viewer that comes later sees so much of the text: it is in the log then, or told.
-async fn written(world: &World, via: Via, turn: &Value, text: &str) {
-    let position = json!({"after_seq": 1, "turn_id": turn, "offset": 0});
-    let (_client, mut watch, _status) = Client::attached(world.server(1), via, "ann", position).await;
-    text_of(&mut watch, &mut String::new(), text.len()).await;
+/// Waits until so much of the text is in the turn's log: what was only told of it is lost with its node.
+async fn written(world: &World, turn: &Value, text: &str) {
+    let turn = TurnId(turn.as_str().unwrap().parse().unwrap());
+    let log = async || world.store.turn_text(turn, 0).await.expect("the store is read").text;
+    eventually("the log is written", async || log().await.len() >= text.len()).await;
 }
 
 /// checklist 67, 68
@@ -141,8 +144,8 @@ async fn turn_of_a_dead_node_is_ended_elsewhere_with_what_was_written(via: Via) 
     let Some(mut world) = World::start(&gate).await else { return };
     let (_clients, [_exchange, mut watch], turn) = watched(&world, via, &gate, 2).await;
     let shown = PIECES[..2].concat();
-    written(&world, via, &turn, &shown).await;
-    let died = Instant::now();
+    written(&world, &turn, &shown).await;
+    let died = Stopwatch::start();
     world.kill_first();
     let (text, last) = watch.reply_from(shown.clone()).await;
     let took = died.elapsed();
@@ -182,7 +185,7 @@ async fn node_without_its_store_is_silent_before_anybody_ends_its_turn(via: Via)
     let gate = Gate::new();
     let Some(world) = World::start(&gate).await else { return };
     let (mut clients, [mut exchange, mut watch], turn) = watched(&world, via, &gate, 1).await;
-    written(&world, via, &turn, PIECES[0]).await;
+    written(&world, &turn, PIECES[0]).await;
     world.wire.set(State::Cut);
     gate.release(1);
     assert_eq!(watch.until("ai_response").await["content"], PIECES[1], "its lease holds");
@@ -210,6 +213,8 @@ async fn stop_and_limits_reach_other_nodes_over_the_network(via: Via) {
     let Some(world) = World::start(&gate).await else { return };
     super::hear_each_other(world.nodes.iter().map(|node| &node.server)).await;
     let (mut clients, [mut exchange, mut watch], turn) = watched(&world, via, &gate, 2).await;
+    // So that what is kept does not depend on which node ends it.
+    written(&world, &turn, &PIECES[..2].concat()).await;
     let asked = Instant::now();
     let stop = json!({"type": "stop", "id": id(), "turn_id": turn});
     clients[1].exchange(stop).await.until("accepted").await;
@@ -219,5 +224,6 @@ async fn stop_and_limits_reach_other_nodes_over_the_network(via: Via) {
     assert_eq!(last_of(&mut exchange).await["sha256"], last["sha256"]);
     let hung_up = world.provider.hung_up(1).await;
     println!("stopped elsewhere after {took:?}, its provider's request cut after {:?}", hung_up.duration_since(asked));
-    assert_eq!(world.server(1).metrics.turn_stops_unanswered_total.get(), 0, "by its node, in {took:?}");
+    let by_its_owner = world.server(1).metrics.turn_stops_unanswered_total.get() == 0;
+    assert!(by_its_owner || took >= OWNER_DEADLINE, "its owner had {took:?}");
 }
