@@ -109,7 +109,8 @@ async fn busy_provider_is_asked_again_and_bills_once(via: Via) {
 async fn slow_first_token_is_not_asked_again(via: Via) {
     let (slow, other) = (Provider::start(Script::silent()).await, Provider::start(Script::answer(["fine"])).await);
     let server = server(&[("a", &slow), ("b", &other)], |config| {
-        config.llm.first_byte_timeout = Duration::from_millis(50);
+        // Within it the request arrives, on any machine.
+        config.llm.providers.get_mut("a").unwrap().first_byte_timeout = Some(Duration::from_secs(2));
     })
     .await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
@@ -130,7 +131,7 @@ async fn connection_cut_before_an_answer_is_not_asked_again(via: Via) {
 }
 
 async fn unreachable_provider_is_replaced(via: Via) {
-    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = crate::harness::ports::reserve();
     let other = Provider::start(Script::answer(["fine"])).await;
     let server = Server::with(|config| {
         chain(config, &[("a", &format!("http://{closed}/v1")), ("b", &other.endpoint())]);
@@ -177,6 +178,9 @@ async fn turn_fails_when_nobody_answers(via: Via) {
     assert_eq!((one.requests(), two.requests(), &last["usage"]), (2, 1, &Value::Null));
 }
 
+/// How long a provider is left alone.
+const PAUSE: Duration = Duration::from_secs(2);
+
 // checklist 105
 async fn provider_that_keeps_failing_is_left_alone_and_tried_again(via: Via) {
     let down = Arc::new(AtomicUsize::new(1));
@@ -189,24 +193,28 @@ async fn provider_that_keeps_failing_is_left_alone_and_tried_again(via: Via) {
     let server = server(&[("a", &provider), ("b", &other)], |config| {
         config.llm.retries = 0;
         config.llm.breaker_failures = 3;
-        config.llm.breaker_pause = Duration::from_millis(300);
+        config.llm.breaker_pause = PAUSE;
     })
     .await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         assert_eq!(client.say("hello").await.reply().await.0, "instead");
     }
-    let opened = tokio::time::Instant::now();
+    // It opens after this moment.
+    let opened = std::time::Instant::now();
+    assert_eq!(client.say("hello").await.reply().await.0, "instead");
     assert_eq!(provider.requests(), 3);
     assert_eq!(client.say("hello").await.reply().await.0, "instead");
-    if opened.elapsed() < Duration::from_millis(300) {
-        assert_eq!((provider.requests(), came(&server, "a", "left_alone")), (3, 1), "nobody waits for it");
+    let asked = provider.requests();
+    if opened.elapsed() < PAUSE {
+        assert_eq!((asked, came(&server, "a", "left_alone")), (3, 1), "nobody waits for it");
     }
     down.store(0, Ordering::Relaxed);
     let returns = async { while client.say("hello").await.reply().await.0 != "fine" {} };
     tokio::time::timeout(crate::harness::client::PATIENCE, returns).await.expect("it is tried again");
-    assert!(opened.elapsed() >= Duration::from_millis(250), "not before its pause is over");
-    assert_eq!((provider.requests(), came(&server, "a", "complete")), (4, 1), "by the first request after the pause");
+    assert!(opened.elapsed() >= PAUSE, "not before its pause is over");
+    assert_eq!(provider.requests(), asked + 1, "by the first request after the pause");
+    assert_eq!(came(&server, "a", "complete"), 1);
     assert_eq!(client.say("hello").await.reply().await.0, "fine");
 }
 
@@ -249,10 +257,8 @@ async fn drain_deadline_ends_the_wait_for_a_repetition(via: Via) {
 
 /// A repetition that would come too late is not waited for.
 async fn deadline_of_the_turn_ends_the_wait_for_a_repetition(via: Via) {
-    let (provider, server) = waiting(|config| config.llm.timeout = Duration::from_secs(5)).await;
+    let (provider, server) = waiting(|config| config.llm.timeout = Duration::from_secs(1800)).await;
     let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
-    let asked = std::time::Instant::now();
     let (code, _text, last) = broken(&mut client.say("hello").await).await;
     assert_eq!((&code, &last["state"], provider.requests()), (&json!("LLM_UNAVAILABLE"), &json!("failed"), 1));
-    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
 }

@@ -46,7 +46,7 @@ fn moderated(config: &mut Config, provider: &Provider, before: Option<&Provider>
     let url = |hook: &Provider| hook.endpoint().parse().expect("an endpoint");
     let moderation = &mut config.llm.moderation;
     (moderation.before, moderation.after) = (before.map(url), after.map(url));
-    moderation.timeout = Duration::from_millis(400);
+    moderation.timeout = Duration::from_secs(30);
 }
 
 fn verdicts(server: &Server, kind: &str) -> [u64; 3] {
@@ -169,7 +169,8 @@ async fn hook_that_cannot_be_asked_leaves_it_to_the_configuration(via: Via) {
         let (provider, hook) = (Provider::start(Script::answer(["yes"])).await, Provider::start(verdict(true)).await);
         let server = Server::with(|config| {
             moderated(config, &provider, Some(&hook), Some(&hook));
-            config.llm.moderation.on_failure = on_failure;
+            (config.llm.moderation.on_failure, config.llm.moderation.timeout) =
+                (on_failure, Duration::from_millis(400));
         })
         .await;
         let (mut client, _watch, status) = Client::attached(&server, via, "ann", json!({})).await;
@@ -259,7 +260,7 @@ async fn messages_of_a_socket_keep_their_order_before_a_slow_hook() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hook_that_nobody_listens_for_leaves_it_to_the_configuration() {
     let provider = Provider::start(Script::answer(["yes"])).await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = crate::harness::ports::reserve();
     for (on_failure, state) in [(Verdict::Allow, "complete"), (Verdict::Refuse, "failed")] {
         let server = Server::with(|config| {
             moderated(config, &provider, None, None);
@@ -279,8 +280,6 @@ async fn end_of_a_drain_waits_for_no_hook() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Server::config(dir.path());
     moderated(&mut config, &provider, None, Some(&hook));
-    config.llm.moderation.timeout = Duration::from_secs(30);
-    config.sessions.turn_lease = Duration::from_secs(60);
     let server = Server::run(config.clone()).await;
     let (mut client, _watch, status) = Client::attached(&server, Via::WebSocket, "ann", json!({})).await;
     client.say("so?").await.until("loading").await;

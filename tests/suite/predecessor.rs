@@ -237,7 +237,7 @@ async fn text_that_a_hook_refuses_is_told_and_taken_back() {
         openai(config, &provider);
         let url = Some(hook.endpoint().parse().unwrap());
         (config.llm.moderation.before, config.llm.moderation.after) = (url.clone(), url);
-        config.llm.moderation.timeout = Duration::from_millis(400);
+        config.llm.moderation.timeout = Duration::from_secs(30);
         config.llm.tokens_per_user_day = Some(100);
     })
     .await;

@@ -39,10 +39,11 @@ fn settings(provider: &Provider) -> Settings {
     }
 }
 
-/// Settings that wait 200 ms for text, and for what follows it.
+/// Settings that wait two seconds for text, in which the machine may stand still before there is any, and 200 ms for
+/// what follows it.
 fn impatient(provider: &Provider) -> Settings {
-    let silence = Duration::from_millis(200);
-    Settings { first_byte_timeout: silence, idle_timeout: silence, ..settings(provider) }
+    let (first_byte_timeout, idle_timeout) = (Duration::from_secs(2), Duration::from_millis(200));
+    Settings { first_byte_timeout, idle_timeout, ..settings(provider) }
 }
 
 fn vendor_model() -> VendorModel {
@@ -56,8 +57,7 @@ fn prompt(text: &str) -> Prompt {
 
 /// An endpoint at which nobody listens.
 fn nowhere() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}/v1", listener.local_addr().unwrap())
+    format!("http://{}/v1", crate::harness::ports::reserve())
 }
 
 /// Who is spoken to, in their own words.

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use chatbox::llm::{Config, Failure, Models, Provider as _, Usable, VendorModel, openai::OpenAi};
 
+use futures_util::future::join_all;
+
 use super::{Vendor, impatient, nowhere, settings, vendor_model};
 use crate::harness::provider::{Provider, Request, Script};
 
@@ -103,7 +105,7 @@ async fn what_is_wrong_with_an_endpoint_is_named() {
 
 #[tokio::test]
 async fn a_probe_is_over_in_time() {
-    for vendor in Vendor::ALL {
+    let stalls = async |vendor: Vendor| {
         let provider = Provider::start(Script::silent()).await;
         let asked = vendor.provider(impatient(&provider));
         for (script, told) in [
@@ -114,7 +116,8 @@ async fn a_probe_is_over_in_time() {
             let err = asked.probe().await.unwrap_err();
             assert_eq!((err.failure, err.reason.as_str()), (Failure::Late, told), "{vendor:?}");
         }
-    }
+    };
+    join_all(Vendor::ALL.map(stalls)).await;
 }
 
 #[tokio::test]

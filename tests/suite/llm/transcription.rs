@@ -13,15 +13,17 @@ use chatbox::{
 
 use crate::harness::provider::{Provider, Script};
 
-fn transcriber(provider: &Provider) -> Transcriber {
+fn transcriber(provider: &Provider, timeout: Duration) -> Transcriber {
     let config = Transcription {
         endpoint: provider.endpoint().parse().unwrap(),
         api_key: Some(Secret::new("sk-secret")),
         model: "whisper-1".to_owned(),
-        timeout: Duration::from_millis(500),
+        timeout,
     };
-    Transcriber::new(&config, Duration::from_secs(5))
+    Transcriber::new(&config, Duration::from_secs(10))
 }
+
+const LONG: Duration = Duration::from_secs(30);
 
 fn recording(bytes: Vec<u8>) -> File {
     File { name: "voice.webm".into(), media_type: "audio/webm".into(), bytes: bytes.into() }
@@ -34,7 +36,7 @@ fn words(text: &str) -> Script {
 #[tokio::test]
 async fn a_recording_becomes_text() {
     let provider = Provider::start(words(" What is it?\n")).await;
-    let text = transcriber(&provider).transcribe(&recording(b"\x1aE\xdf\xa3".to_vec())).await;
+    let text = transcriber(&provider, LONG).transcribe(&recording(b"\x1aE\xdf\xa3".to_vec())).await;
     assert_eq!(text.unwrap(), "What is it?");
     let request = provider.request(0).await;
     assert_eq!(request.target, "POST /v1/audio/transcriptions");
@@ -52,7 +54,6 @@ async fn a_recording_becomes_text() {
 #[tokio::test]
 async fn what_goes_wrong_has_its_kind() {
     let provider = Provider::start(Script::silent()).await;
-    let transcriber = transcriber(&provider);
     let broken = Failure::Broken;
     for (script, failure, told) in [
         (Script::silent(), Failure::Late, "sent no answer in time"),
@@ -69,11 +70,13 @@ async fn what_goes_wrong_has_its_kind() {
         ),
     ] {
         provider.script(script);
-        let err = transcriber.transcribe(&recording(vec![0; 9])).await.unwrap_err();
+        // One that has no end is waited for as long as it takes to begin, on any machine.
+        let timeout = if failure == Failure::Late { Duration::from_secs(2) } else { LONG };
+        let err = transcriber(&provider, timeout).transcribe(&recording(vec![0; 9])).await.unwrap_err();
         assert_eq!((err.failure, err.to_string()), (failure, format!("provider `transcription`: {told}")));
     }
     let before = provider.requests();
-    let err = transcriber.transcribe(&recording(vec![0; RECORDING_BYTES_MAX + 1])).await.unwrap_err();
+    let err = transcriber(&provider, LONG).transcribe(&recording(vec![0; RECORDING_BYTES_MAX + 1])).await.unwrap_err();
     assert_eq!((err.failure, provider.requests()), (Failure::Refused, before));
     assert_eq!(err.reason, "takes no recording above 26214400 bytes; this one has 26214401");
 }

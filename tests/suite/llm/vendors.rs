@@ -2,17 +2,20 @@
 
 mod faults; // what goes wrong, and what is told of it
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chatbox::{
     chat::ErrorCode,
     llm::{Chunk, Failure, http::Settings},
 };
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use proptest::prelude::*;
 
 use super::{Vendor, collect, impatient, nowhere, prompt, reason, settings};
-use crate::harness::provider::{Gate, Provider, Script, anthropic, dify};
+use crate::harness::{
+    provider::{Gate, Provider, Script, anthropic, dify},
+    stopwatch::Stopwatch,
+};
 
 const PIECES: [&str; 3] = ["Hel", "lo, wö", "rld 😀"];
 const TEXT: &str = "Hello, wörld 😀";
@@ -150,10 +153,12 @@ async fn dropping_the_answer_closes_the_socket_at_once() {
         let mut answer = asked.stream(&prompt("Hi")).await.unwrap();
         gate.release(1);
         assert_eq!(answer.next().await.unwrap().unwrap(), Chunk::Text("one".to_owned()), "{vendor:?}");
-        let dropped = Instant::now();
+        let dropped = Stopwatch::start();
         drop(answer);
-        let taken = provider.hung_up(1).await - dropped;
-        assert!(taken < Duration::from_millis(100), "{vendor:?}: {taken:?}");
+        provider.hung_up(1).await;
+        let taken = dropped.elapsed();
+        println!("{vendor:?} is hung up on after {taken:?}");
+        assert!(taken < Duration::from_secs(1), "{vendor:?}: {taken:?}");
 
         // The same before the provider has said a word.
         let before = if vendor == Vendor::Dify { 2 } else { 1 };
@@ -164,16 +169,17 @@ async fn dropping_the_answer_closes_the_socket_at_once() {
             _ = asked.stream(&hi) => unreachable!("the provider is silent"),
             _ = provider.request(before) => {}
         }
-        let dropped = Instant::now();
-        let taken = provider.hung_up(2).await.saturating_duration_since(dropped);
-        assert!(taken < Duration::from_millis(100), "{vendor:?}: {taken:?}");
+        let dropped = Stopwatch::start();
+        provider.hung_up(2).await;
+        let taken = dropped.elapsed();
+        assert!(taken < Duration::from_secs(1), "{vendor:?}: {taken:?}");
     }
 }
 
 // checklist 100, 101
 #[tokio::test]
 async fn a_provider_that_stalls_is_late_wherever_it_does() {
-    for vendor in Vendor::ALL {
+    let stalls = async |vendor: Vendor| {
         let pings = match vendor {
             Vendor::OpenAi => b": OPENROUTER PROCESSING\n\n".to_vec(),
             Vendor::Anthropic => anthropic::event("ping", &serde_json::json!({})),
@@ -194,11 +200,12 @@ async fn a_provider_that_stalls_is_late_wherever_it_does() {
             let told = format!("provider `fast`: {told}");
             assert_eq!((text.as_str(), reason(end)), (said, (ErrorCode::LlmTimeout, told)), "{vendor:?}");
         }
-        let asked = vendor.provider(Settings { timeout: Duration::from_millis(200), ..settings(&provider) });
+        let asked = vendor.provider(Settings { timeout: Duration::from_secs(1), ..settings(&provider) });
         provider.script(Script::events([vendor.piece("x")]).repeated());
         let (text, _, end) = collect(asked.stream(&prompt("Hi")).await).await;
         assert_eq!(text.trim_matches('x'), "");
         let told = "provider `fast`: did not finish its answer in time".to_owned();
         assert_eq!(reason(end), (ErrorCode::LlmTimeout, told), "{vendor:?}");
-    }
+    };
+    join_all(Vendor::ALL.map(stalls)).await;
 }
