@@ -1,9 +1,10 @@
 //! Nothing lost, nothing doubled: random schedules of what users and networks do to a conversation, each judged by
 //! the contract's words.
 //!
-//! A schedule is made of a seed. Every run takes new ones, and a failure prints its seed, the steps up to the
-//! shortest prefix that still fails, and what was wrong; `SCHEDULES_SEED=n cargo test schedules` runs those of a
-//! run that failed again. The steps are the same then; what the threads of the server do meanwhile is theirs.
+//! A schedule is made of a seed. Every run takes new ones, and a failure prints the run's seed, the schedule's steps,
+//! the one that failed and the shortest prefix that still fails, and what was wrong; `SCHEDULES_SEED=n cargo test
+//! schedules` runs those of a run that failed again. The steps are the same then; what the threads of the server do
+//! meanwhile is theirs.
 
 pub(crate) mod held;
 pub(crate) mod link;
@@ -13,7 +14,12 @@ mod plant;
 mod play;
 pub(crate) mod world;
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chatbox::{
     chat::{Sender, SessionId},
@@ -36,10 +42,26 @@ const AT_ONCE: usize = 24;
 /// After so many failures a run has nothing new to tell.
 const FAILED_MAX: usize = 8;
 
-/// The seed of this run.
+/// How long a shorter schedule is looked for that fails too.
+const EXPLAIN_MAX: Duration = Duration::from_secs(60);
+
+/// What is told of a fault, in characters: it may quote long texts.
+const TOLD_MAX: usize = 4000;
+
+/// The seed of this run, which is shown when its test fails.
 fn seed() -> u64 {
-    let seed = std::env::var("SCHEDULES_SEED").ok();
-    seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1 >> 32, |seed| seed.parse().expect("a number"))
+    let given = std::env::var("SCHEDULES_SEED").ok();
+    let seed = given.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1 >> 32, |seed| seed.parse().expect("a number"));
+    println!("SCHEDULES_SEED={seed}");
+    seed
+}
+
+/// The beginning of a text.
+fn beginning(text: &str) -> String {
+    match text.char_indices().nth(TOLD_MAX) {
+        Some((end, _)) => format!("{} … of {} bytes", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }
 
 /// Runs one schedule on a server that goes on.
@@ -64,8 +86,8 @@ async fn run_all(world: &Arc<World>, seeds: impl Iterator<Item = u64>) -> Vec<Lo
         }
     }
     if let Some((seed, fault)) = failed.first() {
-        let all: Vec<_> = failed.iter().map(|(seed, fault)| format!("{seed}: {fault}")).collect();
-        panic!("{} failed\n{}\n{}", failed.len(), all.join("\n"), explain(world, *seed, fault).await);
+        let seeds: Vec<_> = failed.iter().map(|(seed, _)| seed).collect();
+        panic!("the schedules {seeds:?} failed, {}", explain(world, *seed, fault).await);
     }
     logs
 }
@@ -73,13 +95,15 @@ async fn run_all(world: &Arc<World>, seeds: impl Iterator<Item = u64>) -> Vec<Lo
 /// Finds the shortest prefix of a schedule that still fails, and tells it all.
 async fn explain(world: &Arc<World>, seed: u64, fault: &str) -> String {
     let steps = plan::random(seed);
-    let mut text = format!("SCHEDULES_SEED={seed}: {fault}\nof the schedule{}\n", list(&steps));
-    for length in 1..steps.len() {
-        for _ in 0..3 {
-            if let Err(fault) = run(world, seed, &steps[..length], None).await {
-                writeln!(text, "its first {length} steps fail too: {fault}").unwrap();
-                return text;
-            }
+    let mut text = format!("{seed} with: {}\nof the steps{}\n", beginning(fault), list(&steps));
+    let began = Instant::now();
+    for length in (1..steps.len()).flat_map(|length| [length; 3]) {
+        if began.elapsed() > EXPLAIN_MAX {
+            break;
+        }
+        if let Err(fault) = run(world, seed, &steps[..length], None).await {
+            writeln!(text, "its first {length} steps fail too: {}", beginning(&fault)).unwrap();
+            break;
         }
     }
     text
@@ -96,7 +120,10 @@ async fn check_store(world: &World, logs: &[Log]) {
         let session = SessionId(session.parse().unwrap());
         let stored = store.entries(session, Range::After(0, u32::MAX)).await.expect("the store is read");
         let stored: BTreeMap<u64, Entry> = stored.into_iter().map(|entry| (entry.seq, from_store(entry))).collect();
-        assert_eq!(stored, *entries, "session {session}");
+        let shown = |seq| (stored.get(seq), entries.get(seq));
+        let other = stored.keys().chain(entries.keys()).find(|seq| stored.get(seq) != entries.get(seq));
+        let told = other.map(|seq| beginning(&format!("stored and shown: {:?}", shown(seq))));
+        assert_eq!(told, None, "entry {other:?} of session {session}");
     }
     store.close().await;
 }
@@ -117,7 +144,8 @@ async fn check_repeated(times: u64, steps: impl Fn(Rng) -> Vec<Step> + Sync) {
     let (world, first) = (World::start(0).await, seed());
     let schedules = (first..first + times).map(|seed| {
         let (world, steps) = (Arc::clone(&world), steps(Rng::new(seed)));
-        async move { run(&world, seed, &steps, None).await.map_err(|fault| format!("{fault}\nof {steps:#?}")) }
+        let told = move |fault: &str, steps: &[Step]| format!("{seed}: {}\nof{}", beginning(fault), list(steps));
+        async move { run(&world, seed, &steps, None).await.map_err(|fault| told(&fault, &steps)) }
     });
     let outcomes: Vec<_> = stream::iter(schedules).buffer_unordered(AT_ONCE).collect().await;
     let failed: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
@@ -205,7 +233,7 @@ async fn schedules_with_restarts_lose_nothing_and_double_nothing() {
         world.restart(ending).await;
         let outcomes: Vec<_> = halves.into_iter().map(Half::second).collect::<FuturesUnordered<_>>().collect().await;
         for outcome in outcomes {
-            logs.extend(outcome.unwrap_or_else(|fault| panic!("server {ending:?}: {fault}")));
+            logs.extend(outcome.unwrap_or_else(|fault| panic!("round {round}, server {ending:?}: {fault}")));
         }
     }
     world.end(Ending::Stopped).await;
@@ -245,7 +273,7 @@ impl Half {
         };
         let outcome = outcome.await;
         outcome.map_err(|fault| {
-            format!("{}: {fault}\nof a restart before step {}{}", self.seed, self.at, list(&self.steps))
+            format!("{}: {}\nof a restart before step {}{}", self.seed, beginning(&fault), self.at, list(&self.steps))
         })
     }
 }

@@ -6,10 +6,11 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BytesMut};
+use chatbox::connection::ATTACH_DEADLINE;
 use futures_util::{SinkExt, StreamExt, future::poll_fn};
 use serde_json::Value;
 use tokio::{
@@ -30,6 +31,9 @@ use super::{
 };
 use crate::harness::{Via, client::PATIENCE, proxy::Proxy};
 
+/// How long a network is waited for that may be dead.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// A frame, and the request that opened its stream, where there are streams.
 pub(crate) type Came = (Value, Option<String>);
 
@@ -40,6 +44,7 @@ pub(crate) struct Link {
     left: usize,
     ready: VecDeque<Came>,
     planted: Option<Planted>,
+    opened: Instant,
     /// A network that goes dead is not known to be.
     pub(crate) doubtful: bool,
     _proxy: Option<Proxy>,
@@ -73,22 +78,23 @@ impl Link {
             (Through::Proxy(bytes), Via::WebSocket) => Some(Proxy::tcp(server, bytes).await),
         };
         let address = proxy.as_ref().map_or(server, |proxy| proxy.address);
-        let inner = match timeout(PATIENCE, connect(place, via, address)).await {
+        let (opened, wait) = (Instant::now(), if proxy.is_some() { SILENCE } else { PATIENCE });
+        let inner = match timeout(wait, connect(place, via, address)).await {
             Ok(inner) => inner.expect("a server that runs takes connections"),
             Err(_dead) if proxy.is_some() => return None,
             Err(_elapsed) => panic!("no connection over {via:?}"),
         };
         let doubtful = proxy.is_some();
         let ready = VecDeque::new();
-        Some(Self { inner, order, left: usize::MAX, ready, planted: None, doubtful, _proxy: proxy })
+        Some(Self { inner, order, left: usize::MAX, ready, planted: None, opened, doubtful, _proxy: proxy })
     }
 
     /// Opens a connection to a server that may be gone; `None` when there is none within some time.
     pub(crate) async fn attempt(place: &Place, via: Via, order: Rng, within: Duration) -> Option<Self> {
-        let server = if via == Via::WebTransport { place.quic } else { place.http };
+        let (server, opened) = (if via == Via::WebTransport { place.quic } else { place.http }, Instant::now());
         let inner = timeout(within, connect(place, via, server)).await.ok()?.ok()?;
         let ready = VecDeque::new();
-        Some(Self { inner, order, left: usize::MAX, ready, planted: None, doubtful: false, _proxy: None })
+        Some(Self { inner, order, left: usize::MAX, ready, planted: None, opened, doubtful: false, _proxy: None })
     }
 
     pub(crate) const fn via(&self) -> Via {
@@ -98,9 +104,20 @@ impl Link {
         }
     }
 
+    /// How long something that must come may take on it.
+    pub(super) const fn patience(&self) -> Duration {
+        if self.doubtful { SILENCE } else { PATIENCE }
+    }
+
+    /// Whether the server may have closed it because something took too long, as on a machine that stands still: it
+    /// waits for nothing less long than for an `attach`.
+    pub(super) fn late(&self) -> bool {
+        self.opened.elapsed() >= ATTACH_DEADLINE
+    }
+
     /// Sends a request: on a stream of its own if it opens an exchange or a watch. `false`: the connection is gone.
     pub(crate) async fn send(&mut self, frame: &Value) -> bool {
-        let sent = timeout(PATIENCE, self.try_send(frame)).await;
+        let sent = timeout(self.patience(), self.try_send(frame)).await;
         // A network that goes dead takes what it has room for.
         sent.unwrap_or(None).is_some()
     }
@@ -133,11 +150,12 @@ impl Link {
 
     /// Sends so many bytes of a message, and vanishes.
     pub(super) async fn send_part(mut self, frame: &Value, bytes: usize) {
+        let wait = self.patience();
         match &mut self.inner {
             Inner::Socket(socket) => {
                 socket.get_mut().left_to_write = bytes;
                 let sent = socket.send(Message::text(frame.to_string()));
-                drop(timeout(PATIENCE, sent).await);
+                drop(timeout(wait, sent).await);
             }
             Inner::Streams { session, .. } => {
                 let line = format!("{frame}\n");
@@ -150,7 +168,7 @@ impl Link {
                     }
                     Some((send, recv))
                 };
-                drop(timeout(PATIENCE, sent).await);
+                drop(timeout(wait, sent).await);
             }
         }
         self.vanish();
@@ -170,9 +188,10 @@ impl Link {
 
     /// Closes as a page does that is left.
     pub(crate) async fn leave(self) {
+        let wait = self.patience();
         match self.inner {
             Inner::Streams { session, .. } => session.close(0, b""),
-            Inner::Socket(mut socket) => drop(timeout(PATIENCE, SinkExt::close(&mut socket)).await),
+            Inner::Socket(mut socket) => drop(timeout(wait, SinkExt::close(&mut socket)).await),
         }
     }
 

@@ -1,10 +1,6 @@
 //! One schedule at work: a user with a few devices, against the shared server.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -17,10 +13,13 @@ use super::{
     plant::{Plant, Planted},
     world::{QUIET, World},
 };
-use crate::harness::{Via, client::PATIENCE, id};
+use crate::harness::{Via, id};
 
 /// How long a reader waits for a frame before it does something else.
 const MOMENT: Duration = Duration::from_millis(30);
+
+/// How often a device comes back whose connection the server closed because it took too long.
+const ATTEMPTS: usize = 5;
 
 pub(super) struct Play {
     world: Arc<World>,
@@ -31,6 +30,8 @@ pub(super) struct Play {
     rng: Rng,
     plant: Option<Plant>,
     restarted: bool,
+    /// steps so far
+    played: usize,
 }
 
 #[derive(Default)]
@@ -39,6 +40,8 @@ struct Device {
     link: Option<Link>,
     /// it has been connected before
     resumes: bool,
+    /// the server closed its connection, and may have had to wait too long
+    late: bool,
 }
 
 /// The log of a session as the store has it.
@@ -66,12 +69,15 @@ impl Play {
             rng: Rng::new(!seed),
             plant,
             restarted: false,
+            played: 0,
         }
     }
 
     pub(super) async fn run(&mut self, steps: &[Step]) -> Result<(), Fault> {
         for step in steps {
-            self.step(*step).await.map_err(|fault| format!("{step:?}: {fault}"))?;
+            let number = self.played;
+            self.step(*step).await.map_err(|fault| format!("step {number}, {step:?}: {fault}"))?;
+            self.played += 1;
         }
         Ok(())
     }
@@ -151,9 +157,10 @@ impl Play {
 
     async fn connect(&mut self, device: usize, via: Via, through: Through) -> Result<(), Fault> {
         self.vanish(device);
+        self.devices[device].late = false;
         let (order, place) = (Rng::new(self.rng.next()), self.world.place(&mut self.rng));
         let Some(mut link) = Link::open(&place, via, through, order).await else { return Ok(()) };
-        let Device { held, link: slot, resumes } = &mut self.devices[device];
+        let Device { held, link: slot, resumes, .. } = &mut self.devices[device];
         if let Some(plant) = self.plant
             && std::mem::replace(resumes, true)
         {
@@ -170,18 +177,17 @@ impl Play {
     /// Reads until the device is attached. Two that attach at once on streams of their own come in any order.
     async fn status(&mut self, device: usize) -> Result<(), Fault> {
         while self.devices[device].link.is_some() && self.devices[device].held.last_seq.is_none() {
-            let before = Instant::now();
-            self.read_within(device, 1, PATIENCE).await?;
-            if before.elapsed() >= PATIENCE {
+            let wait = self.devices[device].link.as_ref().map_or(Duration::ZERO, Link::patience);
+            if !self.read_within(device, 1, wait).await? {
                 return self.stuck(device, "no status");
             }
         }
         Ok(())
     }
 
-    /// A network that is dead is left; another one must not stand still.
+    /// A network that is dead is left, and so is a server that waited too long; others must not stand still.
     fn stuck(&mut self, device: usize, what: &str) -> Result<(), Fault> {
-        if self.devices[device].link.as_ref().is_some_and(|link| !link.doubtful) {
+        if self.devices[device].link.as_ref().is_some_and(|link| !link.doubtful && !link.late()) {
             return Err(format!("the connection is gone, or stuck: {what}"));
         }
         self.vanish(device);
@@ -259,24 +265,25 @@ impl Play {
     }
 
     async fn read(&mut self, device: usize, frames: usize) -> Result<(), Fault> {
-        self.read_within(device, frames, MOMENT).await
+        self.read_within(device, frames, MOMENT).await.map(drop)
     }
 
-    /// Reads so many frames, until none comes for a while.
-    async fn read_within(&mut self, device: usize, frames: usize, wait: Duration) -> Result<(), Fault> {
+    /// Reads so many frames; `false` when none has come for a while, and more are awaited.
+    async fn read_within(&mut self, device: usize, frames: usize, wait: Duration) -> Result<bool, Fault> {
         for _ in 0..frames {
-            let Device { held, link: Some(link), .. } = &mut self.devices[device] else { return Ok(()) };
-            let Ok(came) = timeout(wait, link.next()).await else { return Ok(()) };
+            let Device { held, link: Some(link), late, .. } = &mut self.devices[device] else { return Ok(true) };
+            let Ok(came) = timeout(wait, link.next()).await else { return Ok(false) };
             let Some((frame, stream)) = came else {
+                *late = link.late();
                 self.vanish(device);
-                return Ok(());
+                return Ok(true);
             };
             if frame["type"] == "connection_status" {
                 self.session = frame["session_id"].as_str().map(str::to_owned);
             }
             held.hear(&frame, stream.as_deref(), &mut self.outbox)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Has everything that was sent acknowledged, waits until all is quiet, and compares what every device holds
@@ -298,62 +305,77 @@ impl Play {
     }
 
     async fn acknowledged(&mut self, id: &str, content: &str) -> Result<(), Fault> {
-        let device = self.rng.below(DEVICES);
-        if self.devices[device].link.as_ref().is_some_and(|link| link.doubtful) {
-            self.vanish(device);
+        for _ in 0..ATTEMPTS {
+            let device = self.rng.below(DEVICES);
+            if self.devices[device].link.as_ref().is_some_and(|link| link.doubtful) {
+                self.vanish(device);
+            }
+            self.present(device).await?;
+            let open = |play: &Self| play.outbox.unanswered().iter().any(|message| message.id == id);
+            if open(self) && !self.devices[device].held.waits_for(id) {
+                self.send(device, &self.frame(id, content)).await?;
+            }
+            if self.until(device, |play| !open(play)).await? {
+                return Ok(());
+            }
         }
-        self.present(device).await?;
-        let sent = self.outbox.unanswered();
-        if sent.iter().any(|message| message.id == id) && !self.devices[device].held.waits_for(id) {
-            self.send(device, &self.frame(id, content)).await?;
-        }
-        self.until(device, |play| !play.outbox.unanswered().iter().any(|message| message.id == id)).await
+        Err(format!("the server closed {ATTEMPTS} connections"))
     }
 
-    /// Reads until something holds.
-    async fn until(&mut self, device: usize, holds: impl Fn(&Self) -> bool + Send + Sync) -> Result<(), Fault> {
+    /// Reads until something holds; `false` when the server has closed the connection, and may have had to wait for too
+    /// long.
+    async fn until(&mut self, device: usize, holds: impl Fn(&Self) -> bool + Send + Sync) -> Result<bool, Fault> {
         let reading = async {
             while !holds(self) {
                 if self.devices[device].link.is_none() {
-                    return Err("the connection is gone".to_owned());
+                    return if self.devices[device].late {
+                        Ok(false)
+                    } else {
+                        Err("the connection is gone".to_owned())
+                    };
                 }
                 self.read_within(device, 1, QUIET).await?;
             }
-            Ok(())
+            Ok(true)
         };
         timeout(QUIET, reading).await.unwrap_or_else(|_elapsed| Err("it does not come".to_owned()))
     }
 
     /// What a device holds that has held nothing before.
     async fn truth(&mut self) -> Result<BTreeMap<u64, Entry>, Fault> {
-        self.devices.push(Device::default());
-        self.devices[DEVICES].held.restarted = self.restarted;
-        let via = self.rng.via();
-        self.connect(DEVICES, via, Through::Direct).await?;
-        let holds = |held: &Held| held.last_seq.is_some_and(|last| held.after_seq() >= last);
-        self.until(DEVICES, |play| holds(&play.devices[DEVICES].held)).await?;
-        let fresh = self.devices.pop().unwrap_or_default();
-        if let Some(link) = fresh.link {
-            link.leave().await;
+        for _ in 0..ATTEMPTS {
+            self.devices.push(Device::default());
+            self.devices[DEVICES].held.restarted = self.restarted;
+            let via = self.rng.via();
+            self.connect(DEVICES, via, Through::Direct).await?;
+            let holds = |held: &Held| held.last_seq.is_some_and(|last| held.after_seq() >= last);
+            let whole = self.until(DEVICES, |play| holds(&play.devices[DEVICES].held)).await?;
+            let fresh = self.devices.pop().unwrap_or_default();
+            if let Some(link) = fresh.link {
+                link.leave().await;
+            }
+            if whole {
+                return Ok(fresh.held.log().clone());
+            }
         }
-        Ok(fresh.held.log().clone())
+        Err(format!("the server closed {ATTEMPTS} connections"))
     }
 
     /// A device that is connected comes to hold what the store holds without any more ado; another one when it comes
     /// back with its position.
     async fn converges(&mut self, device: usize, entries: &BTreeMap<u64, Entry>) -> Result<(), Fault> {
-        let here = self.devices[device].link.as_ref().is_some_and(|link| !link.doubtful);
-        if !here {
-            let via = self.rng.via();
-            self.connect(device, via, Through::Direct).await?;
-        }
         let last = entries.keys().last().copied().unwrap_or_default();
-        self.until(device, |play| play.devices[device].held.after_seq() >= last).await.map_err(|fault| {
-            let Device { held, link, .. } = &self.devices[device];
-            let via = link.as_ref().map(Link::via);
-            let missing: Vec<_> = entries.iter().filter(|(seq, _)| !held.log().contains_key(seq)).collect();
-            format!("{fault} over {via:?}: {missing:?}, of {last} entries, while {held:?}")
-        })?;
+        for _ in 0..ATTEMPTS {
+            let here = self.devices[device].link.as_ref().is_some_and(|link| !link.doubtful);
+            if !here {
+                let via = self.rng.via();
+                self.connect(device, via, Through::Direct).await?;
+            }
+            let whole = self.until(device, |play| play.devices[device].held.after_seq() >= last).await;
+            if whole.map_err(|fault| self.missing(device, entries, &fault))? {
+                break;
+            }
+        }
         // What comes after that came twice, and would be found.
         self.send(device, &json!({"type": "ping", "id": id()})).await?;
         self.read_within(device, usize::MAX, Duration::from_millis(2)).await?;
@@ -362,5 +384,13 @@ impl Play {
             true => Ok(()),
             false => Err(format!("it holds {held:?}, and the store {entries:?}")),
         }
+    }
+
+    /// What a device lacks that the store has.
+    fn missing(&self, device: usize, entries: &BTreeMap<u64, Entry>, fault: &str) -> Fault {
+        let Device { held, link, .. } = &self.devices[device];
+        let via = link.as_ref().map(Link::via);
+        let missing: Vec<_> = entries.iter().filter(|(seq, _)| !held.log().contains_key(seq)).collect();
+        format!("{fault} over {via:?}: {missing:?}, of {} entries, while {held:?}", entries.len())
     }
 }

@@ -26,8 +26,9 @@ use tokio::{runtime::Runtime, time::timeout};
 use super::plan::{Answer, Rng};
 use crate::harness::{Server, mongo::Mongo, nats::Nats, openai, provider::Provider, server::Target};
 
-/// How long a turn may take to end, and a device to hold what the store holds.
-pub(super) const QUIET: Duration = Duration::from_secs(30);
+/// How long a turn may take to end, and a device to hold what the store holds: longer than a lease, after which a turn
+/// is found whose end was not written.
+pub(super) const QUIET: Duration = Duration::from_secs(180);
 
 pub(super) struct World {
     /// of each node
@@ -107,8 +108,8 @@ impl World {
         openai(&mut config, &provider);
         config.limits.connections_per_address = 10_000;
         config.sessions.compare_interval = Duration::from_millis(200);
-        // The machine may be busy, and this is not about leases.
-        config.sessions.turn_lease = Duration::from_secs(10);
+        // The machine may stand still for seconds, and this is not about leases.
+        config.sessions.turn_lease = Duration::from_secs(60);
         // So that no request waits for another, and a schedule needs no more than it has steps.
         config.limits.streams = 64;
         config.limits.queued_turns = 64;
