@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { freePort, tcpProxy, udpProxy } from './harness/network.js';
 import { open, say } from './harness/acts.js';
 import { quick } from './harness/server.js';
+import { startWatch } from './harness/stopwatch.js';
 import * as shown from './harness/shown.js';
 
 /** What browsers print about a transport that a test has cut. */
@@ -142,12 +143,15 @@ export function transports(page) {
   let proxies;
 
   page(
-    'with UDP refused the page is on WebSocket within 3 s, and works',
-    async (page, server) => {
-      const started = Date.now();
+    'with UDP refused the page is on WebSocket soon, and works',
+    async (page, server, _browser, context) => {
+      const elapsed = startWatch();
       await page.goto(server.signIn);
-      await page.until(shown.connectedOver, 'websocket', 3000);
-      assert.ok(Date.now() - started < 3000, `it took ${Date.now() - started} ms`);
+      await page.until(shown.connectedOver, 'websocket');
+      const took = elapsed();
+      context.diagnostic(`on WebSocket after ${Math.round(took)} ms`);
+      // Two to three seconds where nothing else runs; as long as an attempt may take if nothing ran beside it.
+      assert.ok(took < 9000, `it took ${took} ms`);
       await say(page, 'count to 20');
       await page.until(shown.finished, 1);
       assert.equal(await page.evaluate(shown.listLength), 20);
@@ -163,8 +167,8 @@ export function transports(page) {
       await say(page, 'count to 200');
       await page.until((needle) => document.querySelector('.streaming')?.textContent.includes(needle), '\n20. line');
       proxies.udp.cut();
-      await page.until(shown.connectedOver, 'websocket', 30_000);
-      await page.until(shown.finished, 1, 60_000);
+      await page.until(shown.connectedOver, 'websocket');
+      await page.until(shown.finished, 1);
       assert.equal(await page.evaluate(shown.listLength), 200);
       assert.equal(await page.evaluate(() => document.querySelector('.reply').dataset.state), 'complete');
       assert.deepEqual(await page.faults(CUT), []);
@@ -190,7 +194,7 @@ export function transports(page) {
       await say(page, 'count to 7');
       await page.until(shown.ownState, 'queued');
       proxies.tcp.mend();
-      await page.until(shown.finished, 2, 40_000);
+      await page.until(shown.finished, 2);
       const lengths = await page.evaluate(() =>
         [...document.querySelectorAll('.reply')].map((reply) => reply.querySelectorAll('li').length),
       );

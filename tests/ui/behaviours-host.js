@@ -144,7 +144,7 @@ export function hosts(page) {
       await page.press('Enter');
       await page.until(() => globalThis.asked.some(({ data }) => data.type === 'refresh_token'));
       assert.equal(await inner.evaluate(() => document.querySelectorAll('.reply[aria-busy=true]').length), 1, 'in the middle');
-      await inner.until(shown.finished, 1, 40_000);
+      await inner.until(shown.finished, 1);
       assert.equal(await inner.evaluate(shown.listLength), 200);
       assert.deepEqual([...(await inner.evaluate(() => [...globalThis.states]))].filter((state) => state !== 'connected'), []);
       assert.equal(await inner.evaluate(shown.secretsKept), '');

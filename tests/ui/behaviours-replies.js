@@ -160,7 +160,7 @@ export function replies(page) {
       await say(page, 'count to 3');
       await page.until(() => [...document.querySelectorAll('.own .mark')].at(-1).textContent === 'Waiting to be sent');
       proxy.mend();
-      await page.until(() => document.getElementById('status').textContent.trim() === 'WebSocket · resumed', null, 40_000);
+      await page.until(() => document.getElementById('status').textContent.trim() === 'WebSocket · resumed');
       await page.until(shown.finished, 2);
       assert.deepEqual(await page.faults(CUT), []);
     },

@@ -199,7 +199,7 @@ export function sessions(page) {
       const [{ id }] = (await api(direct, 'GET', 'sessions')).sessions;
       await api(direct, 'DELETE', `sessions/${id}`);
       proxy.mend();
-      await page.until(() => document.getElementById('status').dataset.state === 'connected', null, 40_000);
+      await page.until(() => document.getElementById('status').dataset.state === 'connected');
       await page.until(rows, 1);
       assert.deepEqual(await page.faults(CUT), []);
     },

@@ -18,7 +18,7 @@ import { startServer } from './harness/server.js';
 
 /** @param {string} name @param {() => Promise<object>} launch */
 export function behaviours(name, launch) {
-  describe(name, { timeout: 900_000 }, () => {
+  describe(name, { timeout: 2_400_000 }, () => {
     let browser;
     before(async () => {
       await mkdir(OUTPUT, { recursive: true });
@@ -27,12 +27,12 @@ export function behaviours(name, launch) {
     after(() => browser?.close());
 
     const page = (title, steps, { server: env, view } = {}) =>
-      test(title, { timeout: 120_000 }, async (context) => {
+      test(title, { timeout: 300_000 }, async (context) => {
         const server = await startServer(await env?.(context));
         context.after(server.stop);
         const opened = await browser.open(view);
         context.after(opened.close);
-        await steps(opened, server, browser);
+        await steps(opened, server, browser, context);
       });
 
     conversation(page);

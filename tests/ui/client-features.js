@@ -7,7 +7,7 @@ import * as client from './harness/client.js';
 
 /** @param {string} name @param {() => Promise<object>} launch */
 export function clientFeatures(name, launch) {
-  describe(`features of the client in ${name}`, { timeout: 300_000 }, () => {
+  describe(`features of the client in ${name}`, { timeout: 2_400_000 }, () => {
     let browser;
     before(async () => {
       browser = await launch();
@@ -15,7 +15,7 @@ export function clientFeatures(name, launch) {
     after(() => browser?.close());
 
     const page = (title, steps) =>
-      test(title, { timeout: 60_000 }, async (context) => {
+      test(title, { timeout: 300_000 }, async (context) => {
         const host = await client.startHost();
         context.after(host.close);
         const server = await startServer({ CHATBOX_AUTH__ALLOWED_ORIGINS: host.origin });

@@ -7,7 +7,8 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { chromium as playwright } from 'playwright-core';
 import puppeteer from 'puppeteer-core';
 
-const WAIT_MS = 15_000;
+// Far longer than anything takes: the machine may be slow, or stand still for seconds.
+const WAIT_MS = 60_000;
 const POLL_MS = 25;
 
 const CHROMIUM = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
@@ -45,11 +46,12 @@ class Place {
   async until(condition, argument, ms = WAIT_MS) {
     const deadline = Date.now() + ms;
     let fault;
-    while (Date.now() < deadline) {
+    for (let late = false; !late; ) {
+      late = Date.now() >= deadline;
       // While a page gives way to the next one, nothing can be evaluated.
       const last = await this.evaluate(condition, argument).catch((err) => void (fault = err));
       if (last) return last;
-      await pause(POLL_MS);
+      if (!late) await pause(POLL_MS);
     }
     const seen = await this.evaluate(() => `${document.getElementById('status')?.innerText}\n${document.body.innerText}`);
     throw new Error(`waited ${ms} ms for ${condition} with ${argument}; the page shows:\n${seen}\n${this.told()}`, { cause: fault });
@@ -145,6 +147,7 @@ export async function chromium() {
         isMobile: touch,
         deviceScaleFactor: touch ? 2 : 1,
       });
+      context.setDefaultTimeout(WAIT_MS);
       const tab = async () => {
         const raw = await context.newPage();
         await raw.addInitScript(watchPolicy);
@@ -169,6 +172,7 @@ export async function firefox() {
       const context = await browser.createBrowserContext();
       const tab = async () => {
         const raw = await context.newPage();
+        raw.setDefaultTimeout(WAIT_MS);
         await raw.setViewport({ width, height });
         await raw.evaluateOnNewDocument(watchPolicy);
         if (before) await raw.evaluateOnNewDocument(before);
