@@ -25,7 +25,7 @@ impl Append {
 
     /// Stores it, unless it is there. That is seen by the unique indexes as the row goes in: nearly every call is
     /// the first one, and pays for no look-up.
-    pub(super) fn run(self, connection: &Connection, seal: &Seal) -> Result<Appended> {
+    pub(super) fn run(&self, connection: &Connection, seal: &Seal) -> Result<Appended> {
         let session_id = self.entry.session_id;
         let head = Head::read(connection, session_id)?.filter(|head| head.user_id == self.entry.owner);
         let Some(mut head) = head else { return self.repeated(connection, seal, Error::NotFound) };

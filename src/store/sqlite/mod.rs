@@ -108,7 +108,7 @@ impl Sqlite {
     async fn write<T, F>(&self, operation: &'static str, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection, &Seal) -> Result<T> + Send + 'static,
+        F: Fn(&Connection, &Seal) -> Result<T> + Send + 'static,
     {
         let began = Instant::now();
         let seal = Arc::clone(&self.seal);
@@ -281,7 +281,7 @@ impl Store for Sqlite {
         if changes.is_empty() {
             return Ok(found);
         }
-        self.write("reseal", move |connection, _seal| reseal::replace(connection, found, &changes)).await
+        self.write("reseal", move |connection, _seal| reseal::replace(connection, &found, &changes)).await
     }
 
     async fn retire_keys(&self) -> Result<()> {

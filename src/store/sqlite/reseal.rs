@@ -120,7 +120,8 @@ pub(super) fn look(
 }
 
 /// Replaces what is as it was seen. What is not was sealed meanwhile, or its row is gone.
-pub(super) fn replace(connection: &Connection, mut found: Resealed, changes: &[Replaced]) -> Result<Resealed> {
+pub(super) fn replace(connection: &Connection, found: &Resealed, changes: &[Replaced]) -> Result<Resealed> {
+    let mut found = found.clone();
     for Replaced { sql, row: (row, model), old, new } in changes {
         let mut statement = connection.prepare_cached(sql)?;
         let replaced = match model {

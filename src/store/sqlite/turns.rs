@@ -158,7 +158,7 @@ impl Extend {
     }
 
     /// Writes it, if the turn is the node's and the log ends at its offset.
-    pub(super) fn run(self, connection: &Connection, seal: &Seal) -> Result<bool> {
+    pub(super) fn run(&self, connection: &Connection, seal: &Seal) -> Result<bool> {
         let now = now();
         let until = after(now, self.ttl);
         let extended = connection.prepare_cached(queries::TURN_EXTEND)?.execute(params![

@@ -64,17 +64,18 @@ impl Writer {
         Ok(Self { queue, thread: Mutex::new(Some(thread)), ended })
     }
 
-    /// Queues a write and waits until it is durable.
+    /// Queues a write and waits until it is durable. `work` may be done twice: what its first run has written is rolled
+    /// back then.
     ///
     /// # Errors
     /// What `work` says; `Overloaded` at the deadline: a write that is still queued then is not done at all.
     pub(super) async fn write<T, F>(&self, deadline: Instant, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+        F: FnMut(&Connection) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let pending = Pending { work: Some(work), result: None, deadline, answer };
+        let pending = Pending { work, result: None, deadline, answer };
         let outcome = timeout_at(deadline, async {
             self.queue.send(Message::Write(Box::new(pending))).await.map_err(|_closed| closed())?;
             answered.await.map_err(|_closed| closed())?
@@ -108,7 +109,7 @@ fn closed() -> Error {
 
 /// One write and its caller.
 trait Write: Send {
-    /// Does it. `true`: keep what it wrote.
+    /// Does it, once more if it was done before. `true`: keep what it wrote.
     fn run(&mut self, connection: &Connection, metrics: &Metrics) -> bool;
 
     /// Tells the caller, after the commit, or why there was none.
@@ -116,7 +117,7 @@ trait Write: Send {
 }
 
 struct Pending<T, F> {
-    work: Option<F>,
+    work: F,
     result: Option<Result<T>>,
     deadline: Instant,
     answer: oneshot::Sender<Result<T>>,
@@ -125,15 +126,15 @@ struct Pending<T, F> {
 impl<T, F> Write for Pending<T, F>
 where
     T: Send,
-    F: FnOnce(&Connection) -> Result<T> + Send,
+    F: FnMut(&Connection) -> Result<T> + Send,
 {
     fn run(&mut self, connection: &Connection, metrics: &Metrics) -> bool {
-        let Some(work) = self.work.take().filter(|_work| Instant::now() < self.deadline) else {
+        if Instant::now() >= self.deadline {
             self.result = Some(Err(Error::Overloaded));
             return false;
-        };
-        // A panic leaves no half-written row: its savepoint rolls back, and statements reset as they drop.
-        let result = catch_unwind(AssertUnwindSafe(|| work(connection))).unwrap_or_else(|_panic| {
+        }
+        // A panic leaves no half-written row: what it wrote is rolled back, and statements reset as they drop.
+        let result = catch_unwind(AssertUnwindSafe(|| (self.work)(connection))).unwrap_or_else(|_panic| {
             metrics.panics_total.inc();
             Err(Error::Database("a write panicked".into()))
         });
@@ -204,16 +205,29 @@ impl Worker {
         }
     }
 
+    /// Does all of them. Nearly every batch goes through, so no page is kept aside for undoing one write alone: a batch
+    /// in which that is needed is done once more.
     fn transaction(&self, batch: &mut [Box<dyn Write>]) -> rusqlite::Result<()> {
         self.execute(queries::BEGIN)?;
-        if let [write] = batch {
-            // Alone in its commit: what it undoes is everything, and no page is kept aside for that.
-            if write.run(&self.connection, &self.metrics) {
-                return self.execute(queries::COMMIT);
+        let mut undo = false;
+        for write in batch.iter_mut() {
+            let before = self.connection.total_changes();
+            undo = !write.run(&self.connection, &self.metrics) && self.connection.total_changes() != before;
+            if undo || self.connection.is_autocommit() {
+                break;
             }
-            self.roll_back();
-            return Ok(());
         }
+        if !undo {
+            // Fails when the database itself has rolled everything back, as it does when the disk is full.
+            return self.execute(queries::COMMIT);
+        }
+        self.roll_back();
+        if batch.len() == 1 { Ok(()) } else { self.one_by_one(batch) }
+    }
+
+    /// Does all of them, so that each can be undone alone.
+    fn one_by_one(&self, batch: &mut [Box<dyn Write>]) -> rusqlite::Result<()> {
+        self.execute(queries::BEGIN)?;
         for write in batch {
             self.execute(queries::SAVEPOINT)?;
             if !write.run(&self.connection, &self.metrics) {
@@ -267,7 +281,7 @@ mod tests {
         Instant::now() + Duration::from_secs(30)
     }
 
-    fn set(value: i64) -> impl FnOnce(&Connection) -> Result<i64> + Send + 'static {
+    fn set(value: i64) -> impl FnMut(&Connection) -> Result<i64> + Send + 'static {
         move |connection| {
             connection.execute(queries::PROBE_WRITE, [value])?;
             Ok(value)
@@ -278,8 +292,9 @@ mod tests {
     async fn sharing_a_commit<T>(writer: &Writer, writes: impl Future<Output = T>) -> T {
         let (began, busy) = oneshot::channel();
         let (release, released) = std::sync::mpsc::channel::<()>();
+        let mut began = Some(began);
         let hold = writer.write(soon(), move |_connection| {
-            assert_eq!(began.send(()), Ok(()));
+            assert_eq!(began.take().unwrap().send(()), Ok(()));
             assert_eq!(released.recv(), Err(std::sync::mpsc::RecvError));
             Ok(())
         });
