@@ -219,7 +219,8 @@ pub(super) fn writer(path: &Path) -> Result<Connection, OpenError> {
     // Savepoint journals stay in memory, and a write-ahead log that a slow reader let grow shrinks again.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    connection.pragma_update(None, "cache_size", -32_000)?;
+    // Commits that reorder pages look through all of it, and a page that is not in it is in the system's cache.
+    connection.pragma_update(None, "cache_size", -8_000)?;
     // What is deleted is overwritten too: people's words would stay in free pages.
     connection.pragma_update(None, "secure_delete", true)?;
     migrate(&mut connection, MIGRATIONS)?;
