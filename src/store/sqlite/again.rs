@@ -54,10 +54,7 @@ pub(super) fn regenerate(connection: &Connection, ask: &Regenerate, seal: &Seal)
         return Err(Error::Ended);
     }
     let last = reads::turn(connection, queries::TURN_LAST, session_id)?.is_some_and(|last| last.id == old.id);
-    let (open, _queued): (u32, u32) = connection
-        .prepare_cached(queries::TURNS_OPEN)?
-        .query_row([session_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if !last || open > 0 {
+    if !last || head.busy() {
         return Err(Error::NotFound);
     }
     let (now, before) = (now(), head.last_seq);

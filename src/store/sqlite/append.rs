@@ -32,6 +32,9 @@ impl Append {
         if head.state == SessionState::Ended {
             return self.repeated(connection, seal, Error::Ended);
         }
+        if self.entry.turn.as_ref().is_some_and(|turn| head.busy() && head.waiting >= turn.queued_max) {
+            return self.repeated(connection, seal, Error::QueueFull);
+        }
         let now = now();
         let before = head.last_seq;
         head.last_seq += 1;
@@ -100,13 +103,7 @@ impl Append {
     ) -> Result<Option<StartedTurn>> {
         let session_id = self.entry.session_id;
         let message_seq = head.last_seq;
-        let (open, queued): (u32, u32) = connection
-            .prepare_cached(queries::TURNS_OPEN)?
-            .query_row([session_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if open > 0 && queued >= turn.queued_max {
-            return Err(Error::QueueFull);
-        }
-        if open > 0 {
+        if head.busy() {
             let mut insert = connection.prepare_cached(queries::TURN_INSERT)?;
             insert.execute(params![turn.id, session_id, message_seq, message_seq, now])?;
             return Ok(None);

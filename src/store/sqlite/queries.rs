@@ -30,6 +30,20 @@ macro_rules! turn_columns {
     };
 }
 
+/// Whether a turn of session ?1 runs.
+macro_rules! runs {
+    () => {
+        "EXISTS (SELECT 1 FROM turns INDEXED BY turns_running WHERE session_id = ?1 AND state = 'running')"
+    };
+}
+
+/// From where and which turns of session ?1 wait.
+macro_rules! waiting {
+    () => {
+        "FROM turns INDEXED BY turns_waiting WHERE session_id = ?1 AND state = 'queued'"
+    };
+}
+
 macro_rules! share_columns {
     () => {
         "id, session_id, name, last_seq, running_seq, created_at, expires_at"
@@ -57,7 +71,8 @@ queries! {
     /// One session's `rev`.
     SESSION_REV = "SELECT rev FROM sessions WHERE id = ?1";
     /// What a write needs to know of its session.
-    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id, quarter, name IS NOT NULL FROM sessions WHERE id = ?1";
+    SESSION_HEAD = "SELECT user_id, state, rev, last_seq, model_id, quarter, name IS NOT NULL, ", runs!(), ", \
+        (SELECT count(*) ", waiting!(), ") FROM sessions WHERE id = ?1";
     /// The active sessions of a user, the one with the oldest activity first.
     SESSIONS_ACTIVE = "SELECT id, active_slot FROM sessions WHERE user_id = ?1 AND active_slot IS NOT NULL \
         ORDER BY last_activity, created_at, id";
@@ -108,8 +123,9 @@ queries! {
         ORDER BY quarter DESC, last_activity DESC, id DESC LIMIT ?2";
     /// Active sessions that nothing happens in and that wait for nothing.
     SESSIONS_IDLE = "SELECT id FROM sessions INDEXED BY sessions_idle WHERE active_slot IS NOT NULL \
-        AND quarter <= ?1 AND last_activity <= ?2 AND NOT EXISTS (SELECT 1 FROM turns INDEXED BY turns_open \
-        WHERE session_id = sessions.id AND ended_at IS NULL) ORDER BY quarter LIMIT ?3";
+        AND quarter <= ?1 AND last_activity <= ?2 AND NOT EXISTS (SELECT 1 FROM turns INDEXED BY turns_running \
+        WHERE session_id = sessions.id AND state = 'running') AND NOT EXISTS (SELECT 1 FROM turns \
+        INDEXED BY turns_waiting WHERE session_id = sessions.id AND state = 'queued') ORDER BY quarter LIMIT ?3";
 
     /// The entry that a client's request made before.
     ENTRY_OF_CLIENT = "SELECT ", entry_columns!(), " FROM entries WHERE user_id = ?1 AND client_id = ?2";
@@ -143,32 +159,30 @@ queries! {
 
     /// One turn.
     TURN = "SELECT ", turn_columns!(), " FROM turns WHERE id = ?1";
-    /// What the end of a turn needs to know of it.
-    TURN_HEAD = "SELECT ", turn_columns!(), ", lease_until, started_at, length FROM turns WHERE id = ?1";
+    /// What the end of a turn needs to know of it, of its reply, if that has a place, and of its session: the `rev`, and
+    /// whether another turn waits.
+    TURN_ENDING = "SELECT turns.id, turns.session_id, message_seq, reply_seq, turns.state, node, turns.model_id, \
+        lease_until, started_at, turns.length, rev, EXISTS (SELECT 1 FROM turns AS others INDEXED BY turns_waiting \
+        WHERE others.session_id = turns.session_id AND others.state = 'queued' AND others.id <> turns.id), \
+        entries.id, entries.user_id, client_id, entries.model_id, entries.created_at FROM turns \
+        JOIN sessions ON sessions.id = turns.session_id LEFT JOIN entries \
+        ON entries.session_id = turns.session_id AND entries.seq = turns.reply_seq WHERE turns.id = ?1";
     /// What readers of a turn's log need to know of it.
     TURN_LENGTH = "SELECT state = 'running', length FROM turns WHERE id = ?1";
     /// The turn that a session is busy with.
     TURN_RUNNING = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_running \
         WHERE session_id = ?1 AND state = 'running'";
-    /// How many turns of a session have not ended, and how many of them wait.
-    TURNS_OPEN = "SELECT count(*), coalesce(sum(state = 'queued'), 0) FROM turns INDEXED BY turns_open \
-        WHERE session_id = ?1 AND ended_at IS NULL";
-    /// The `rev` of a session, and whether a turn of it is next.
-    SESSION_QUEUE = "SELECT rev, EXISTS (SELECT 1 FROM turns INDEXED BY turns_open \
-        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued') FROM sessions WHERE id = ?1";
     /// The turn that is next.
-    TURN_NEXT = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
-        WHERE session_id = ?1 AND ended_at IS NULL AND state = 'queued' ORDER BY position LIMIT 1";
-    /// The turns of a session that have not ended: the one that runs, then those that wait.
-    TURNS_OF_SESSION = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_open \
-        WHERE session_id = ?1 AND ended_at IS NULL ORDER BY state = 'queued', position";
+    TURN_NEXT = "SELECT ", turn_columns!(), " ", waiting!(), " ORDER BY position LIMIT 1";
+    /// All turns of a session that wait, in the order of its queue.
+    TURNS_WAITING = "SELECT ", turn_columns!(), " ", waiting!(), " ORDER BY position";
     /// The newest turn of the last message that has one, in a session whose turns have all ended.
     TURN_LAST = "SELECT ", turn_columns!(), " FROM turns WHERE session_id = ?1 \
         ORDER BY message_seq DESC, reply_seq DESC LIMIT 1";
     /// Whether a message has a turn that has not ended, and the place in front of the queue.
-    TURN_FRONT = "SELECT coalesce(max(message_seq = ?2), 0), \
-        coalesce(min(CASE state WHEN 'queued' THEN position END) - 1, ?2) \
-        FROM turns INDEXED BY turns_open WHERE session_id = ?1 AND ended_at IS NULL";
+    TURN_FRONT = "SELECT EXISTS (SELECT 1 FROM turns INDEXED BY turns_running WHERE session_id = ?1 \
+        AND state = 'running' AND message_seq = ?2) OR EXISTS (SELECT 1 ", waiting!(), " AND message_seq = ?2), \
+        coalesce((SELECT min(position) ", waiting!(), ") - 1, ?2) FROM sessions WHERE id = ?1";
     /// A turn in the queue.
     TURN_INSERT = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
         VALUES (?1, ?2, ?3, ?4, 'queued', ?5)";
@@ -192,9 +206,9 @@ queries! {
     /// Turns that nobody runs. Reads the index of running turns, which holds no other.
     TURNS_LOST = "SELECT ", turn_columns!(), " FROM turns INDEXED BY turns_running \
         WHERE state = 'running' AND (lease_until <= ?1 OR node <> ?2) LIMIT ?3";
-    /// Sessions whose queue stands still. Reads the index of turns that have not ended.
-    SESSIONS_LOST = "SELECT DISTINCT session_id FROM turns AS waits INDEXED BY turns_open \
-        WHERE ended_at IS NULL AND NOT EXISTS (SELECT 1 FROM turns AS runs INDEXED BY turns_running \
+    /// Sessions whose queue stands still. Reads the index of turns that wait.
+    SESSIONS_LOST = "SELECT DISTINCT session_id FROM turns AS waits INDEXED BY turns_waiting \
+        WHERE state = 'queued' AND NOT EXISTS (SELECT 1 FROM turns AS runs INDEXED BY turns_running \
         WHERE runs.session_id = waits.session_id AND runs.state = 'running') LIMIT ?1";
 
     /// A piece of a turn's log.
@@ -305,7 +319,7 @@ mod tests {
     use super::{super::schema::MIGRATIONS, ALL};
 
     /// Indexes that hold only turns that have not ended: reading all of one is reading what is asked for.
-    const WHOLE: [&str; 2] = ["USING INDEX turns_running", "USING INDEX turns_open"];
+    const WHOLE: [&str; 2] = ["INDEX turns_running", "INDEX turns_waiting"];
 
     // checklist 90
     #[test]

@@ -61,8 +61,10 @@ pub(super) fn turn(connection: &Connection, sql: &str, id: impl ToSql) -> Result
 
 /// The turns of a session that have not ended, in the order of its queue.
 pub(super) fn open_turns(connection: &Connection, session: SessionId) -> Result<Vec<Turn>> {
-    let mut statement = connection.prepare_cached(queries::TURNS_OF_SESSION)?;
-    Ok(statement.query_map([session], values::turn)?.collect::<rusqlite::Result<_>>()?)
+    let mut statement = connection.prepare_cached(queries::TURNS_WAITING)?;
+    let waiting = statement.query_map([session], values::turn)?;
+    let running = turn(connection, queries::TURN_RUNNING, session)?;
+    Ok(running.into_iter().map(Ok).chain(waiting).collect::<rusqlite::Result<_>>()?)
 }
 
 /// Whether a turn runs, and how long its text is.

@@ -23,7 +23,7 @@ const STATEMENTS_CACHED: usize = 128;
 pub(super) const PAGE_BYTES: u32 = 2048;
 
 /// Every migration, oldest first. One that was released never changes; a new one is added at the end.
-pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH];
+pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH, FIFTH];
 
 const FIRST: &str = r#"
     CREATE TABLE sessions (
@@ -203,6 +203,13 @@ const FOURTH: &str = r#"
     -- One row for each key that values may be sealed with, 0 for plain ones, and what shows that it is the right key.
     -- Empty in a file that was made before: the next start finds out.
     CREATE TABLE seal_keys (id INTEGER NOT NULL PRIMARY KEY, proof BLOB NOT NULL) STRICT;
+"#;
+
+const FIFTH: &str = r#"
+    -- Turns that wait, and no longer the one that runs: it has an index of its own, and nearly every turn starts as it is
+    -- made. An index is two pages more for each of them, one when it starts and one when it ends.
+    DROP INDEX turns_open;
+    CREATE INDEX turns_waiting ON turns (session_id, position) WHERE state = 'queued';
 "#;
 
 /// Opens the connection that writes, and brings the file to the newest version.
@@ -429,6 +436,26 @@ mod tests {
         assert_eq!((days.len(), days[0].requests, days[0].estimated_tokens), (1, 1, 7));
         assert!(store.delete_session(session(1), ada.clone()).await.unwrap().changed);
         assert_eq!(store.spent(&ada, Day(0)).await.unwrap(), days);
+    }
+
+    #[tokio::test]
+    async fn file_of_the_fourth_version_keeps_its_queues() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chatbox.db");
+        first_version(&path);
+        let mut connection = Connection::open(&path).unwrap();
+        migrate(&mut connection, &[FIRST, SECOND, THIRD, FOURTH]).unwrap();
+        let sql = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
+            VALUES (?1, ?2, 1, ?3, ?4, 8)";
+        for (id, position, state) in [(7_u8, 3, "queued"), (8, 1, "running"), (9, 2, "queued")] {
+            connection.execute(sql, params![[id; 16], session(1), position, state]).unwrap();
+        }
+        drop(connection);
+        let store = Sqlite::open(&path, Seal::new(&[]).unwrap(), &Options::default(), Metrics::new()).unwrap();
+        let open = store.open_turns(session(1)).await.unwrap();
+        let open: Vec<u8> = open.iter().map(|turn| turn.id.0.as_bytes()[0]).collect();
+        assert_eq!(open, [8, 9, 7], "the one that runs, and the queue in its order");
+        assert_eq!(store.idle_sessions(Timestamp(i64::MAX), 9).await.unwrap(), []);
     }
 
     // checklist 92

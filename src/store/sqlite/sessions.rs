@@ -26,9 +26,18 @@ pub(super) struct Head {
     /// of its latest activity
     pub(super) quarter: i64,
     pub(super) named: bool,
+    /// a turn of it runs
+    pub(super) running: bool,
+    /// so many of its turns wait
+    pub(super) waiting: u32,
 }
 
 impl Head {
+    /// Whether a turn of it runs or waits.
+    pub(super) const fn busy(&self) -> bool {
+        self.running || self.waiting > 0
+    }
+
     pub(super) fn read(connection: &Connection, id: SessionId) -> Result<Option<Self>> {
         let mut statement = connection.prepare_cached(queries::SESSION_HEAD)?;
         let head = statement.query_row([id], |row| {
@@ -40,6 +49,8 @@ impl Head {
                 model_id: row.get(4)?,
                 quarter: row.get(5)?,
                 named: row.get(6)?,
+                running: row.get(7)?,
+                waiting: row.get(8)?,
             })
         });
         Ok(head.optional()?)

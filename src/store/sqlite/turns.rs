@@ -9,7 +9,8 @@ use super::{
     super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, Thread, TurnText, now, seal::Seal},
     queries, reads,
     sessions::{self, Head},
-    usage, values,
+    usage,
+    values::{self, Ending},
 };
 use crate::chat::{
     Entry, EntryId, NodeId, RequestId, SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
@@ -200,22 +201,10 @@ impl Extend {
     }
 }
 
-/// What the end of a turn needs to know of it.
-struct Ending {
-    turn: Turn,
-    lease_until: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    /// bytes of its log
-    length: u64,
-}
-
 impl Ending {
     fn read(connection: &Connection, id: TurnId) -> Result<Option<Self>> {
-        let mut statement = connection.prepare_cached(queries::TURN_HEAD)?;
-        Ok(statement
-            .query_row([id], values::turn_head)
-            .optional()?
-            .map(|(turn, lease_until, started_at, length)| Self { turn, lease_until, started_at, length }))
+        let mut statement = connection.prepare_cached(queries::TURN_ENDING)?;
+        Ok(statement.query_row([id], values::ending).optional()?)
     }
 
     /// Whether nobody runs it. One process at a time has this database open, so another node is a former one.
@@ -240,17 +229,17 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
         None => reads::chunks(connection, end.turn_id, 0, seal)?.text,
     };
     let session_id = ending.turn.session_id;
-    let reply_seq = match ending.turn.reply_seq {
-        Some(reply_seq) => reply_seq,
-        None => place(connection, &ending.turn, now, seal)?,
+    let reply = match ending.reply {
+        Some(reply) => reply,
+        None => entry_at(connection, session_id, place(connection, &ending.turn, now, seal)?, seal)?,
     };
-    let reply = Entry { usage: tokens, ..entry_at(connection, session_id, reply_seq, seal)? };
+    let reply = Entry { usage: tokens, ..reply };
     let usage_place = charge(connection, &reply, end, now)?;
     connection.prepare_cached(queries::TURN_END)?.execute(params![
         end.turn_id,
         end.state,
         text.len(),
-        reply_seq,
+        reply.seq,
         now,
         tokens.map(|usage| usage.prompt_tokens),
         tokens.map(|usage| usage.completion_tokens),
@@ -264,14 +253,12 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     }
     let reply = settle(connection, reply, end, text, seal)?;
     if let (Some(reference), Some(model_id)) = (&end.thread, &reply.model_id) {
-        let thread = Thread { reference: reference.clone(), reply_seq };
+        let thread = Thread { reference: reference.clone(), reply_seq: reply.seq };
         usage::keep_thread(connection, session_id, model_id, &thread, seal)?;
     }
     let took_ms = ending.started_at.map(|started| now.0 - started.0);
     count(connection, session_id, tokens, took_ms.filter(|_took| end.state == TurnState::Complete))?;
-    let mut queue = connection.prepare_cached(queries::SESSION_QUEUE)?;
-    let (rev, waiting) = queue.query_row([session_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(Some(EndedTurn { reply, rev, waiting }))
+    Ok(Some(EndedTurn { reply, rev: ending.rev + 1, waiting: ending.waiting }))
 }
 
 /// Writes what was asked of models for a reply, in rows that follow each other. Gives the place of the first one.

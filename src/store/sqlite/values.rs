@@ -11,8 +11,8 @@ pub(super) use super::super::sealed::{
 };
 use super::super::{Error, Purpose, Result, Share, seal::Seal, sealed};
 use crate::chat::{
-    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, NodeId, Rating, Segment, Sender, Session, SessionId,
-    SessionState, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
+    Assist, Counters, Entry, EntryId, EntryKind, ErrorCode, Metadata, NodeId, Rating, Segment, Sender, Session,
+    SessionId, SessionState, Timestamp, Turn, TurnId, TurnState, Usage, UserId,
 };
 
 macro_rules! ids {
@@ -219,10 +219,53 @@ pub(super) fn turn(row: &Row<'_>) -> rusqlite::Result<Turn> {
     turn_of(&mut Columns::of(row))
 }
 
-/// A turn from a row of `turn_columns`, and behind them the end of its lease, its start, and the length of its text.
-pub(super) fn turn_head(row: &Row<'_>) -> rusqlite::Result<(Turn, Option<Timestamp>, Option<Timestamp>, u64)> {
+/// What `TURN_ENDING` reads.
+pub(super) struct Ending {
+    pub(super) turn: Turn,
+    pub(super) lease_until: Option<Timestamp>,
+    pub(super) started_at: Option<Timestamp>,
+    /// bytes of its log
+    pub(super) length: u64,
+    /// of its session
+    pub(super) rev: u64,
+    /// another turn of its session waits
+    pub(super) waiting: bool,
+    /// its place in the log, without a text
+    pub(super) reply: Option<Entry>,
+}
+
+/// A turn that is to end, from a row of `TURN_ENDING`.
+pub(super) fn ending(row: &Row<'_>) -> rusqlite::Result<Ending> {
     let mut columns = Columns::of(row);
-    Ok((turn_of(&mut columns)?, columns.next()?, columns.next()?, columns.next()?))
+    let turn = turn_of(&mut columns)?;
+    let (lease_until, started_at, length) = (columns.next()?, columns.next()?, columns.next()?);
+    let (rev, waiting) = (columns.next()?, columns.next()?);
+    let reply = match (turn.reply_seq, columns.next()?) {
+        (Some(seq), Some(id)) => Some(Entry {
+            session_id: turn.session_id,
+            seq,
+            id,
+            user_id: columns.next()?,
+            client_id: columns.next::<Option<[u8; 16]>>()?.map(Uuid::from_bytes),
+            turn_id: Some(turn.id),
+            reply_to: Some(turn.message_seq),
+            sender: Sender::Ai,
+            kind: EntryKind::Text,
+            content: String::new(),
+            files: Vec::new(),
+            metadata: Metadata::new(),
+            state: Some(turn.state),
+            length: None,
+            sha256: None,
+            usage: None,
+            model_id: columns.next()?,
+            segments: Vec::new(),
+            rating: None,
+            created_at: columns.next()?,
+        }),
+        _ => None,
+    };
+    Ok(Ending { turn, lease_until, started_at, length, rev, waiting, reply })
 }
 
 fn turn_of(columns: &mut Columns<'_>) -> rusqlite::Result<Turn> {
