@@ -22,7 +22,7 @@ pub mod transcription;
 pub use breaker::Breaker;
 pub use chain::Chain;
 pub use config::{Config, Kind, Problem, ProviderConfig, Tokenizer};
-pub use prompt::Conversation;
+pub use prompt::{Conversation, Messages};
 pub use tokens::estimate as estimate_tokens;
 
 use std::{
@@ -48,7 +48,7 @@ pub struct Prompt {
     /// what the model is told before the conversation
     pub system: Option<Arc<str>>,
     /// the conversation, oldest first; the last one is to be answered
-    pub messages: Vec<Message>,
+    pub messages: Messages,
     /// the user whom it answers
     pub user_id: UserId,
     /// what the provider itself calls this conversation, if it keeps it and holds all messages but the last one;

@@ -230,12 +230,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::chat::UserId;
+    use crate::{chat::UserId, llm::Messages};
 
     #[test]
     fn the_limit_of_tokens_has_the_name_that_the_vendor_takes() {
-        let prompt =
-            Prompt { system: None, messages: Vec::new(), user_id: UserId::parse("alice").unwrap(), thread: None };
+        let prompt = Prompt {
+            system: None,
+            messages: Messages::default(),
+            user_id: UserId::parse("alice").unwrap(),
+            thread: None,
+        };
         for (endpoint, name, other) in [
             ("https://api.openai.com/v1", "max_completion_tokens", "max_tokens"),
             ("https://eu.api.openai.com/v1", "max_completion_tokens", "max_tokens"),

@@ -1,6 +1,6 @@
 //! What a model is sent of a conversation: as much as its budget of tokens takes, in whole exchanges.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, ops::Deref, sync::Arc};
 
 use super::{Message, Model, Prompt, Role};
 use crate::chat::UserId;
@@ -15,12 +15,59 @@ const GO_ON: &str = "Your answer broke off there. Go on with it exactly where it
 /// The same, behind it, when a code block was open.
 const OPEN_AGAIN: &str = " It stopped inside a code block, which was closed: open it again first.";
 
+/// Messages in their order, or the end of others. A copy shares them: a conversation is long, and each model of a chain
+/// is sent nearly the same.
+#[derive(Clone, Default, Debug)]
+pub struct Messages {
+    all: Arc<Vec<Message>>,
+    from: usize,
+}
+
+impl Messages {
+    /// To change them, as a copy of one's own where others hold them too.
+    pub fn to_mut(&mut self) -> &mut Vec<Message> {
+        let all = Arc::make_mut(&mut self.all);
+        all.drain(..std::mem::take(&mut self.from));
+        all
+    }
+
+    fn since(&self, start: usize) -> Self {
+        Self { all: Arc::clone(&self.all), from: self.from + start }
+    }
+}
+
+impl Deref for Messages {
+    type Target = [Message];
+
+    fn deref(&self) -> &[Message] {
+        self.all.get(self.from..).unwrap_or_default()
+    }
+}
+
+impl From<Vec<Message>> for Messages {
+    fn from(messages: Vec<Message>) -> Self {
+        Arc::new(messages).into()
+    }
+}
+
+impl From<Arc<Vec<Message>>> for Messages {
+    fn from(all: Arc<Vec<Message>>) -> Self {
+        Self { all, from: 0 }
+    }
+}
+
+impl PartialEq for Messages {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
 /// A conversation that is to be answered.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Conversation {
     /// oldest first; the last one is to be answered. A message of a person begins an exchange, and what was answered
     /// to it ends that
-    pub messages: Vec<Message>,
+    pub messages: Messages,
     /// the user whom it answers
     pub user_id: UserId,
     /// by model id: what a provider that keeps conversations itself calls this one, where it holds all of it but the
@@ -41,7 +88,7 @@ impl Model {
     pub(super) fn prompt(&self, conversation: &Conversation) -> Prompt {
         Prompt {
             system: self.system_prompt.clone(),
-            messages: self.fit(&conversation.messages, 0).to_vec(),
+            messages: conversation.messages.since(self.fit(&conversation.messages, 0)),
             user_id: conversation.user_id.clone(),
             thread: conversation.threads.get(&*self.id).filter(|_thread| self.threads).cloned(),
         }
@@ -52,8 +99,8 @@ impl Model {
         let ask = if begun.in_code { Cow::Owned(format!("{GO_ON}{OPEN_AGAIN}")) } else { Cow::Borrowed(GO_ON) };
         let last = [Message::text(Role::Assistant, begun.text), Message::text(Role::User, &*ask)];
         let reserved = last.iter().map(|message| self.message_tokens(message)).sum();
-        let mut messages = self.fit(&conversation.messages, reserved).to_vec();
-        messages.extend(last);
+        let mut messages = conversation.messages.since(self.fit(&conversation.messages, reserved));
+        messages.to_mut().extend(last);
         // What the provider keeps holds neither the question nor this beginning of an answer.
         let (system, user_id) = (self.system_prompt.clone(), conversation.user_id.clone());
         Prompt { system, messages, user_id, thread: None }
@@ -69,9 +116,9 @@ impl Model {
         self.tokens(&message.content) + MESSAGE_TOKENS
     }
 
-    /// The newest exchanges that fit what the context has beside the answer, the system prompt and `reserved`
-    /// tokens. The last one always stays: only the provider can say that it is too much.
-    fn fit<'a>(&self, messages: &'a [Message], reserved: u64) -> &'a [Message] {
+    /// From which message on the newest exchanges fit what the context has beside the answer, the system prompt and
+    /// `reserved` tokens. The last one always stays: only the provider can say that it is too much.
+    fn fit(&self, messages: &[Message], reserved: u64) -> usize {
         let context = self.context_tokens;
         let answer = self.max_tokens.map_or(context / 4, |tokens| tokens.min(context / 2));
         let room = u64::from(context - answer).saturating_sub(reserved);
@@ -80,7 +127,7 @@ impl Model {
         let most = |text: &str| u64::try_from(text.len()).unwrap_or(u64::MAX);
         let all = messages.iter().map(|message| most(&message.content) + MESSAGE_TOKENS).sum::<u64>();
         if all + most(system) <= room {
-            return messages;
+            return 0;
         }
         let budget = room.saturating_sub(self.tokens(system));
         let mut tokens = 0;
@@ -94,14 +141,12 @@ impl Model {
             }
             kept = with;
         }
-        kept
+        messages.len() - kept.len()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::llm::{Config, Models};
 
@@ -117,7 +162,7 @@ mod tests {
             .flat_map(|nth| [Message::text(Role::User, text(nth)), Message::text(Role::Assistant, text(nth))])
             .take(2 * count - 1);
         Conversation {
-            messages: messages.collect(),
+            messages: messages.collect::<Vec<_>>().into(),
             user_id: UserId::parse("ann").unwrap(),
             threads: HashMap::from([("a".to_owned(), "thread".to_owned())]),
         }

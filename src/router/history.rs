@@ -11,7 +11,7 @@ use lru::LruCache;
 use super::naming;
 use crate::{
     chat::{Entry, EntryKind, Scalar, Sender, SessionId, TurnState},
-    llm::{Message, Role},
+    llm::{Message, Messages, Role},
     store::{Error, Range, Result, Store},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct History {
     /// the place of the last text of staff
     staff_upto: u64,
     bytes: usize,
+    /// all of it as a model is told, which grows with it; `None` where it has to be made of `said`
+    told: Option<Arc<Vec<Message>>>,
 }
 
 /// A message, its newest reply, and what staff wrote behind it.
@@ -55,7 +57,7 @@ struct Reply {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Told {
     /// oldest first; the last one is to be answered
-    pub(super) messages: Vec<Message>,
+    pub(super) messages: Messages,
     /// the place of the reply that stands right before the last message and is whole. Whoever holds the conversation up
     /// to it holds all but that message
     pub(super) before: Option<u64>,
@@ -81,8 +83,14 @@ impl History {
             }
         }
         let over = self.said.len().saturating_sub(MESSAGES_MAX);
-        let gone: usize = self.said.drain(..over).map(|said| said.bytes()).sum();
-        self.bytes -= gone;
+        let mut gone = 0;
+        for said in self.said.drain(..over) {
+            gone += said.messages().count();
+            self.bytes -= said.bytes();
+        }
+        if let Some(told) = &mut self.told {
+            Arc::make_mut(told).drain(..gone);
+        }
     }
 
     /// Notes a message, or a reply to one that is known. What stands behind an entry that has not settled is read again
@@ -94,8 +102,12 @@ impl History {
                 let Some(said) = self.said.get_mut(at) else { return };
                 self.bytes += entry.content.len();
                 let whole = entry.state == Some(TurnState::Complete);
-                let reply = Reply { seq: entry.seq, text: entry.content.as_str().into(), whole };
-                self.bytes -= said.reply.replace(reply).map_or(0, |older| older.text.len());
+                let text: Arc<str> = entry.content.as_str().into();
+                let reply = Reply { seq: entry.seq, text: Arc::clone(&text), whole };
+                let older = said.reply.replace(reply);
+                self.bytes -= older.as_ref().map_or(0, |older| older.text.len());
+                let follows = older.is_none() && said.staff.is_empty() && at + 1 == self.said.len();
+                self.tell(follows.then(|| Message::text(Role::Assistant, text)));
             }
             // What is read again changes nothing. Without a message before it, it answers none that a model sees.
             (Sender::Admin, _) if entry.kind == EntryKind::Text && entry.seq > self.staff_upto => {
@@ -103,13 +115,15 @@ impl History {
                 let Some(said) = self.said.last_mut() else { return };
                 let text = by_staff(entry);
                 self.bytes += text.len();
-                said.staff.push(text);
+                said.staff.push(Arc::clone(&text));
+                self.tell(Some(Message::text(Role::Assistant, text)));
             }
             (Sender::User, _) if entry.kind == EntryKind::Text && self.ends_before(entry.seq) => {
-                let message = entry.content.as_str().into();
-                let said = Said { seq: entry.seq, message, reply: None, staff: Vec::new() };
+                let message: Arc<str> = entry.content.as_str().into();
+                let said = Said { seq: entry.seq, message: Arc::clone(&message), reply: None, staff: Vec::new() };
                 self.bytes += said.bytes();
                 self.said.push(said);
+                self.tell(Some(Message::text(Role::User, message)));
             }
             _ => {}
         }
@@ -124,21 +138,33 @@ impl History {
         self.said.binary_search_by_key(&seq, |said| said.seq).is_ok()
     }
 
+    /// Notes what is said behind all the rest; `None`: something is said in between.
+    fn tell(&mut self, message: Option<Message>) {
+        self.told = self.told.take().zip(message).map(|(mut told, message)| {
+            // Nobody else holds it between two turns.
+            Arc::make_mut(&mut told).push(message);
+            told
+        });
+    }
+
     /// Every message up to `last`, before `last` each with what was answered to it.
-    fn conversation(&self, last: u64) -> Told {
+    fn conversation(&mut self, last: u64) -> Told {
         let until = self.said.partition_point(|said| said.seq <= last);
-        let mut told = Told { messages: Vec::with_capacity(2 * until), before: None };
-        for said in self.said.iter().take(until) {
-            told.messages.push(Message::text(Role::User, Arc::clone(&said.message)));
-            if said.seq < last {
-                let reply = said.reply.iter().map(|reply| &reply.text);
-                told.messages
-                    .extend(reply.chain(&said.staff).map(|text| Message::text(Role::Assistant, Arc::clone(text))));
-                let alone = said.reply.as_ref().filter(|reply| reply.whole && said.staff.is_empty());
-                told.before = alone.map(|reply| reply.seq);
-            }
+        let upto = self.said.get(..until).unwrap_or_default();
+        let before = upto.iter().rfind(|said| said.seq < last);
+        let alone = before.filter(|before| before.staff.is_empty()).and_then(|before| before.reply.as_ref());
+        let before = alone.filter(|reply| reply.whole).map(|reply| reply.seq);
+        let all = until == self.said.len()
+            && upto.last().is_some_and(|newest| newest.reply.is_none() && newest.staff.is_empty());
+        if let Some(told) = self.told.as_ref().filter(|_told| all) {
+            return Told { messages: Arc::clone(told).into(), before };
         }
-        told
+        let told = upto.iter().flat_map(|said| said.messages().take(if said.seq < last { usize::MAX } else { 1 }));
+        let told = Arc::new(told.collect::<Vec<_>>());
+        if all {
+            self.told = Some(Arc::clone(&told));
+        }
+        Told { messages: told.into(), before }
     }
 }
 
@@ -151,9 +177,20 @@ fn by_staff(entry: &Entry) -> Arc<str> {
 }
 
 impl Said {
+    /// As a model is told.
+    fn messages(&self) -> impl Iterator<Item = Message> {
+        let answers = self.reply.iter().map(|reply| &reply.text).chain(&self.staff);
+        let answers = answers.map(|text| Message::text(Role::Assistant, Arc::clone(text)));
+        std::iter::once(Message::text(Role::User, Arc::clone(&self.message))).chain(answers)
+    }
+
     fn bytes(&self) -> usize {
         let staff: usize = self.staff.iter().map(|text| text.len()).sum();
-        size_of::<Self>() + self.message.len() + self.reply.as_ref().map_or(0, |reply| reply.text.len()) + staff
+        size_of::<Self>()
+            + 2 * size_of::<Message>()
+            + self.message.len()
+            + self.reply.as_ref().map_or(0, |reply| reply.text.len())
+            + staff
     }
 }
 
@@ -264,7 +301,7 @@ impl Kept {
     }
 
     /// Adds the entry that comes next in a conversation; `None` when it is another one, or nothing is kept.
-    fn follow(&mut self, entry: &Entry) -> Option<&History> {
+    fn follow(&mut self, entry: &Entry) -> Option<&mut History> {
         let history = self.sessions.get_mut(&entry.session_id).filter(|history| history.upto + 1 == entry.seq)?;
         self.bytes -= history.bytes;
         history.extend(std::slice::from_ref(entry));
@@ -357,6 +394,30 @@ mod tests {
         assert_eq!(told(&entries, 6).1, None, "whoever holds reply 2 has not heard Sue");
     }
 
+    #[test]
+    fn what_a_model_is_told_grows_as_it_would_be_made_anew() {
+        let staff = |seq| entry(seq, Sender::Admin, "staff", None);
+        let user = |seq| entry(seq, Sender::User, &format!("message {seq}"), None);
+        let reply = |seq, to| entry(seq, Sender::Ai, &format!("reply {seq}"), Some(to));
+        let mut entries = vec![user(1), reply(2, 1), user(3), user(4), reply(5, 3), reply(6, 4), reply(7, 4), user(8)];
+        entries.extend([staff(9), reply(10, 8), user(11), reply(12, 11), staff(13)]);
+        for seq in (14..).step_by(2).take(MESSAGES_MAX) {
+            entries.extend([user(seq), reply(seq + 1, seq)]);
+        }
+        let mut grown = History::default();
+        for (nth, entry) in entries.iter().enumerate() {
+            grown.extend(std::slice::from_ref(entry));
+            let mut anew = History::default();
+            anew.extend(&entries[..=nth]);
+            let newest = grown.said.last().map_or(0, |said| said.seq);
+            for last in [newest, newest.saturating_sub(3)] {
+                assert_eq!(grown.conversation(last), anew.conversation(last), "entry {}, up to {last}", entry.seq);
+            }
+            assert_eq!(grown.bytes, anew.bytes);
+        }
+        assert_eq!(grown.said.len(), MESSAGES_MAX);
+    }
+
     /// A message behind a place that is missing would keep out the one that belongs there.
     #[test]
     fn nothing_is_taken_behind_a_place_that_is_missing() {
@@ -383,7 +444,7 @@ mod tests {
         histories.asked(&entry(1, Sender::User, "old", None)).expect("it is the first");
         histories.answered(&entry(2, Sender::Ai, "answer", Some(1)));
         let told = histories.asked(&entry(1, Sender::User, "new", None)).expect("it is the first");
-        assert_eq!(told.messages, [Message::text(Role::User, "new")]);
+        assert_eq!(*told.messages, [Message::text(Role::User, "new")]);
     }
 
     #[test]

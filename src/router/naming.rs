@@ -124,7 +124,7 @@ fn question(started: &StartedTurn, message: String, reply: String) -> Prompt {
         Message::text(role, content)
     };
     let messages = vec![said(Role::User, message), said(Role::Assistant, reply), said(Role::User, QUESTION.to_owned())];
-    Prompt { system: None, messages, user_id: started.user_id.clone(), thread: None }
+    Prompt { system: None, messages: messages.into(), user_id: started.user_id.clone(), thread: None }
 }
 
 /// What an accepted request took so far: noted when it is dropped, so that no way out of it is free.

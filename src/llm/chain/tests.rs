@@ -38,7 +38,7 @@ fn chain(first: Option<Panics>, metrics: &Arc<Metrics>) -> Chain {
     }
     let user_id = UserId::parse("ann").unwrap();
     let messages = vec![Message::text(Role::User, "count to 3")];
-    let conversation = Conversation { messages, user_id, threads: HashMap::new() };
+    let conversation = Conversation { messages: messages.into(), user_id, threads: HashMap::new() };
     Chain::new(chain, models.policy, conversation, Arc::clone(metrics))
 }
 

@@ -32,7 +32,8 @@ async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
             Message::text(Role::Assistant, "Hello, Ada."),
             Message::text(Role::Assistant, " \n"),
             Message::text(Role::User, "What is my name?"),
-        ],
+        ]
+        .into(),
         user_id: UserId::parse("alice").unwrap(),
         thread: None,
     };
@@ -72,7 +73,7 @@ async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
 async fn a_conversation_that_staff_began_still_begins_with_the_user() {
     let provider = Provider::start(answer(["ok"])).await;
     let mut asked = prompt("Hi");
-    asked.messages.insert(0, Message::text(Role::Assistant, "Can I help?"));
+    asked.messages.to_mut().insert(0, Message::text(Role::Assistant, "Can I help?"));
     collect(anthropic(settings(&provider)).stream(&asked).await).await.2.unwrap();
     let request = provider.request(0).await;
     let opening = ("user", "(The conversation begins.)");
@@ -90,7 +91,8 @@ async fn images_go_as_blocks_and_text_as_text() {
         media_type: media_type.into(),
         bytes: bytes.into(),
     };
-    asked.messages[0].files = vec![file("a.png", "image/png", b"\x89PNG"), file("b.csv", "text/csv", b"1,2\n")];
+    asked.messages.to_mut()[0].files =
+        vec![file("a.png", "image/png", b"\x89PNG"), file("b.csv", "text/csv", b"1,2\n")];
     collect(Anthropic::new(settings(&provider), model).stream(&asked).await).await.2.unwrap();
     let text = "[File `b.csv`, text/csv]\n1,2\n[End of `b.csv`]\n\nWhat is it?";
     assert_eq!(

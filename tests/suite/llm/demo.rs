@@ -60,8 +60,8 @@ fn the_demo_answers_what_is_asked_and_says_what_it_is() {
 #[test]
 fn the_demo_remembers_what_was_asked() {
     let mut asked = prompt("Which limits are there?");
-    asked.messages.push(Message::text(Role::Assistant, "Many."));
-    asked.messages.push(Message::text(Role::User, "And WebTransport?"));
+    asked.messages.to_mut().push(Message::text(Role::Assistant, "Many."));
+    asked.messages.to_mut().push(Message::text(Role::User, "And WebTransport?"));
     let answer = demo::answer(&asked);
     assert!(
         answer.starts_with("Earlier you asked about **limits**; this is message 2 of our conversation."),

@@ -31,7 +31,8 @@ fn conversation(thread: Option<&str>) -> Prompt {
             Message::text(Role::User, "My name is Ada."),
             Message::text(Role::Assistant, "Hello, Ada."),
             Message::text(Role::User, "What is my name?"),
-        ],
+        ]
+        .into(),
         user_id: UserId::parse("alice").unwrap(),
         thread: thread.map(str::to_owned),
     }
@@ -191,7 +192,8 @@ async fn images_are_uploaded_and_named_in_the_request() {
         media_type: media_type.into(),
         bytes: bytes.into(),
     };
-    asked.messages[0].files = vec![file("a.png", "image/png", b"\x89PNG"), file("b.csv", "text/csv", b"1,2\n")];
+    asked.messages.to_mut()[0].files =
+        vec![file("a.png", "image/png", b"\x89PNG"), file("b.csv", "text/csv", b"1,2\n")];
     collect(dify(settings(&provider)).stream(&asked).await).await.2.unwrap();
     let upload = provider.request(0).await;
     assert_eq!(upload.header("authorization"), Some("Bearer sk-secret"));

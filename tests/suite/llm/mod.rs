@@ -52,7 +52,7 @@ fn vendor_model() -> VendorModel {
 
 fn prompt(text: &str) -> Prompt {
     let messages = vec![Message::text(Role::User, text)];
-    Prompt { system: None, messages, user_id: UserId::parse("alice").unwrap(), thread: None }
+    Prompt { system: None, messages: messages.into(), user_id: UserId::parse("alice").unwrap(), thread: None }
 }
 
 /// An endpoint at which nobody listens.

@@ -29,7 +29,8 @@ async fn the_model_is_sent_the_system_prompt_and_the_whole_conversation() {
             message(Role::User, "My name is \"Ada\"\n"),
             message(Role::Assistant, "Hello, Ada."),
             message(Role::User, "What is my name?"),
-        ],
+        ]
+        .into(),
         user_id: UserId::parse("alice").unwrap(),
         thread: None,
     };
@@ -189,7 +190,8 @@ async fn images_go_as_parts_and_text_as_text() {
         media_type: media_type.into(),
         bytes: bytes.into(),
     };
-    asked.messages[0].files = vec![file("a.png", "image/png", b"\x89PNG"), file("b.csv", "text/csv", b"1,2\n")];
+    asked.messages.to_mut()[0].files =
+        vec![file("a.png", "image/png", b"\x89PNG"), file("b.csv", "text/csv", b"1,2\n")];
     let looks = OpenAi::new(settings(&provider), VendorModel { images: true, ..vendor_model() });
     collect(looks.stream(&asked).await).await.2.unwrap();
     let text = "[File `b.csv`, text/csv]\n1,2\n[End of `b.csv`]\n\nWhat is it?";
