@@ -37,7 +37,7 @@ impl Demo {
 #[async_trait]
 impl Provider for Demo {
     async fn stream(&self, prompt: &Prompt) -> Result<Answer, Error> {
-        let pace = self.pace;
+        let (pace, whole) = (self.pace, self.fixed.is_some());
         let text = self.fixed.as_deref().map_or_else(|| answer(prompt), str::to_owned);
         let sent = prompt.messages.iter().map(|message| estimate_tokens(&message.content)).sum::<u64>();
         let usage = Usage {
@@ -54,6 +54,8 @@ impl Provider for Demo {
             .then(move |chunk| async move {
                 match chunk {
                     Chunk::Text(_) if !pace.is_zero() => tokio::time::sleep(pace).await,
+                    // One piece keeps nobody waiting.
+                    Chunk::Text(_) if whole => {}
                     // So that a reader that is always ready does not keep others waiting.
                     Chunk::Text(_) => tokio::task::yield_now().await,
                     Chunk::Usage(_) | Chunk::Thread(_) | Chunk::Done => {}

@@ -23,7 +23,7 @@ impl Router {
         }
         for session_id in lost.sessions {
             if let Some(taken) = self.next_queued(session_id).await {
-                self.spawn_runner(taken, None);
+                self.spawn_runner(taken);
             }
         }
         Ok(())
@@ -58,7 +58,7 @@ impl Router {
             warn!(turn_id = %turn.id, "abandoned turn is not asked again");
         }
         if let Some(taken) = self.next_queued(turn.session_id).await {
-            self.spawn_runner(taken, None);
+            self.spawn_runner(taken);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{Follow, Refusal, Router, known, naming, turn::Taken};
 use crate::{
@@ -42,6 +42,9 @@ pub struct Regenerate {
     pub new: TurnId,
 }
 
+/// A turn that a message has started, and the message.
+type Begun = (Taken, Arc<Entry>);
+
 impl Router {
     /// Stores a message, tells the watchers, and has it answered. When it returns, the message is durable.
     ///
@@ -73,12 +76,8 @@ impl Router {
             metadata: message.metadata,
             turn: Some(NewTurn { id: send.turn_id, lease: self.lease(), queued_max: self.0.parts.queued_turns }),
         };
-        let router = self.clone();
-        // In a task of the router's: a client that leaves in the middle must not leave a stored message unanswered.
-        let append = async move { router.contained(router.append(entry, send.origin)).await };
-        // Boxed: a task's future is moved several times on its way.
-        let appended = self.0.runners.spawn(Box::pin(append));
-        match appended.await.ok().flatten().ok_or_else(|| Refusal::new(ErrorCode::ServiceError))? {
+        let appended = self.spawn_append(entry, send.origin).await.ok().flatten();
+        match appended.ok_or_else(|| Refusal::new(ErrorCode::ServiceError))? {
             // Staff may read the session, and only its owner, or who holds it, may write in it.
             Err(store::Error::NotFound) if principal.role == Role::Staff => {
                 self.readable(principal, session_id).await?;
@@ -88,7 +87,37 @@ impl Router {
         }
     }
 
-    async fn append(&self, entry: NewEntry, origin: ConnectionId) -> store::Result<Appended> {
+    /// Stores a message and has it answered, in a task of the router's: a client that leaves in the middle must not leave
+    /// a stored message unanswered. One task does both: by the time its author is told that it is stored, what is told
+    /// next is often there too, and goes out with it.
+    fn spawn_append(
+        &self,
+        entry: NewEntry,
+        origin: ConnectionId,
+    ) -> oneshot::Receiver<Option<store::Result<Appended>>> {
+        let (tell, told) = oneshot::channel();
+        let router = self.clone();
+        let append = async move {
+            let appended = router.contained(router.append(entry, origin)).await;
+            let (appended, turn) = match appended {
+                Some(Ok((appended, turn))) => (Some(Ok(appended)), turn),
+                Some(Err(err)) => (Some(Err(err)), None),
+                None => (None, None),
+            };
+            // Its connection may be gone.
+            drop(tell.send(appended));
+            if let Some((taken, message)) = turn {
+                // Boxed: only who runs a turn has room for it.
+                Box::pin(router.run_all(taken, Some(message))).await;
+            }
+        };
+        // Boxed: a task's future is moved several times on its way.
+        drop(self.0.runners.spawn(Box::pin(append)));
+        told
+    }
+
+    /// Stores a message and tells the watchers; with it comes the turn that it has started.
+    async fn append(&self, entry: NewEntry, origin: ConnectionId) -> store::Result<(Appended, Option<Begun>)> {
         let parts = &self.0.parts;
         // Before the turn exists: from its first moment on, whoever stops it finds it.
         let early = entry.turn.as_ref().map(|turn| self.0.live.early(turn.id));
@@ -96,16 +125,14 @@ impl Router {
         let appended = parts.store.append(entry).await?;
         if appended.duplicate {
             parts.metrics.duplicates_total.inc();
-            return Ok(appended);
+            return Ok((appended, None));
         }
         parts.metrics.entries_stored_total.inc();
         let entry = Arc::new(appended.entry.clone());
         self.tell_appended(&appended, &entry, origin).await;
-        match (appended.started.clone(), early) {
-            (Some(started), Some(early)) => {
-                self.spawn_runner(Taken { started, asked }, Some(entry));
-                early.runs();
-            }
+        let turn = appended.started.clone().map(|started| (Taken { started, asked }, Arc::clone(&entry)));
+        match (&turn, early) {
+            (Some(_turn), Some(early)) => early.runs(),
             (None, Some(early)) => {
                 if early.waits()
                     && let Some(turn_id) = entry.turn_id
@@ -116,7 +143,7 @@ impl Router {
             }
             (_, None) => {}
         }
-        Ok(appended)
+        Ok((appended, turn))
     }
 
     /// Tells the watchers of a session what has been said in it, and its owner's lists.
@@ -192,7 +219,7 @@ impl Router {
         let asked = Instant::now();
         let regenerated = self.0.parts.store.regenerate(ask).await?;
         match regenerated.started.clone() {
-            Some(started) => self.spawn_runner(Taken { started, asked }, None),
+            Some(started) => self.spawn_runner(Taken { started, asked }),
             None => self.0.parts.metrics.duplicates_total.inc(),
         }
         Ok(regenerated)

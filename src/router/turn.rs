@@ -76,26 +76,29 @@ pub(super) enum Left {
 }
 
 impl Router {
-    /// Runs a turn that has started, then the queued ones of its session, in order, in a task of its own. `message`:
-    /// what has just been stored and started it, if it is known that nobody has ended it since.
-    pub(super) fn spawn_runner(&self, taken: Taken, mut message: Option<Arc<Entry>>) {
+    /// Runs a turn that has started, then the queued ones of its session, in a task of its own.
+    pub(super) fn spawn_runner(&self, taken: Taken) {
         let router = self.clone();
-        let session_id = taken.started.turn.session_id;
         // Boxed: a task's future is moved several times on its way.
-        drop(self.0.runners.spawn(Box::pin(async move {
-            let mut next = Some(taken);
-            while let Some(taken) = next {
-                let (turn_id, user_id) = (taken.started.turn.id, &taken.started.user_id);
-                let span = info_span!("turn", %turn_id, %session_id, %user_id);
-                // After a panic the turn's lease runs out, and a sweep ends it with what its log holds.
-                let run = router.run(taken, message.take());
-                let ended = router.contained(run.instrument(span)).await;
-                next = match ended {
-                    Some(Left::Nothing) => None,
-                    _ => router.next_queued(session_id).await,
-                };
-            }
-        })));
+        drop(self.0.runners.spawn(Box::pin(async move { router.run_all(taken, None).await })));
+    }
+
+    /// Runs a turn that has started, then the queued ones of its session, in order. `message`: what has just been stored
+    /// and started it, if it is known that nobody has ended it since.
+    pub(super) async fn run_all(&self, taken: Taken, mut message: Option<Arc<Entry>>) {
+        let session_id = taken.started.turn.session_id;
+        let mut next = Some(taken);
+        while let Some(taken) = next {
+            let (turn_id, user_id) = (taken.started.turn.id, &taken.started.user_id);
+            let span = info_span!("turn", %turn_id, %session_id, %user_id);
+            // After a panic the turn's lease runs out, and a sweep ends it with what its log holds.
+            let run = self.run(taken, message.take());
+            let ended = self.contained(run.instrument(span)).await;
+            next = match ended {
+                Some(Left::Nothing) => None,
+                _ => self.next_queued(session_id).await,
+            };
+        }
     }
 
     /// Starts the oldest queued turn of a session, unless another one runs or the server drains.
