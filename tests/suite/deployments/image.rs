@@ -52,10 +52,10 @@ fn the_image_says_what_the_program_is() {
 #[test]
 fn what_the_image_is_built_from_is_all_that_the_program_needs() {
     let copied: Vec<_> = instruction("COPY").into_iter().filter(|copy| !copy.starts_with("--from")).collect();
-    assert_eq!(copied, ["Cargo.toml Cargo.lock ./", "src src"]);
+    assert_eq!(copied, ["Cargo.toml Cargo.lock ./", ".cargo .cargo", "src src"]);
     let allowed: Vec<_> =
         read(".dockerignore").lines().filter_map(|line| line.strip_prefix('!')).map(str::to_owned).collect();
-    assert_eq!(allowed, ["Cargo.toml", "Cargo.lock", "src"]);
+    assert_eq!(allowed, ["Cargo.toml", "Cargo.lock", "src", ".cargo"]);
     let outside =
         Command::new("grep").args(["-rnE", r#"include_(str|bytes)!\(.*\.\./\.\./\.\./"#, "src"]).output().unwrap();
     assert_eq!(String::from_utf8(outside.stdout).unwrap(), "");
