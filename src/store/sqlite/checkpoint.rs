@@ -16,8 +16,8 @@ use rusqlite::Connection;
 
 use super::{OpenError, schema};
 
-/// Growth of the log, in pages, after which the thread copies: 8 MiB.
-const COPY_PAGES: i32 = (8 << 20) / PAGE_BYTES;
+/// Growth of the log, in pages, after which the thread copies: 16 MiB.
+const COPY_PAGES: i32 = (16 << 20) / PAGE_BYTES;
 
 /// Length of the log, in pages, at which the writer makes it begin again: 64 MiB.
 const RESTART_PAGES: i32 = (64 << 20) / PAGE_BYTES;
