@@ -93,7 +93,7 @@ pub(super) struct Found {
     /// the turns that have not ended, or that `redo` has
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) turns: Vec<TurnId>,
-    /// until when the running turn is somebody's
+    /// the running turn is somebody's until then, if not longer: an index of it changes with few renewals
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lease_until: Option<i64>,
     /// since when turns wait and none runs
@@ -209,6 +209,14 @@ pub(super) struct ThreadRow {
     pub(super) reply_seq: u64,
 }
 
+/// The moment that a lease is found by: an earlier one, as long as half of the time until the lease's end is left.
+const fn found_by(lease_until: i64, known: Option<i64>, now: i64) -> i64 {
+    match known {
+        Some(known) if known <= lease_until && known - now >= (lease_until - now) / 2 => known,
+        _ => lease_until,
+    }
+}
+
 impl OpenTurn {
     pub(super) fn turn(&self, session_id: SessionId) -> Turn {
         let running = self.running.as_ref();
@@ -294,7 +302,8 @@ impl Head {
         let ended = redo.iter().filter(|row| row.table == super::link::Table::Turns);
         let ended = ended.filter_map(|row| values::row::<super::rows::TurnRow>(&row.row).ok()).map(|turn| turn.id);
         let turns = self.open.iter().map(|open| open.id).chain(ended).collect();
-        let runs = self.running().map(|(_open, running)| running.lease_until);
+        let found = self.found.lease_until;
+        let runs = self.running().map(|(_open, running)| found_by(running.lease_until, found, now));
         let waits = runs.is_none() && !self.open.is_empty();
         self.found = Found {
             turns,

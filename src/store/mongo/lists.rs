@@ -179,7 +179,8 @@ pub(super) async fn lost(shared: &Shared, limit: u32, deadline: Instant) -> Resu
     let mut lost = super::super::Lost::default();
     for head in leases.iter().map(Head::read) {
         let head = head?;
-        lost.turns.extend(head.running().map(|(open, _running)| open.turn(head.id)));
+        let running = head.running().filter(|(_open, running)| running.lease_until <= now);
+        lost.turns.extend(running.map(|(open, _running)| open.turn(head.id)));
     }
     for head in waiting.iter().map(Head::read) {
         lost.sessions.push(head?.id);
