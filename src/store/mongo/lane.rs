@@ -1,10 +1,11 @@
 //! The lanes: where writes of sessions wait, are decided together, and are committed.
 //!
 //! A lane takes what is queued, reads the documents that it does not know, decides in memory, and sends one command
-//! that compares and sets all of them. While it waits for the servers, the next batch fills by itself. Sessions are
-//! spread over the lanes by their ids, so that the writes of one session meet on a node before they meet on a server.
+//! that compares and sets all of them. While it waits for the servers, the next batch fills by itself, and the rows that
+//! earlier batches imply are written. Sessions are spread over the lanes by their ids, so that the writes of one session
+//! meet on a node before they meet on a server.
 
-use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{collections::HashSet, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use lru::LruCache;
 use mongodb::bson::{RawArrayBuf, doc, rawdoc};
@@ -16,13 +17,14 @@ use uuid::Uuid;
 
 use super::{
     super::{Error, Result, seal::Seal},
+    beside::{self, Implied, QUEUE_MAX, TOLD_MAX, Told, Turnout},
     clock::Clock,
     group::{Group, grouped},
     head::Head,
-    link::{self, Attempt, DUPLICATE, Find, Link, Pause, Table},
+    link::{self, Attempt, Find, Link, Table},
     log,
     requests::{self, Request, Standing},
-    rows::{self, Row, Turnout},
+    rows::{self, Due, Row},
     values,
     work::{Draft, Step, Work},
 };
@@ -32,15 +34,15 @@ use crate::{chat::SessionId, metrics::Metrics};
 const BATCH_MAX: usize = 512;
 /// Session documents that a lane remembers.
 const HEADS_KEPT: NonZeroUsize = NonZeroUsize::new(2048).expect("not zero");
-/// Bytes that one session's writes may add to its document in one commit (a document has at most 16 MiB).
+/// Bytes that a document may carry before one session's further writes wait for the next commit (it has at most 16 MiB).
 const REDO_BYTES_MAX: usize = 4 << 20;
-/// How long the rows of a commit are tried to be written. Nobody waits for them.
-const ROWS_DEADLINE: Duration = Duration::from_secs(10);
+/// The same of rows that are on their way: above that, further writes wait for them.
+const SENT_BYTES_MAX: usize = 1 << 20;
 /// What is written stays in documents so long, at least: the next commit of a busy session takes it out for nothing.
 const IDLE: Duration = Duration::from_secs(1);
 const FOREVER: Duration = Duration::from_secs(3600);
 /// Sessions that may have written rows in their documents on one node before they are looked at under load.
-const UNSETTLED_MAX: usize = 4096;
+const UNSETTLED_MAX: usize = 1024;
 
 /// What all lanes share.
 #[derive(Debug)]
@@ -53,26 +55,29 @@ pub(super) struct Shared {
 
 /// One lane.
 pub(super) struct Lane {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     queue: mpsc::Receiver<Box<dyn Work>>,
-    heads: LruCache<SessionId, Known>,
+    /// what became of rows
+    told: mpsc::Receiver<Told>,
+    pub(super) heads: LruCache<SessionId, Known>,
     /// sessions whose documents may still have `redo`
-    unsettled: Vec<SessionId>,
+    unsettled: HashSet<SessionId>,
+    cleared: Instant,
 }
 
-/// A session document as this lane last saw it. What it implies is written.
-struct Known {
+/// A session document as this lane last saw it, with what it implies that is not known to be written.
+pub(super) struct Known {
     head: Head,
     /// `redo` of that version is still in the database, since then
     redo_since: Option<Instant>,
 }
 
 /// A group whose decision is made, and is to be committed.
-struct Decided {
-    group: Group,
+pub(super) struct Decided {
+    pub(super) group: Group,
     /// as it will be
-    head: Head,
-    commit: i64,
+    pub(super) head: Head,
+    pub(super) commit: i64,
 }
 
 /// What one write of a group comes to.
@@ -90,31 +95,35 @@ enum Decision {
     Answered,
 }
 
-/// What became of a compare-and-set.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Open,
-    Won,
-    Lost,
-    /// the slot that it wants is taken
-    Refused,
-}
-
 impl Lane {
-    pub(super) fn new(shared: Arc<Shared>, queue: mpsc::Receiver<Box<dyn Work>>) -> Self {
-        Self { shared, queue, heads: LruCache::new(HEADS_KEPT), unsettled: Vec::new() }
+    /// Works until nobody can queue anything any more and all is done.
+    pub(super) async fn run(shared: Arc<Shared>, queue: mpsc::Receiver<Box<dyn Work>>) {
+        let ((beside, rows), (tell, told)) = (mpsc::channel(QUEUE_MAX), mpsc::channel(TOLD_MAX));
+        let writing = beside::write(Arc::clone(&shared), rows, tell);
+        let heads = LruCache::new(HEADS_KEPT);
+        let lane = Self { shared, queue, told, heads, unsettled: HashSet::new(), cleared: Instant::now() };
+        tokio::join!(lane.work(beside), writing);
     }
 
-    /// Works until nobody can queue anything any more and all is done.
-    pub(super) async fn run(mut self) {
+    async fn work(mut self, beside: mpsc::Sender<Implied>) {
         let mut works = Vec::new();
         loop {
+            while let Ok(told) = self.told.try_recv() {
+                self.hear(told);
+            }
             if works.is_empty() {
                 let idle = if self.unsettled.is_empty() { FOREVER } else { IDLE };
-                match timeout(idle, self.queue.recv_many(&mut works, BATCH_MAX)).await {
-                    Ok(0) => break,
-                    Ok(_taken) => {}
-                    Err(_elapsed) => self.clear().await,
+                tokio::select! {
+                    biased;
+                    Some(told) = self.told.recv() => {
+                        self.hear(told);
+                        continue;
+                    }
+                    taken = timeout(idle, self.queue.recv_many(&mut works, BATCH_MAX)) => match taken {
+                        Ok(0) => break,
+                        Ok(_taken) => {}
+                        Err(_elapsed) => self.clear().await,
+                    },
                 }
             } else {
                 // What has to be tried again meets what came meanwhile.
@@ -124,20 +133,37 @@ impl Lane {
                     works.push(work);
                 }
             }
-            works = self.batch(works).await;
-            if self.unsettled.len() > UNSETTLED_MAX {
+            works = self.batch(works, &beside).await;
+            if self.unsettled.len() > UNSETTLED_MAX && self.cleared.elapsed() >= IDLE {
                 self.clear().await;
             }
+        }
+        drop(beside);
+        while let Some(told) = self.told.recv().await {
+            self.hear(told);
         }
         self.clear().await;
     }
 
+    /// Takes note of what became of rows.
+    fn hear(&mut self, Told { sessions, written }: Told) {
+        for (id, v) in sessions {
+            if !written {
+                // Whoever reads the document for the next write writes them first.
+                self.heads.pop(&id);
+            } else if let Some(known) = self.heads.peek_mut(&id) {
+                known.head.redo.retain(|row| !matches!(row.due, Due::Sent(with) if with <= v));
+            }
+        }
+    }
+
     /// Does a batch; gives the writes that have to be tried again.
-    async fn batch(&mut self, works: Vec<Box<dyn Work>>) -> Vec<Box<dyn Work>> {
+    async fn batch(&mut self, works: Vec<Box<dyn Work>>, beside: &mpsc::Sender<Implied>) -> Vec<Box<dyn Work>> {
         let (mut groups, mut again) = grouped(works);
         let Some(deadline) = groups.iter().flat_map(|group| &group.works).map(|work| work.deadline()).max() else {
             return again;
         };
+        self.make_room(&groups).await;
         if let Err(err) = self.load(&mut groups, deadline).await {
             groups.into_iter().flat_map(|group| group.works).for_each(|work| work.fail(&err));
             return again;
@@ -154,8 +180,26 @@ impl Lane {
                 Decision::Answered => {}
             }
         }
-        self.commit(decided, &mut again, deadline).await;
+        if let Some(implied) = self.commit(decided, &mut again, deadline).await
+            && beside.send(implied).await.is_err()
+        {
+            tracing::error!("rows of commits are not written");
+        }
         again
+    }
+
+    /// Waits until not too much of what the documents carry is still on its way.
+    async fn make_room(&mut self, groups: &[Group]) {
+        let sent = |known: &Known| {
+            let rows = known.head.redo.iter().filter(|row| matches!(row.due, Due::Sent(_)));
+            rows.map(Row::bytes).sum::<usize>()
+        };
+        while groups.iter().filter_map(|group| self.heads.peek(&group.id)).any(|known| sent(known) > SENT_BYTES_MAX) {
+            match self.told.recv().await {
+                Some(told) => self.hear(told),
+                None => return,
+            }
+        }
     }
 
     /// Reads the documents that are not known, and writes what they imply: nobody is known to have.
@@ -172,7 +216,7 @@ impl Lane {
         for document in self.shared.link.find(Table::Sessions, &find, deadline).await? {
             let mut head = Head::read(&document)?;
             let redo_since = (!head.redo.is_empty()).then(Instant::now);
-            rows::apply(&self.shared.link, &head.redo, Turnout::Again, deadline).await?;
+            beside::apply(&self.shared.link, &head.redo, Turnout::Again, deadline).await?;
             head.redo.clear();
             self.unsettled.extend(redo_since.map(|_since| head.id));
             self.heads.put(head.id, Known { head, redo_since });
@@ -231,8 +275,9 @@ impl Lane {
             }
             return Decision::Answered;
         };
-        let (mut rows, mut all, now) = (Vec::new(), true, self.shared.clock.now());
-        let mut any = false;
+        // What the document implies already, and then what these writes add to it.
+        let mut rows = std::mem::take(&mut head.redo);
+        let (mut any, mut all, now) = (false, true, self.shared.clock.now());
         let mut left = Vec::new();
         for (at, work) in group.works.iter_mut().enumerate() {
             if rows.iter().map(Row::bytes).sum::<usize>() > REDO_BYTES_MAX {
@@ -243,6 +288,9 @@ impl Lane {
                 Ok(Stepped::Kept(draft)) => {
                     any = true;
                     head = draft.head;
+                    if draft.settles {
+                        rows.iter_mut().for_each(Row::settle);
+                    }
                     draft.rows.into_iter().for_each(|row| row.add_to(&mut rows));
                 }
                 Ok(Stepped::Same) => all = false,
@@ -268,13 +316,14 @@ impl Lane {
         }
         let (commit, _rest) = Uuid::new_v4().as_u64_pair();
         let commit = commit.cast_signed();
+        rows::carry(&mut rows);
         head.finish(rows, commit, now);
         Decision::Commit(Box::new(Decided { group, head, commit }))
     }
 
     /// One write's decision.
     async fn step(&self, work: &mut Box<dyn Work>, head: &Head, rows: &[Row], now: i64) -> Result<Stepped> {
-        let draft = |log| Box::new(Draft { head: head.clone(), rows: Vec::new(), now, log });
+        let draft = |log| Box::new(Draft { head: head.clone(), rows: Vec::new(), now, log, settles: false });
         match work.decide(draft(None), &self.shared.seal)? {
             Step::Keep(draft) => Ok(Stepped::Kept(draft)),
             Step::Same => Ok(Stepped::Same),
@@ -301,153 +350,35 @@ impl Lane {
         requests::release(&self.shared.link, request, Instant::now() + link::ATTEMPT).await;
     }
 
-    /// Compares and sets, answers those who won, and writes what their commits imply.
-    async fn commit(&mut self, decided: Vec<Decided>, again: &mut Vec<Box<dyn Work>>, deadline: Instant) {
-        if decided.is_empty() {
-            return;
+    /// A commit was won: keeps the document, and gives the rows that are to be written now.
+    pub(super) fn won(&mut self, mut head: Head) -> Vec<Row> {
+        let mut due = Vec::new();
+        for row in head.redo.iter_mut().filter(|row| row.due == Due::Now) {
+            row.due = Due::Sent(head.v);
+            due.push(row.clone());
         }
-        let fates = match self.compare_and_set(&decided, deadline).await {
-            Ok(fates) => fates,
-            Err(err) => {
-                for made in decided {
-                    self.heads.pop(&made.group.id);
-                    made.group.works.into_iter().for_each(|work| work.fail(&err));
-                }
-                return;
-            }
-        };
-        let (mut won, mut answers) = (Vec::new(), Vec::new());
-        let mut writes = 0_u32;
-        for (made, fate) in decided.into_iter().zip(fates) {
-            match fate {
-                Fate::Won => {
-                    writes += u32::try_from(made.group.works.len()).unwrap_or(u32::MAX);
-                    // Readers of entries and logs look into the document too, and need not wait for those rows.
-                    if made.head.redo.iter().all(Row::read_from_its_document) {
-                        made.group.works.into_iter().for_each(|work| work.answer());
-                    } else {
-                        answers.extend(made.group.works);
-                    }
-                    won.push(made.head);
-                }
-                Fate::Refused => {
-                    self.heads.pop(&made.group.id);
-                    again.extend(made.group.works.into_iter().filter_map(|work| work.without_slot()));
-                }
-                Fate::Lost | Fate::Open => {
-                    self.heads.pop(&made.group.id);
-                    again.extend(made.group.works);
-                }
-            }
-        }
-        if writes > 0 {
-            self.shared.metrics.store_commit_writes.observe(writes.into());
-        }
-        self.settle(won).await;
-        answers.into_iter().for_each(|work| work.answer());
-    }
-
-    /// Writes the rows of commits that were won.
-    async fn settle(&mut self, won: Vec<Head>) {
-        let mut heads = won;
-        let rows: Vec<Row> = heads.iter_mut().flat_map(|head| std::mem::take(&mut head.redo)).collect();
-        let deadline = Instant::now() + ROWS_DEADLINE;
-        let applied = rows::apply(&self.shared.link, &rows, Turnout::First, deadline).await;
-        if let Err(err) = &applied {
-            // Readers find them in the documents, and whoever reads those for the next write writes them first.
-            tracing::warn!(error = err as &dyn std::error::Error, rows = rows.len(), "rows are written later");
-        }
-        for head in heads {
-            if applied.is_err() {
-                self.heads.pop(&head.id);
-                continue;
-            }
-            let redo_since = head.found.redo_at.map(|_at| Instant::now());
-            self.unsettled.extend(redo_since.map(|_since| head.id));
-            self.heads.put(head.id, Known { head, redo_since });
-        }
-    }
-
-    /// Sends one command for all, and finds out who won when it does not say so.
-    async fn compare_and_set(&self, decided: &[Decided], deadline: Instant) -> Result<Vec<Fate>> {
-        let mut statements = Vec::with_capacity(decided.len());
-        for Decided { head, .. } in decided {
-            let before = i64::try_from(head.v - 1).unwrap_or(i64::MAX);
-            let filter = rawdoc! { "_id": values::id(head.id.0), "v": before };
-            statements.push(rawdoc! { "q": filter, "u": values::document(head)? });
-        }
-        let mut fates = vec![Fate::Open; decided.len()];
-        let mut pause = Pause::new(deadline);
-        loop {
-            let open: Vec<_> = (0..decided.len()).filter(|at| fates.get(*at) == Some(&Fate::Open)).collect();
-            if open.is_empty() {
-                return Ok(fates);
-            }
-            let sent: RawArrayBuf = open.iter().filter_map(|at| statements.get(*at)).collect();
-            match self.shared.link.write_once(link::update(Table::Sessions, sent), deadline).await {
-                Attempt::Done(written) if written.failed.is_empty() && written.n == open.len() as u64 => {
-                    return Ok(fates
-                        .into_iter()
-                        .map(|fate| if fate == Fate::Open { Fate::Won } else { fate })
-                        .collect());
-                }
-                Attempt::Done(written) => {
-                    for (statement, code) in &written.failed {
-                        if *code != DUPLICATE {
-                            return Err(Error::Database(format!("a commit failed: {code}").into()));
-                        }
-                        let at = open.get(*statement).and_then(|at| fates.get_mut(*at));
-                        at.into_iter().for_each(|fate| *fate = Fate::Refused);
-                    }
-                    if !self.look(decided, &mut fates, deadline).await? {
-                        pause.wait().await?;
-                    }
-                }
-                Attempt::Again => {
-                    pause.wait().await?;
-                    self.look(decided, &mut fates, deadline).await?;
-                }
-                Attempt::Failed(err) => return Err(err),
-            }
-        }
-    }
-
-    /// Reads who won; tells whether that is known of all. Where a document has not come so far as it was set to, what
-    /// was sent is still on its way, or a new primary does not know yet what a majority has: it is sent once more as
-    /// it is, and finds its version or not.
-    async fn look(&self, decided: &[Decided], fates: &mut [Fate], deadline: Instant) -> Result<bool> {
-        let ids: Vec<_> = decided.iter().map(|made| values::id(made.group.id.0)).collect();
-        let find = Find { projection: Some(doc! { "v": 1, "commits": 1 }), ..Find::of(doc! { "_id": { "$in": ids } }) };
-        let mut seen: HashMap<SessionId, Seen> = HashMap::new();
-        for document in self.shared.link.find(Table::Sessions, &find, deadline).await? {
-            let row: Seen = values::row(&document)?;
-            seen.insert(row.id, row);
-        }
-        for (made, fate) in decided.iter().zip(&mut *fates).filter(|(_made, fate)| **fate == Fate::Open) {
-            *fate = match seen.get(&made.group.id) {
-                Some(seen) if seen.commits.contains(&made.commit) => Fate::Won,
-                Some(seen) if seen.v < made.head.v => Fate::Open,
-                _ => Fate::Lost,
-            };
-        }
-        Ok(!fates.contains(&Fate::Open))
+        let redo_since = head.found.redo_at.map(|_at| Instant::now());
+        self.unsettled.extend(redo_since.map(|_since| head.id));
+        self.heads.put(head.id, Known { head, redo_since });
+        due
     }
 
     /// Takes out of documents what is written, so that they are small, and that nobody writes it again.
     async fn clear(&mut self) {
+        self.cleared = Instant::now();
         let mut statements = RawArrayBuf::new();
         let mut any = false;
         for id in std::mem::take(&mut self.unsettled) {
             let Some(known) = self.heads.peek_mut(&id) else { continue };
             match known.redo_since {
-                Some(since) if since.elapsed() >= IDLE => {
+                Some(since) if since.elapsed() >= IDLE && known.head.redo.is_empty() => {
                     known.redo_since = None;
                     any = true;
                     let v = i64::try_from(known.head.v).unwrap_or(i64::MAX);
                     let unset = rawdoc! { "$unset": { "redo": "", "redo_at": "" } };
                     statements.push(rawdoc! { "q": { "_id": values::id(id.0), "v": v }, "u": unset });
                 }
-                Some(_recently) => self.unsettled.push(id),
+                Some(_recently) => drop(self.unsettled.insert(id)),
                 None => {}
             }
         }
@@ -458,14 +389,4 @@ impl Lane {
             }
         }
     }
-}
-
-/// What tells who won.
-#[derive(serde::Deserialize)]
-struct Seen {
-    #[serde(rename = "_id")]
-    id: SessionId,
-    v: u64,
-    #[serde(default)]
-    commits: Vec<i64>,
 }

@@ -26,19 +26,21 @@ pub(super) async fn text(
     deadline: Instant,
 ) -> Result<TurnText> {
     let name = |offset| values::binary(&values::chunk_row(turn, offset));
-    let mut find = Find::of(doc! { "_id": { "$gte": name(0), "$lte": name(range.start) } });
-    (find.sort, find.limit) = (Some(doc! { "_id": -1 }), 1);
-    let mut stored = shared.link.find(Table::TurnChunks, &find, deadline).await?;
-    let mut find = Find::of(doc! { "_id": { "$gt": name(range.start), "$lt": name(range.end) } });
-    find.sort = Some(doc! { "_id": 1 });
-    stored.extend(shared.link.find(Table::TurnChunks, &find, deadline).await?);
-    let mut chunks = BTreeMap::new();
-    let written = stored.iter().map(values::row::<ChunkRow>).collect::<Result<Vec<_>>>()?;
-    for chunk in written.into_iter().chain(rows::of_table::<ChunkRow>(redo, Table::TurnChunks)?) {
-        if chunk.id == name(chunk.offset) && chunk.offset < range.end {
-            chunks.insert(chunk.offset, chunk.text);
-        }
+    let mut carried = rows::of_table::<ChunkRow>(redo, Table::TurnChunks)?;
+    carried.retain(|chunk| chunk.id == name(chunk.offset));
+    let mut found = Vec::new();
+    // A document carries the end of a log.
+    if carried.iter().all(|chunk| chunk.offset > range.start) {
+        let mut find = Find::of(doc! { "_id": { "$gte": name(0), "$lte": name(range.start) } });
+        (find.sort, find.limit) = (Some(doc! { "_id": -1 }), 1);
+        let mut stored = shared.link.find(Table::TurnChunks, &find, deadline).await?;
+        let mut find = Find::of(doc! { "_id": { "$gt": name(range.start), "$lt": name(range.end) } });
+        find.sort = Some(doc! { "_id": 1 });
+        stored.extend(shared.link.find(Table::TurnChunks, &find, deadline).await?);
+        found = stored.iter().map(values::row::<ChunkRow>).collect::<Result<_>>()?;
     }
+    let found = found.into_iter().chain(carried).filter(|chunk| chunk.offset < range.end);
+    let chunks: BTreeMap<_, _> = found.map(|chunk| (chunk.offset, chunk.text)).collect();
     // The one that the range begins in may be an older one of the redo.
     let first = chunks.range(..=range.start).next_back().map_or(range.start, |(offset, _text)| *offset);
     let mut found: Option<TurnText> = None;

@@ -10,8 +10,10 @@
 
 mod again;
 mod append;
+mod beside;
 mod changes;
 mod clock;
+mod commit;
 mod erase;
 mod group;
 mod head;
@@ -130,7 +132,7 @@ impl Mongo {
         let (tasks, closed) = (TaskTracker::new(), CancellationToken::new());
         let lanes = (0..options.lanes.max(1)).map(|_nth| {
             let (lane, queue) = mpsc::channel(options.queue_max.max(1));
-            tasks.spawn(Lane::new(Arc::clone(&shared), queue).run());
+            tasks.spawn(Lane::run(Arc::clone(&shared), queue));
             lane
         });
         let lanes: Lanes = lanes.collect();

@@ -141,11 +141,12 @@ fn implied(rows: &[Row], current: u32) -> u64 {
     u64::try_from(others).unwrap_or(u64::MAX)
 }
 
-/// Renews a document of which something is to be renewed. Its lane writes what it implies, and any commit takes that out
-/// of it.
+/// Renews a document of which something is to be renewed. Its lane writes what it implies, and a later commit takes that
+/// out of it.
 async fn session(store: &Mongo, head: Head, implied: u64, deadline: Instant) -> Result<Resealed> {
     let decide = move |mut draft: Box<Draft>, seal: &Seal| {
         let mut found = Resealed { renewed: implied, ..Resealed::default() };
+        draft.settles = true;
         each(&mut draft.head, |place, stored| {
             if let Some(new) = renewed(seal, place, &stored.bytes, &mut found) {
                 stored.bytes = new;

@@ -1,17 +1,14 @@
-//! The rows beside the session documents, and how a commit's rows are written: any number of times, by anyone.
+//! The rows beside the session documents, which commits imply.
 //!
-//! A row carries the version of the session document that implies it and never takes the place of a newer one.
+//! A row carries the version of the session document that implies it.
 
-use mongodb::bson::{Binary, DateTime, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use mongodb::bson::{Binary, DateTime, RawDocumentBuf, doc, raw::cstr};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use super::{
     super::{Result, seal::Seal},
-    erase,
-    link::{self, Link, Table, Written},
-    usage,
-    values::{self, Sealed, failed},
+    link::Table,
+    values::{self, Sealed},
 };
 use crate::chat::{
     Entry, EntryId, EntryKind, Rating, RequestId, Segment, Sender, SessionId, Timestamp, Turn, TurnId, TurnState,
@@ -25,6 +22,20 @@ pub(super) struct Row {
     pub(super) how: How,
     /// the row; of [`How::DropLog`] and [`How::DropSession`] what they need to know
     pub(super) row: RawDocumentBuf,
+    /// what its lane does about it; whoever finds it in a document writes it
+    #[serde(skip)]
+    pub(super) due: Due,
+}
+
+/// When the lane whose commit implies a row has it written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Due {
+    #[default]
+    Now,
+    /// not before it has to: its turn is about to put another one in its place, or to do without it
+    Later,
+    /// it is on its way, since the commit of this version
+    Sent(u64),
 }
 
 /// How a row is written.
@@ -33,7 +44,7 @@ pub(super) struct Row {
 pub(super) enum How {
     /// nothing is there yet
     Insert,
-    /// in place of an older one
+    /// in place of an older one, if that was written
     Put,
     /// adds to a user's day
     Add,
@@ -186,7 +197,7 @@ pub(super) struct DropSession {
 
 impl Row {
     pub(super) fn new(table: Table, how: How, row: &impl Serialize) -> Result<Self> {
-        Ok(Self { table, how, row: values::document(row)? })
+        Ok(Self { table, how, row: values::document(row)?, due: Due::Now })
     }
 
     /// How large it is.
@@ -200,23 +211,48 @@ impl Row {
     }
 
     fn key(&self) -> Option<&[u8]> {
-        Some(self.row.get_binary(mongodb::bson::raw::cstr!("_id")).ok()?.bytes)
+        Some(self.row.get_binary(cstr!("_id")).ok()?.bytes)
     }
 
-    /// Adds a row to others of the same commit: one of the same name takes the place of the earlier one.
-    pub(super) fn add_to(self, rows: &mut Vec<Self>) {
-        let replaces = matches!(self.how, How::Insert | How::Put);
-        let same = |row: &&mut Self| {
-            replaces
-                && row.table == self.table
-                && row.how != How::Add
-                && row.how != How::DropLog
-                && row.key() == self.key()
-        };
-        match rows.iter_mut().find(same) {
-            Some(row) => row.row = self.row,
-            None => rows.push(self),
+    /// Whether an earlier row need not be written any more, beside this one.
+    fn replaces(&self, earlier: &Self) -> bool {
+        let written = matches!(earlier.how, How::Insert | How::Put) && earlier.table == self.table;
+        match self.how {
+            How::Insert | How::Put => written && earlier.key() == self.key(),
+            // Names of chunks begin with that of their turn.
+            How::DropLog => {
+                written && self.key().zip(earlier.key()).is_some_and(|(turn, chunk)| chunk.starts_with(turn))
+            }
+            How::Add | How::DropSession => false,
         }
+    }
+
+    /// Adds a row to others of its session: to those of the same commit, and to those that earlier ones imply.
+    pub(super) fn add_to(self, rows: &mut Vec<Self>) {
+        rows.retain(|row| !self.replaces(row));
+        if self.how == How::DropSession {
+            // Who deletes the rows finds the names of requests by them.
+            rows.iter_mut().for_each(Self::settle);
+        }
+        rows.push(self);
+    }
+
+    /// It is not to be carried any longer.
+    pub(super) fn settle(&mut self) {
+        if self.due == Due::Later {
+            self.due = Due::Now;
+        }
+    }
+}
+
+/// Bytes of logs that a document carries before they are written beside it.
+const CARRIED_BYTES_MAX: usize = 4096;
+
+/// Decides which of the rows that a document implies it goes on carrying.
+pub(super) fn carry(rows: &mut [Row]) {
+    let mut later: Vec<_> = rows.iter_mut().filter(|row| row.due == Due::Later).collect();
+    if later.iter().map(|row| row.bytes()).sum::<usize>() > CARRIED_BYTES_MAX {
+        later.iter_mut().filter(|row| row.table == Table::TurnChunks).for_each(|row| row.settle());
     }
 }
 
@@ -224,103 +260,6 @@ impl Row {
 pub(super) fn of_table<T: serde::de::DeserializeOwned>(rows: &[Row], table: Table) -> Result<Vec<T>> {
     let written = rows.iter().filter(|row| row.table == table && matches!(row.how, How::Insert | How::Put));
     written.map(|row| values::row(&row.row)).collect()
-}
-
-/// Whether somebody may have written the rows before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Turnout {
-    First,
-    Again,
-}
-
-/// Writes what a commit implies. When it returns, a majority of the servers has it.
-pub(super) async fn apply(link: &Link, rows: &[Row], turnout: Turnout, deadline: Instant) -> Result<()> {
-    let of = |how: How, table: Table| rows.iter().filter(move |row| row.how == how && row.table == table);
-    // A day is added to before the row of what was spent is there: whoever finds that one knows that it was.
-    usage::add_days(link, of(How::Add, Table::UsageDaily), turnout, deadline).await?;
-    let tables = [Table::Entries, Table::Turns, Table::TurnChunks, Table::Usage];
-    let inserts = tables.map(|table| async move { insert(link, table, of(How::Insert, table), deadline).await });
-    let puts = tables.map(|table| async move { put(link, table, of(How::Put, table), deadline).await });
-    let inserts = futures_util::future::try_join_all(inserts);
-    let puts = futures_util::future::try_join_all(puts);
-    futures_util::try_join!(inserts, puts)?;
-    let logs = of(How::DropLog, Table::TurnChunks).map(|row| values::row::<DropLog>(&row.row));
-    let logs: Vec<_> = logs.map(|log| log.map(|log| log.turn)).collect::<Result<_>>()?;
-    erase::logs(link, &logs, deadline).await?;
-    for row in of(How::DropSession, Table::Sessions) {
-        erase::session(link, &values::row(&row.row)?, deadline).await?;
-    }
-    Ok(())
-}
-
-/// Most statements, and most bytes, of one command (MongoDB takes 100 000 and 48 MB).
-const STATEMENTS_MAX: usize = 1000;
-const COMMAND_BYTES_MAX: usize = 16 << 20;
-
-/// Hands over a command's worth of statements at a time.
-struct Batches<'a> {
-    link: &'a Link,
-    table: Table,
-    command: fn(Table, RawArrayBuf) -> RawDocumentBuf,
-    deadline: Instant,
-    statements: RawArrayBuf,
-    count: usize,
-    bytes: usize,
-}
-
-impl Batches<'_> {
-    async fn push(&mut self, statement: RawDocumentBuf) -> Result<()> {
-        if self.count >= STATEMENTS_MAX || self.bytes + statement.as_bytes().len() > COMMAND_BYTES_MAX {
-            self.flush().await?;
-        }
-        self.count += 1;
-        self.bytes += statement.as_bytes().len();
-        self.statements.push(statement);
-        Ok(())
-    }
-
-    async fn flush(&mut self) -> Result<()> {
-        if self.count > 0 {
-            let command = (self.command)(self.table, std::mem::take(&mut self.statements));
-            (self.count, self.bytes) = (0, 0);
-            self.link.write(command, self.deadline).await.and_then(Written::unless_duplicate)?;
-        }
-        Ok(())
-    }
-}
-
-fn batches(
-    link: &Link,
-    table: Table,
-    command: fn(Table, RawArrayBuf) -> RawDocumentBuf,
-    deadline: Instant,
-) -> Batches<'_> {
-    Batches { link, table, command, deadline, statements: RawArrayBuf::new(), count: 0, bytes: 0 }
-}
-
-async fn insert(link: &Link, table: Table, rows: impl Iterator<Item = &Row>, deadline: Instant) -> Result<()> {
-    let mut batches = batches(link, table, link::insert, deadline);
-    for row in rows {
-        batches.push(row.row.clone()).await?;
-    }
-    batches.flush().await
-}
-
-/// An older row gives way; a newer one, or this one, keeps its place, and the unique index of `_id` says so.
-async fn put(link: &Link, table: Table, rows: impl Iterator<Item = &Row>, deadline: Instant) -> Result<()> {
-    let mut batches = batches(link, table, link::update, deadline);
-    for row in rows {
-        let filter = older(&row.row)?;
-        batches.push(rawdoc! { "q": filter, "u": row.row.clone(), "upsert": true }).await?;
-    }
-    batches.flush().await
-}
-
-fn older(row: &RawDocumentBuf) -> Result<RawDocumentBuf> {
-    use mongodb::bson::raw::cstr;
-    let id = row.get_binary(cstr!("_id")).map_err(failed)?;
-    let v = row.get_i64(cstr!("v")).map_err(failed)?;
-    Ok(rawdoc! { "_id": Binary { subtype: id.subtype, bytes: id.bytes.to_vec() }, "v": { "$lt": v } })
 }
 
 /// The entries of a session in a range of places, as far as they are written.

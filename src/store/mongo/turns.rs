@@ -50,7 +50,7 @@ pub(super) fn begin(draft: &mut Draft, begin: Begin<'_>) -> Result<StartedTurn> 
     open.running = Some(running);
     let turn = open.turn(draft.head.id);
     draft.head.open.insert(0, open);
-    draft.row(Table::Entries, How::Insert, &row)?;
+    draft.row_for_now(Table::Entries, &row)?;
     Ok(StartedTurn { turn, user_id, reply_seq, model_id, rev })
 }
 
@@ -142,7 +142,7 @@ impl Extend {
             text: values::close(seal, values::chunk_place(&row), self.piece.text.as_bytes())?,
             at: DateTime::from_millis(now),
         };
-        draft.row(Table::TurnChunks, How::Insert, &chunk)?;
+        draft.row_for_now(Table::TurnChunks, &chunk)?;
         Ok(Decided::Keep(true, draft))
     }
 

@@ -5,12 +5,13 @@ use tokio::time::Instant;
 
 use super::{
     super::Result,
+    beside::{self, Turnout},
     erase,
     head::Head,
     keys,
     lane::Shared,
     link::{self, Find, Table},
-    rows::{self, DropSession, Turnout},
+    rows::DropSession,
     values,
 };
 
@@ -26,7 +27,7 @@ pub(super) async fn round(shared: &Shared, deadline: Instant) -> Result<()> {
     shared.clock.compare(&shared.link, deadline).await?;
     keys::compare_again(shared, deadline).await?;
     for head in stale(shared, "redo_at", LEFT_MS, deadline).await? {
-        rows::apply(&shared.link, &head.redo, Turnout::Again, deadline).await?;
+        beside::apply(&shared.link, &head.redo, Turnout::Again, deadline).await?;
         let unset = rawdoc! { "$unset": { "redo": "", "redo_at": "" } };
         let statement = rawdoc! { "q": version(&head), "u": unset };
         shared.link.write(link::update(Table::Sessions, [statement].into_iter().collect()), deadline).await?;

@@ -7,9 +7,10 @@ use uuid::Uuid;
 
 use super::{
     super::{DaySpent, EndTurn, Error, Purpose, Result, Spend, Spent, usage::COUNT_MAX},
+    beside::Turnout,
     lane::Shared,
     link::{self, DUPLICATE, Find, Link, Table, Written},
-    rows::{How, Row, Turnout},
+    rows::{How, Row},
     values,
     work::Draft,
 };

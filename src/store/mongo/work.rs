@@ -5,8 +5,9 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     super::{Error, Result, TurnText, seal::Seal},
     head::Head,
+    link::Table,
     requests::Request,
-    rows::{How, Row},
+    rows::{Due, How, Row},
 };
 use crate::chat::{Entry, SessionId, TurnId};
 
@@ -18,12 +19,20 @@ pub(super) struct Draft {
     pub(super) now: i64,
     /// the log of the running turn, if it was asked for
     pub(super) log: Option<TurnText>,
+    /// what the document carries for now is to be written
+    pub(super) settles: bool,
 }
 
 impl Draft {
     /// Adds a row.
-    pub(super) fn row(&mut self, table: super::link::Table, how: How, row: &impl serde::Serialize) -> Result<()> {
+    pub(super) fn row(&mut self, table: Table, how: How, row: &impl serde::Serialize) -> Result<()> {
         self.rows.push(Row::new(table, how, row)?);
+        Ok(())
+    }
+
+    /// Adds a row that the document carries for now: most turns end without its being written.
+    pub(super) fn row_for_now(&mut self, table: Table, row: &impl serde::Serialize) -> Result<()> {
+        self.rows.push(Row { due: Due::Later, ..Row::new(table, How::Insert, row)? });
         Ok(())
     }
 }

@@ -8,11 +8,11 @@ use super::{
     Mongo,
     again::{self, Again},
     append::{self, Append},
-    changes,
+    beside, changes,
     link::{self, Table},
     reads,
     requests::Request,
-    rows, values,
+    values,
     work::{Ask, Draft},
 };
 use crate::chat::{SessionId, UserId};
@@ -85,7 +85,7 @@ impl Mongo {
             return Err(Error::NotFound);
         }
         // The row has to be there to take it.
-        rows::apply(&shared.link, &head.redo, rows::Turnout::Again, deadline).await?;
+        beside::apply(&shared.link, &head.redo, beside::Turnout::Again, deadline).await?;
         let why = match why {
             Some(why) => values::close_text(&shared.seal, values::entry_place(&reply.id, "rating_why"), &why)?,
             None => None,
