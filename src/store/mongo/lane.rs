@@ -7,6 +7,7 @@
 
 use std::{collections::HashSet, num::NonZeroUsize, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use lru::LruCache;
 use mongodb::bson::{RawArrayBuf, doc, rawdoc};
 use tokio::{
@@ -41,6 +42,8 @@ const SENT_BYTES_MAX: usize = 1 << 20;
 /// What is written stays in documents so long, at least: the next commit of a busy session takes it out for nothing.
 const IDLE: Duration = Duration::from_secs(1);
 const FOREVER: Duration = Duration::from_secs(3600);
+/// Requests whose names were taken before that are looked at at the same time.
+const SETTLED_AT_ONCE: usize = 16;
 /// Sessions that may have written rows in their documents on one node before they are looked at under load.
 const UNSETTLED_MAX: usize = 1024;
 
@@ -213,10 +216,13 @@ impl Lane {
             return Ok(());
         }
         let find = Find::of(doc! { "_id": { "$in": ids } });
-        for document in self.shared.link.find(Table::Sessions, &find, deadline).await? {
-            let mut head = Head::read(&document)?;
+        let found = self.shared.link.find(Table::Sessions, &find, deadline).await?;
+        let heads = found.iter().map(Head::read).collect::<Result<Vec<_>>>()?;
+        // All at once: where nodes write the same sessions, whoever is slow to come back loses again.
+        let redo: Vec<_> = heads.iter().flat_map(|head| &head.redo).cloned().collect();
+        beside::apply(&self.shared.link, &redo, Turnout::Again, deadline).await?;
+        for mut head in heads {
             let redo_since = (!head.redo.is_empty()).then(Instant::now);
-            beside::apply(&self.shared.link, &head.redo, Turnout::Again, deadline).await?;
             head.redo.clear();
             self.unsettled.extend(redo_since.map(|_since| head.id));
             self.heads.put(head.id, Known { head, redo_since });
@@ -227,35 +233,47 @@ impl Lane {
     /// Takes the names of requests, so that each makes one entry, and answers those that have made theirs before.
     /// The documents are read before: whoever takes a name over afterwards changes the document of its former holder.
     async fn reserve(&self, groups: &mut [Group], again: &mut Vec<Box<dyn Work>>, deadline: Instant) {
-        let mut rows = RawArrayBuf::new();
-        let mut places = Vec::new();
-        for (nth, group) in groups.iter().enumerate() {
-            for (at, work) in group.works.iter().enumerate() {
-                if let Some(request) = work.request() {
+        let (mut rows, mut places, mut taken) = (RawArrayBuf::new(), Vec::new(), Vec::new());
+        for (nth, group) in groups.iter_mut().enumerate() {
+            for (at, work) in group.works.iter_mut().enumerate() {
+                let Some(request) = work.request_mut() else { continue };
+                if std::mem::replace(&mut request.reserved, true) {
+                    taken.push((nth, at));
+                } else {
                     rows.push(request.row());
                     places.push((nth, at));
                 }
             }
         }
-        if places.is_empty() {
-            return;
-        }
-        let taken = match requests::reserve(&self.shared.link, rows, deadline).await {
-            Ok(taken) => taken,
-            Err(err) => {
-                groups.iter_mut().for_each(|group| group.works.drain(..).for_each(|work| work.fail(&err)));
-                return;
+        if !places.is_empty() {
+            match requests::reserve(&self.shared.link, rows, deadline).await {
+                Ok(refused) => taken.extend(refused.into_iter().filter_map(|at| places.get(at).copied())),
+                Err(err) => {
+                    groups.iter_mut().for_each(|group| group.works.drain(..).for_each(|work| work.fail(&err)));
+                    return;
+                }
             }
-        };
+        }
+        taken.sort_unstable();
+        let asked = taken.iter().filter_map(|(nth, at)| {
+            let mut request = groups.get(*nth)?.works.get(*at)?.request()?.clone();
+            Some(async move { (requests::settle(&self.shared, &mut request, deadline).await, request) })
+        });
+        let asked: Vec<_> = asked.collect();
+        let standings: Vec<_> = stream::iter(asked).buffered(SETTLED_AT_ONCE).collect().await;
         // From the back, so that places stay what they are.
-        for (nth, at) in taken.into_iter().rev().filter_map(|taken| places.get(taken).copied()) {
+        for ((nth, at), (standing, settled)) in taken.into_iter().zip(standings).rev() {
             let Some(group) = groups.get_mut(nth) else { continue };
-            let Some(request) = group.works.get_mut(at).and_then(|work| work.request_mut()) else { continue };
-            match requests::settle(&self.shared, request, deadline).await {
-                Ok(Standing::Held) => {}
-                Ok(Standing::Waits) => again.push(group.works.remove(at)),
+            match standing {
                 Ok(Standing::Made(entry, rev)) => group.works.remove(at).made(*entry, rev),
                 Err(err) => group.works.remove(at).fail(&err),
+                Ok(Standing::Held | Standing::Waits) => {
+                    let request = group.works.get_mut(at).and_then(|work| work.request_mut());
+                    request.into_iter().for_each(|request| request.clone_from(&settled));
+                    if matches!(standing, Ok(Standing::Waits)) {
+                        again.push(group.works.remove(at));
+                    }
+                }
             }
         }
     }

@@ -29,6 +29,8 @@ pub(super) struct Request {
     made: Made,
     /// who has the name, as far as is known, and since when that is known
     holder: Option<(EntryId, Instant)>,
+    /// somebody has the name: it was asked for before
+    pub(super) reserved: bool,
 }
 
 /// How long a holder has to commit before the name is taken over. One that lives takes milliseconds.
@@ -79,12 +81,12 @@ impl Request {
             Some(client_id) => key_of(&entry.user_id, client_id),
             None => key_of_entry(entry.id),
         };
-        Self { key, made: Made { session_id: entry.session_id, entry_id: entry.id }, holder: None }
+        Self { key, made: Made { session_id: entry.session_id, entry_id: entry.id }, holder: None, reserved: false }
     }
 
     /// Of another reply.
     pub(super) fn of_reply(user: &UserId, client_id: RequestId, session_id: SessionId, entry_id: EntryId) -> Self {
-        Self { key: key_of(user, client_id), made: Made { session_id, entry_id }, holder: None }
+        Self { key: key_of(user, client_id), made: Made { session_id, entry_id }, holder: None, reserved: false }
     }
 
     /// The row that takes the name.
@@ -247,7 +249,7 @@ async fn restore(
     deadline: Instant,
 ) -> Result<Standing> {
     if row.made != made || !row.former.is_empty() {
-        let request = Request { key: row.key.clone(), made, holder: None };
+        let request = Request { key: row.key.clone(), made, holder: None, reserved: true };
         let taken = doc! { "_id": &row.key, "entry_id": values::id(row.made.entry_id.0) };
         let update = doc! { "$set": document(made), "$unset": { "former": "" } };
         set(&shared.link, &request, &taken, update, deadline).await?;
