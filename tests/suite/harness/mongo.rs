@@ -21,6 +21,8 @@ use tokio::{sync::OnceCell, time::timeout};
 const START: Duration = Duration::from_secs(60);
 /// How often a server is asked whether it is.
 const LOOK: Duration = Duration::from_millis(50);
+/// What the files of one server take at most in the tests.
+const FILES_MAX: u64 = 1 << 30;
 /// Attempts to find a port that nobody else takes in between.
 const PORTS: usize = 5;
 
@@ -64,16 +66,35 @@ fn installed() -> Option<PathBuf> {
     found
 }
 
+/// Where so many servers have their files: in memory, where there is room. They are killed, and no power is cut, so no
+/// test learns anything of the disk but its pauses: three servers that wait for it together are late for every lease.
+fn files(members: usize) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let asked = Command::new("df").args(["--output=avail", "-B1"]).arg(memory).stderr(Stdio::null()).output();
+    let free = asked.ok().and_then(|free| String::from_utf8(free.stdout).ok()?.lines().nth(1)?.trim().parse().ok());
+    let wanted = FILES_MAX * u64::try_from(members).expect("a few");
+    if free.is_some_and(|free: u64| free > wanted) { memory.to_owned() } else { std::env::temp_dir() }
+}
+
 impl Mongo {
     /// One server without replication; `None` where none is installed.
     pub(crate) async fn standalone() -> Option<Self> {
-        Some(Self { members: vec![Member::start(installed()?, false).await], set: false })
+        Some(Self { members: vec![Member::start(installed()?, &files(1), false).await], set: false })
     }
 
     /// A replica set with so many members and short elections; `None` where no server is installed.
     pub(crate) async fn replica_set(members: usize) -> Option<Self> {
+        Self::replica_set_in(&files(members), members).await
+    }
+
+    /// The same with its files on disk, for who measures.
+    pub(crate) async fn replica_set_on_disk(members: usize) -> Option<Self> {
+        Self::replica_set_in(&std::env::temp_dir(), members).await
+    }
+
+    async fn replica_set_in(files: &Path, members: usize) -> Option<Self> {
         let binary = installed()?;
-        let starts = (0..members).map(|_nth| Member::start(binary.clone(), true));
+        let starts = (0..members).map(|_nth| Member::start(binary.clone(), files, true));
         let members = futures_util::future::join_all(starts).await;
         let each = (0_i32..).zip(&members);
         let hosts: Vec<_> = each.map(|(id, member)| doc! { "_id": id, "host": member.host() }).collect();
@@ -166,8 +187,8 @@ async fn run(client: &Client, command: Document) -> mongodb::error::Result<Docum
 }
 
 impl Member {
-    async fn start(binary: PathBuf, set: bool) -> Self {
-        let dir = tempfile::Builder::new().prefix("chatbox-mongod-").tempdir().expect("a directory").keep();
+    async fn start(binary: PathBuf, files: &Path, set: bool) -> Self {
+        let dir = tempfile::Builder::new().prefix("chatbox-mongod-").tempdir_in(files).expect("a directory").keep();
         std::fs::create_dir(dir.join("db")).expect("a directory");
         let mut member = Self { binary, dir, port: 0, running: None };
         for _ in 0..PORTS {

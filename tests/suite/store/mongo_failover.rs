@@ -73,7 +73,7 @@ async fn nothing_is_lost_or_doubled(set: &mut Mongo, outage: impl AsyncFnOnce(&m
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn primary_that_is_killed_or_stopped_costs_no_message_and_doubles_none() {
     let _alone = ALONE.acquire().await.unwrap();
-    let Some(mut set) = Mongo::replica_set(3).await else { return };
+    let Some(mut set) = Mongo::replica_set_on_disk(3).await else { return };
     nothing_is_lost_or_doubled(&mut set, async |set| {
         let primary = set.primary().await;
         set.kill(primary);
