@@ -1,8 +1,9 @@
 //! Durable messages per second through the store on MongoDB, beside one `insertOne` after the other on the same server.
 //!
 //! `cargo bench --bench mongo` starts a replica set of one and prints a table: contenders run in turn, in rounds, so
-//! that all see the same machine; a row is the median of its rounds. With `-- --sessions N --entries M` it then fills
-//! the database with so many rows, most of them in sessions of one user, and reads lists and logs: p50 and p95.
+//! that all see the same machine; a row is the median of its rounds. Rows of bare entries are the ceiling: what the server
+//! makes of the same bytes with the same indexes when nothing is decided about them. With `-- --sessions N --entries M` it
+//! then fills the database with so many rows, most of them in sessions of one user, and reads lists and logs: p50 and p95.
 //!
 //! The server is the one of the tests (`CHATBOX_TEST_MONGOD`, `target/tests-servers/mongod`, or the `PATH`).
 #![expect(
@@ -39,9 +40,9 @@ use chatbox::{
 };
 use harness::mongo::Mongo;
 use mongodb::{
-    Client, Collection,
+    Client, Collection, IndexModel,
     bson::{Binary, Document, doc, spec::BinarySubtype},
-    options::{Acknowledgment, WriteConcern},
+    options::{Acknowledgment, ClientOptions, IndexOptions, WriteConcern},
 };
 use tokio::task::JoinSet;
 
@@ -60,15 +61,47 @@ enum Each {
     Charged,
 }
 
+/// Who stores messages, and how.
+#[derive(Clone, Copy)]
+enum Contender {
+    /// one row after the other, each durable before the next one is sent
+    Single { majority: bool },
+    /// through the store: each writer one message after the other, in a session of its own
+    Store { writers: usize, each: Each },
+    /// so many bare entries with each command
+    Bare { writers: usize, rows: usize },
+}
+
+const CONTENDERS: [(&str, Contender); 9] = [
+    ("insertOne, w 1, j true", Contender::Single { majority: false }),
+    ("insertOne, w majority, j true", Contender::Single { majority: true }),
+    ("1 writer", Contender::Store { writers: 1, each: Each::Message }),
+    ("64 writers", Contender::Store { writers: 64, each: Each::Message }),
+    ("512 writers", Contender::Store { writers: 512, each: Each::Message }),
+    ("64 writers, message + turn + end + usage", Contender::Store { writers: 64, each: Each::Charged }),
+    ("64 writers, 100 bare entries a command", Contender::Bare { writers: 64, rows: 100 }),
+    ("64 writers, 1000 bare entries a command", Contender::Bare { writers: 64, rows: 1000 }),
+    ("512 writers, 100 bare entries a command", Contender::Bare { writers: 512, rows: 100 }),
+];
+
 /// One round: how long each acknowledgement took.
 struct Round {
     took: Vec<Duration>,
+    /// messages that each acknowledges
+    each: usize,
     whole: Duration,
+    /// seconds of processor time of the server and of this process
+    server: f64,
+    ours: f64,
 }
 
 impl Round {
+    fn messages(&self) -> f64 {
+        f64::from(u32::try_from(self.took.len() * self.each).unwrap())
+    }
+
     fn per_second(&self) -> f64 {
-        f64::from(u32::try_from(self.took.len()).unwrap()) / self.whole.as_secs_f64()
+        self.messages() / self.whole.as_secs_f64()
     }
 
     fn percentile_ms(&mut self, percent: usize) -> f64 {
@@ -95,7 +128,7 @@ fn number(name: &str) -> Option<u64> {
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let Some(server) = Mongo::replica_set(1).await else { return };
+        let Some(server) = Mongo::replica_set_on_disk(1).await else { return };
         let url = server.url("bench");
         let metrics = Metrics::new();
         let lanes = number("--lanes").map(|lanes| usize::try_from(lanes).unwrap());
@@ -103,7 +136,7 @@ fn main() {
         let seal = Seal::new(&[]).unwrap();
         let store = mongo::Mongo::open(&url, seal, &options, Arc::clone(&metrics)).await.unwrap();
         let store: Arc<dyn Store> = Arc::new(store);
-        table(&store, &url).await;
+        table(&store, &url, &server.pid(0).to_string()).await;
         let commits = &metrics.store_commit_writes;
         let writes = commits.get_sample_sum();
         println!("{writes:.0} writes in {} commands", commits.get_sample_count());
@@ -128,39 +161,44 @@ fn processor(process: &str) -> f64 {
     f64::from(ticks) / 100.0
 }
 
-async fn table(store: &Arc<dyn Store>, url: &str) {
-    let names = [
-        "insertOne, w 1, j true",
-        "insertOne, w majority, j true",
-        "1 writer",
-        "64 writers",
-        "512 writers",
-        "64 writers, message + turn + end + usage",
-    ];
-    let mut rounds: [Vec<Round>; 6] = Default::default();
+async fn table(store: &Arc<dyn Store>, url: &str, server: &str) {
+    let mut rounds: [Vec<Round>; CONTENDERS.len()] = Default::default();
     for _ in 0..ROUNDS {
-        let [one, majority, single, many, most, charged] = &mut rounds;
-        one.push(inserts(url, Acknowledgment::Nodes(1)).await);
-        majority.push(inserts(url, Acknowledgment::Majority).await);
-        single.push(appends(store, 1, Each::Message).await);
-        many.push(appends(store, 64, Each::Message).await);
-        most.push(appends(store, 512, Each::Message).await);
-        charged.push(appends(store, 64, Each::Charged).await);
+        for (rounds, (_name, contender)) in rounds.iter_mut().zip(CONTENDERS) {
+            let before = (processor(server), processor("self"));
+            let mut round = match contender {
+                Contender::Single { majority } => inserts(url, majority).await,
+                Contender::Store { writers, each } => appends(store, writers, each).await,
+                Contender::Bare { writers, rows } => bare(url, writers, rows).await,
+            };
+            (round.server, round.ours) = (processor(server) - before.0, processor("self") - before.1);
+            rounds.push(round);
+        }
     }
-    println!("{:42} {:>10} {:>6} {:>8} {:>8}", "", "messages/s", "ratio", "p50 ms", "p99 ms");
-    let base = median(rounds[1].iter().map(Round::per_second));
-    for (name, rounds) in names.iter().zip(&mut rounds) {
-        let rate = median(rounds.iter().map(Round::per_second));
+    println!("{:42} {:>10} {:>6} {:>8} {:>8}  processor us a message", "", "messages/s", "ratio", "p50 ms", "p99 ms");
+    println!("{:42} {:>10} {:>6} {:>8} {:>8} {:>8} {:>8}", "", "", "", "", "", "server", "bench");
+    let of = |rounds: &[Round], value: fn(&Round) -> f64| median(rounds.iter().map(value));
+    let base = of(&rounds[1], Round::per_second);
+    for ((name, _contender), rounds) in CONTENDERS.iter().zip(&mut rounds) {
+        let rate = of(rounds, Round::per_second);
         let p50 = median(rounds.iter_mut().map(|round| round.percentile_ms(50)));
         let p99 = median(rounds.iter_mut().map(|round| round.percentile_ms(99)));
-        println!("{name:42} {rate:>10.0} {:>5.1}x {p50:>8.2} {p99:>8.2}", rate / base);
+        let server = of(rounds, |round| round.server * 1e6 / round.messages());
+        let ours = of(rounds, |round| round.ours * 1e6 / round.messages());
+        let ratio = rate / base;
+        println!("{name:42} {rate:>10.0} {ratio:>5.1}x {p50:>8.2} {p99:>8.2} {server:>8.0} {ours:>8.0}");
     }
 }
 
-/// The floor: one row after the other, each durable before the next one is sent.
-async fn inserts(url: &str, acknowledgment: Acknowledgment) -> Round {
+fn round(took: Vec<Duration>, each: usize, begun: Instant) -> Round {
+    Round { took, each, whole: begun.elapsed(), server: 0.0, ours: 0.0 }
+}
+
+/// The floor.
+async fn inserts(url: &str, majority: bool) -> Round {
     let client = Client::with_uri_str(url).await.unwrap();
     let rows: Collection<Document> = client.default_database().unwrap().collection("plain");
+    let acknowledgment = if majority { Acknowledgment::Majority } else { Acknowledgment::Nodes(1) };
     let concern = WriteConcern::builder().w(acknowledgment).journal(true).build();
     let content = "x".repeat(BODY_BYTES);
     let mut took = Vec::new();
@@ -171,7 +209,53 @@ async fn inserts(url: &str, acknowledgment: Acknowledgment) -> Round {
         rows.insert_one(row).write_concern(concern.clone()).await.unwrap();
         took.push(began.elapsed());
     }
-    Round { took, whole: begun.elapsed() }
+    round(took, 1, begun)
+}
+
+/// The ceiling: entries as the store writes them, with their indexes, and nothing else.
+async fn bare(url: &str, writers: usize, count: usize) -> Round {
+    let mut options = ClientOptions::parse(url).await.unwrap();
+    // As many connections as the store has.
+    options.max_pool_size = Some(32);
+    let client = Client::with_options(options).unwrap();
+    let database = client.default_database().unwrap();
+    let rows: Collection<Document> = database.collection("bare");
+    let unique = IndexOptions::builder().unique(true).build();
+    let places = IndexModel::builder().keys(doc! { "session_id": 1, "seq": 1 }).options(unique).build();
+    rows.create_index(places).await.unwrap();
+    let mut tasks = JoinSet::new();
+    let begun = Instant::now();
+    for writer in 0..writers {
+        let rows = rows.clone();
+        tasks.spawn(async move {
+            let concern = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
+            let (session, user, mut seq, mut took) = (id(SessionId::new().0), format!("user {writer}"), 0, Vec::new());
+            while begun.elapsed() < ROUND {
+                let some = (0..count).map(|_nth| {
+                    seq += 1;
+                    bare_entry(&session, seq, &user)
+                });
+                let some: Vec<_> = some.collect();
+                let began = Instant::now();
+                rows.insert_many(some).ordered(false).write_concern(concern.clone()).await.unwrap();
+                took.push(began.elapsed());
+            }
+            took
+        });
+    }
+    let took = tasks.join_all().await.into_iter().flatten().collect();
+    let round = round(took, count, begun);
+    rows.drop().await.unwrap();
+    round
+}
+
+fn bare_entry(session: &Binary, seq: i64, user: &str) -> Document {
+    let content = Binary { subtype: BinarySubtype::Generic, bytes: [vec![0; 4], vec![b'x'; BODY_BYTES]].concat() };
+    doc! {
+        "_id": id(EntryId::new().0), "v": seq, "session_id": session.clone(), "seq": seq, "user_id": user,
+        "client_id": id(RequestId::new_v4()), "sender": "user", "kind": "text", "content": content,
+        "created_at": 1_700_000_000_000_i64,
+    }
 }
 
 async fn appends(store: &Arc<dyn Store>, writers: usize, each: Each) -> Round {
@@ -186,7 +270,7 @@ async fn appends(store: &Arc<dyn Store>, writers: usize, each: Each) -> Round {
         tasks.spawn(async move { write(&*store, &session, begun, each).await });
     }
     let took = tasks.join_all().await.into_iter().flatten().collect();
-    Round { took, whole: begun.elapsed() }
+    round(took, 1, begun)
 }
 
 /// Appends one message after the other to a session of its own.
@@ -249,7 +333,6 @@ async fn fill(url: &str, sessions: u64, entries: u64) {
     let database = client.default_database().unwrap();
     let (heads, rows) = (database.collection::<Document>("sessions"), database.collection::<Document>("entries"));
     let each = i64::try_from(entries / sessions.max(1)).unwrap();
-    let content = Binary { subtype: BinarySubtype::Generic, bytes: [vec![0; 4], vec![b'x'; BODY_BYTES]].concat() };
     let (mut many_heads, mut many_rows) = (Vec::new(), Vec::new());
     for nth in 0..i64::try_from(sessions).unwrap() {
         let (session, at) = (id(SessionId::new().0), 1_700_000_000_000_i64 + nth * 1000);
@@ -262,12 +345,7 @@ async fn fill(url: &str, sessions: u64, entries: u64) {
             "_id": session.clone(), "v": each, "user_id": &user, "state": "ended", "rev": each, "last_seq": each,
             "created_at": at, "last_activity": at, "quarter": at / 900_000, "filled": true, "counters": counters,
         });
-        for seq in 1..=each {
-            many_rows.push(doc! {
-                "_id": id(EntryId::new().0), "v": seq, "session_id": session.clone(), "seq": seq, "user_id": &user,
-                "sender": "user", "kind": "text", "content": content.clone(), "created_at": at,
-            });
-        }
+        many_rows.extend((1..=each).map(|seq| bare_entry(&session, seq, &user)));
         if u64::try_from(many_rows.len()).unwrap() >= FILLED_AT_ONCE {
             rows.insert_many(many_rows.drain(..)).ordered(false).await.unwrap();
             heads.insert_many(many_heads.drain(..)).ordered(false).await.unwrap();
