@@ -9,7 +9,11 @@ mod world;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, time::Duration};
 
-use chatbox::{chat::SessionId, store::Range};
+use chatbox::{
+    chat::SessionId,
+    store::{Range, Store},
+};
+use futures_util::future::join_all;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -19,9 +23,8 @@ use crate::{
     schedules::{from_store, held::Fault},
 };
 
-/// Users, each with two devices on different nodes. With 200 of them two cores, which run three nodes, the database and
-/// the devices in a build without optimisation, are late for leases without any fault.
-const USERS: usize = 60;
+/// Users, each with two devices on different nodes.
+const USERS: usize = 200;
 
 /// Has every user do something, and waits until all have.
 async fn all<F>(users: Vec<User>, act: impl Fn(User) -> F) -> Vec<User>
@@ -40,9 +43,8 @@ where
 }
 
 /// Asserts that every device holds what the store holds, each acknowledged message once, and one end of each turn.
-async fn check(world: &World, users: Vec<User>) -> Vec<User> {
+async fn check(store: &dyn Store, users: Vec<User>) -> Vec<User> {
     let users = all(users, async |mut user| user.converge().await.map(|()| user)).await;
-    let store = world.store().await;
     let held = users.iter().map(|user| {
         let session = user.session.as_ref().expect("it has said something").parse().unwrap();
         (SessionId(session), user.log().clone())
@@ -52,8 +54,14 @@ async fn check(world: &World, users: Vec<User>) -> Vec<User> {
         let stored: BTreeMap<_, _> = entries.into_iter().map(|entry| (entry.seq, from_store(entry))).collect();
         assert_eq!(stored, log, "session {session}");
     }
-    store.close().await;
     users
+}
+
+/// How many users are being answered.
+async fn answered_now(store: &dyn Store, users: &[User]) -> usize {
+    let sessions = users.iter().map(|user| SessionId(user.session.as_ref().expect("a session").parse().unwrap()));
+    let turns = join_all(sessions.map(|session| store.running_turn(session))).await;
+    turns.into_iter().filter(|turn| turn.as_ref().expect("the store is read").is_some()).count()
 }
 
 /// What was refused to all of them since this was last asked, by its code.
@@ -101,17 +109,20 @@ async fn faults_of_nodes_database_and_bus_lose_nothing_and_double_nothing() {
     let (refusals, gap) = (refused(&mut users), longest_gap(&mut users));
     println!("no fault: {USERS} users answered after {:?}, longest gap {gap:?}", began.elapsed());
     assert_eq!(refusals, BTreeMap::new(), "nothing is refused without a fault");
-    users = check(&world, users).await;
+    let store = world.store().await;
+    users = check(&*store, users).await;
     assert!(users.iter().all(|user| !user.interrupted()), "nothing is interrupted without a fault");
 
     for harm in Harm::ALL {
-        users = round(&mut world, users, harm).await;
+        users = round((&mut world, &*store), users, harm).await;
     }
 }
 
 /// One fault in the middle of everybody's answers, and what comes of it.
-async fn round(world: &mut World, users: Vec<User>, harm: Harm) -> Vec<User> {
+async fn round((world, store): (&mut World, &dyn Store), users: Vec<User>, harm: Harm) -> Vec<User> {
     let users = all(users, async |mut user| user.begin().await.map(|()| user)).await;
+    let running = answered_now(store, &users).await;
+    assert!(running * 2 > USERS, "{running} answers run");
     let began = Instant::now();
     let whom = harm.begin(world).await;
     let over = CancellationToken::new();
@@ -133,9 +144,13 @@ async fn round(world: &mut World, users: Vec<User>, harm: Harm) -> Vec<User> {
     let (refusals, gap) = (refused(&mut users), longest_gap(&mut users));
     let (half, slowest) = (took[took.len() / 2], took[took.len() - 1]);
     println!(
-        "{harm:?}: answered again after {half:?} (half), {slowest:?} (all); longest gap {gap:?}; refused {refusals:?}"
+        "{harm:?} in {running} answers: answered again after {half:?} (half), {slowest:?} (all); longest gap {gap:?}; \
+         refused {refusals:?}"
     );
-    let users = check(world, users).await;
+    if !matches!(harm, Harm::PrimaryKilled | Harm::PrimaryHeld) {
+        assert_eq!(refusals, BTreeMap::new(), "nothing is refused while the database works");
+    }
+    let users = check(store, users).await;
     println!("{harm:?}: checked {:?} after it began", began.elapsed());
     users
 }

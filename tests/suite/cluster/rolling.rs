@@ -27,10 +27,7 @@ async fn a_rolling_restart_loses_nothing_and_spreads_who_comes_back() {
     let _alone = ALONE.acquire().await.unwrap();
     let files = chatbox::bench::process::raise_open_files();
     assert!(files > 4 * u64::try_from(USERS).unwrap(), "{files} open files are allowed");
-    let Some(mut world) = World::start(3, 1, |_node| vec![("CHATBOX_SESSIONS__TURN_LEASE", "10s".to_owned())]).await
-    else {
-        return;
-    };
+    let Some(mut world) = World::start(3, 1, |_node| Vec::new()).await else { return };
     let mut users = Vec::new();
     for first in (0..USERS).step_by(AT_ONCE) {
         let some: Vec<_> = (first..first + AT_ONCE).map(|number| User::patient(&world.front, number)).collect();
@@ -78,7 +75,7 @@ async fn a_rolling_restart_loses_nothing_and_spreads_who_comes_back() {
         assert!(peak * 2 < all, "{peak} of {all} came within one second");
     }
     let (talkers, _listeners): (Vec<_>, Vec<_>) = users.into_iter().partition(|user| user.number < TALKERS);
-    let talkers = check(&world, talkers).await;
+    let talkers = check(&*world.store().await, talkers).await;
     // With the lease that nodes have by default: a machine that is busy with 2,000 connections may be late.
     assert!(talkers.iter().all(|user| !user.interrupted()), "no answer is cut");
     let only = ["GOING_AWAY"];

@@ -26,6 +26,9 @@ use crate::{
 /// How long anything may take, with any fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
 
+/// How long a user reads at most before the next message.
+const PAUSE_MAX: Duration = Duration::from_secs(4);
+
 /// The pause before a refused message is sent again.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -95,7 +98,7 @@ impl User {
 
     /// Says something, and waits until the answer has begun on both devices.
     pub(super) async fn begin(&mut self) -> Result<(), Fault> {
-        let answer = Answer::slow(&mut self.rng);
+        let answer = Answer::long(&mut self.rng);
         let id = self.ask(&answer);
         self.until(|user| {
             user.devices.iter().all(|device| !device.held.parts().is_empty() || user.settled(&id).is_some())
@@ -125,6 +128,13 @@ impl User {
             let id = self.ask(&answer);
             self.until(|user| user.settled(&id).is_some()).await?;
             answered += 1;
+            let reads = Instant::now() + PAUSE_MAX * u32::try_from(self.rng.below(100)).unwrap() / 100;
+            while !end.is_cancelled() && Instant::now() < reads {
+                self.step(async {
+                    tokio::select! { () = end.cancelled() => {}, () = sleep_until(reads) => {} }
+                })
+                .await?;
+            }
         }
         Ok(answered)
     }

@@ -22,9 +22,6 @@ use crate::{
     },
 };
 
-/// The lease of a turn: short, and long enough for two cores that run everything.
-pub(super) const LEASE: Duration = Duration::from_secs(5);
-
 /// Where the nodes are, for the users. What stands in front of them sees when a node's ports are closed, and nothing
 /// else.
 pub(super) struct Front {
@@ -98,13 +95,11 @@ impl World {
         let (mongo, nats) = (Mongo::replica_set(members).await?, Nats::start().await?);
         let provider = Provider::start_by(Answer::script).await;
         let [secret, cluster] = [Secret::random(), Secret::random()];
-        let lease = humantime::format_duration(LEASE).to_string();
         let store = chatbox::store::Config { url: mongo.url("chatbox"), ..chatbox::store::Config::default() };
         let shared = [
             ("CHATBOX_STORE__URL", store.url.as_str()),
             ("CHATBOX_AUTH__JWT_SECRET", secret.expose()),
             ("CHATBOX_CLUSTER_SECRET", cluster.expose()),
-            ("CHATBOX_SESSIONS__TURN_LEASE", &lease),
             ("CHATBOX_LIMITS__CONNECTIONS_PER_ADDRESS", "100000"),
             ("CHATBOX_LIMITS__CONNECTIONS_PER_USER", "1000"),
             ("CHATBOX_LIMITS__MESSAGES_PER_MINUTE", "100000"),

@@ -84,6 +84,12 @@ impl Answer {
         Self { seed: rng.next() >> 16, pieces, pace_us: 300_000, ..Self::plain() }
     }
 
+    /// One that goes on for ten seconds or so.
+    pub(crate) fn long(rng: &mut Rng) -> Self {
+        let pieces = 20 + rng.below(9);
+        Self { seed: rng.next() >> 16, pieces, pace_us: 400_000, ..Self::plain() }
+    }
+
     /// The message that asks for it.
     pub(crate) fn content(&self) -> String {
         let Self { seed, pieces, piece_chars, pace_us, broken } = self;
