@@ -2,8 +2,8 @@
 //!
 //! The document of a session is the head of its log and the only commit point (`head`): a write reads it, decides
 //! about it in memory, and compares and sets its version. What the commit implies, entries above all, lies in the
-//! document until it is written beside it (`rows`), by whoever comes first. So a crash between the two leaves nothing
-//! half done, readers see the whole of each commit, and nothing is done twice.
+//! document until it is written beside it (`beside`), by whoever comes first, at once or some commits later. So a crash
+//! between the two leaves nothing half done, readers see the whole of each commit, and nothing is done twice.
 //!
 //! What a call returned is on a majority of the servers and in their journals. Nothing outside this directory names a
 //! type of the driver.
