@@ -53,6 +53,8 @@ const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a transport is to do with a frame that it handed in.
 pub enum Outcome {
+    /// There is nothing to write: finish the exchange.
+    Nothing,
     /// Write these, then finish the exchange.
     Answers(Answers),
     /// The frame was an `attach` that succeeded: allow `streams` client streams at a time (the watch itself

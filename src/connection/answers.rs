@@ -25,11 +25,6 @@ pub(super) fn once(frame: Encoded) -> Answers {
     futures_util::stream::iter([frame]).boxed()
 }
 
-/// No answer at all.
-pub(super) fn none() -> Answers {
-    futures_util::stream::empty().boxed()
-}
-
 /// A frame behind the first one of a watch.
 pub(super) fn after_first(answers: Answers, second: Encoded) -> Answers {
     let mut second = Some(second);

@@ -141,7 +141,7 @@ impl Connection {
         let watched = self.watched_as(named);
         let (session_id, own) = watched.ok_or_else(|| Refusal::new(ErrorCode::NotFound))?;
         self.0.gate.router.typing(self.0.id, session_id, own, active).await;
-        Ok(Outcome::Answers(answers::none()))
+        Ok(Outcome::Nothing)
     }
 
     /// The session that a request means.

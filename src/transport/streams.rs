@@ -247,6 +247,10 @@ impl Stream {
             ControlFlow::Break(Unopened::NotText) => return Ended::Break(CloseCode::ProtocolError),
         };
         match outcome {
+            Outcome::Nothing => {
+                self.reader.receive.stop(0);
+                self.finish(Ok(()))
+            }
             Outcome::Answers(answers) => Box::pin(self.exchange(answers)).await,
             Outcome::Watch { streams, answers } => {
                 self.credit.raise(streams);
@@ -389,6 +393,7 @@ async fn read_requests(
             return Request::Close(None, CloseCode::ProtocolError);
         }
         match Box::pin(connection.handle_inline(&line)).await {
+            Outcome::Nothing => {}
             Outcome::Answers(answers) | Outcome::Watch { answers, .. } => {
                 // Nobody waits for the answer when the watch is over.
                 drop(inline.send(answers).await);

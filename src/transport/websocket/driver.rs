@@ -271,10 +271,7 @@ where
             Ok(message) => {
                 self.heard = Instant::now();
                 match message {
-                    Message::Text(text) => {
-                        self.receive(text.as_bytes());
-                        None
-                    }
+                    Message::Text(text) => self.receive(text.as_bytes(), cx),
                     // RFC 6455, section 7.4.1: a type of data that this endpoint does not accept.
                     Message::Binary(_) => Some(End::Close(None, CloseCode::ProtocolError, Some(Status::Unsupported))),
                     Message::Close(_) => {
@@ -292,20 +289,29 @@ where
         Poll::Ready(end)
     }
 
-    fn receive(&mut self, frame: &[u8]) {
+    fn receive(&mut self, frame: &[u8], cx: &mut Context<'_>) -> Option<End> {
         let request = protocol::decode(frame);
         if self.phase == Phase::Attached && never_waits(&request) {
             if self.inline.len() + self.replies.len() >= WAITING_MAX {
-                return self.refuse(&request);
+                self.refuse(&request);
+                return None;
             }
-            return self.inline.push(Woken::new((self.handle)(request)));
+            // Nearly all of these are done at once, and need nothing that wakes them.
+            let mut handled = (self.handle)(request);
+            match handled.poll_unpin(cx) {
+                Poll::Ready(outcome) => return self.apply(outcome, true),
+                Poll::Pending => self.inline.push(Woken::new(handled)),
+            }
+            return None;
         }
         let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + frame.len() > self.limits.frame_bytes_max;
         if full && !self.waiting.is_empty() {
-            return self.refuse(&request);
+            self.refuse(&request);
+            return None;
         }
         self.waiting_bytes += frame.len();
         self.waiting.push_back((request, frame.len()));
+        None
     }
 
     fn refuse(&mut self, request: &Incoming) {
@@ -341,6 +347,7 @@ where
 
     fn apply(&mut self, outcome: Outcome, inline: bool) -> Option<End> {
         match outcome {
+            Outcome::Nothing => {}
             Outcome::Answers(answers) if inline => self.replies.push(Woken::new(answers)),
             Outcome::Answers(answers) => self.running.push(Woken::new(answers)),
             Outcome::Watch { streams, answers } => {
