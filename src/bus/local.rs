@@ -4,11 +4,10 @@ use std::{
     collections::{HashMap, VecDeque},
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::Poll,
+    task::{Context, Poll, Waker},
 };
 
 use async_trait::async_trait;
-use futures_util::task::AtomicWaker;
 
 use super::{Bus, Delivery, Published, QUEUE_EVENTS, Subscription, Topic};
 use crate::{
@@ -34,11 +33,7 @@ const SHARDS: usize = 64;
 type Shard = HashMap<Topic, Vec<Arc<Subscriber>>>;
 
 #[derive(Debug, Default)]
-struct Subscriber {
-    queue: Mutex<Queue>,
-    /// wakes the one task that waits
-    filled: AtomicWaker,
-}
+struct Subscriber(Mutex<Queue>);
 
 /// Takes no memory while nothing waits, which is most of the time.
 #[derive(Debug, Default)]
@@ -48,6 +43,9 @@ struct Queue {
     /// the last `rev` of the session that the subscriber has read or is told of; 0 until it has read one
     rev: u64,
     own: Option<ConnectionId>,
+    /// the one task that asked last, kept when it is woken: it nearly always asks again
+    task: Option<Waker>,
+    waits: bool,
 }
 
 /// The receiving half of one subscription.
@@ -151,10 +149,8 @@ impl Subscriber {
         if queue.rev > 0 {
             queue.rev = queue.rev.max(rev.unwrap_or_default());
         }
-        let fits = lags_already || !queue.lagged;
-        drop(queue);
-        self.filled.wake();
-        fits
+        queue.wake();
+        lags_already || !queue.lagged
     }
 
     /// Makes the subscriber read the store, unless it is known to have been told of what comes after `before`.
@@ -162,24 +158,45 @@ impl Subscriber {
         let mut queue = self.lock();
         let told = before.is_some_and(|before| queue.rev == 0 || queue.rev > before);
         queue.lagged |= !told;
-        drop(queue);
         if !told {
-            self.filled.wake();
+            queue.wake();
         }
-    }
-
-    fn take(&self) -> Option<Delivery> {
-        let mut queue = self.lock();
-        // Events that queued up before the loss are dropped too: the store has all of them, in order.
-        if queue.lagged {
-            *queue = Queue { rev: queue.rev, own: queue.own, ..Queue::default() };
-            return Some(Delivery::Lagged);
-        }
-        queue.told.pop_front()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn take(&mut self) -> Option<Delivery> {
+        // Events that queued up before the loss are dropped too: the store has all of them, in order.
+        if self.lagged {
+            self.lagged = false;
+            self.told = VecDeque::new();
+            return Some(Delivery::Lagged);
+        }
+        self.told.pop_front()
+    }
+
+    /// The next delivery, or a wake-up when there is one.
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<Delivery> {
+        if let Some(told) = self.take() {
+            return Poll::Ready(told);
+        }
+        if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+        self.waits = true;
+        Poll::Pending
+    }
+
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.waits)
+            && let Some(task) = &self.task
+        {
+            task.wake_by_ref();
+        }
     }
 }
 
@@ -223,12 +240,7 @@ impl Receiver {
     }
 
     pub(super) async fn next(&mut self) -> Delivery {
-        poll_fn(|cx| {
-            // Before the look: what is offered after it wakes.
-            self.subscriber.filled.register(cx.waker());
-            self.subscriber.take().map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+        poll_fn(|cx| self.subscriber.lock().poll(cx)).await
     }
 }
 
