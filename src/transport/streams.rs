@@ -25,6 +25,7 @@ use futures_util::{
     stream::ReadyChunks,
 };
 use http::StatusCode;
+use prometheus::IntCounter;
 use tokio::{
     sync::Notify,
     task::{JoinError, JoinSet},
@@ -83,6 +84,7 @@ impl Host for Arc<Gate> {
             connection: connection.clone(),
             frame_bytes_max: self.frame_bytes_max(),
             write_timeout: self.write_timeout(),
+            sent: self.metrics.frames_sent_total.with_label_values(&[Transport::WebTransport.name()]),
             metrics: Arc::clone(&self.metrics),
         };
         let code = driver.run().await;
@@ -101,6 +103,7 @@ struct Driver {
     connection: Connection,
     frame_bytes_max: usize,
     write_timeout: Duration,
+    sent: IntCounter,
     metrics: Arc<Metrics>,
 }
 
@@ -160,10 +163,11 @@ impl Driver {
     fn begin(&mut self, send: SendStream, receive: RecvStream) {
         let stream = Stream {
             writer: Writer {
-                stopped: send.stopped().boxed().fuse(),
+                stopped: Woken::new(send.stopped().boxed().fuse()),
                 send,
                 timeout: self.write_timeout,
                 copies: Arc::clone(&self.copies),
+                sent: self.sent.clone(),
                 metrics: Arc::clone(&self.metrics),
             },
             reader: Reader { receive, lines: Lines::new(self.frame_bytes_max) },
@@ -406,9 +410,11 @@ async fn read_requests(
 /// Writes frames.
 struct Writer {
     send: SendStream,
-    stopped: Fuse<BoxFuture<'static, Option<StreamError>>>,
+    /// Asked for each frame, and takes the connection's lock: only when it was woken.
+    stopped: Woken<Fuse<BoxFuture<'static, Option<StreamError>>>>,
     timeout: Duration,
     copies: Arc<Copies>,
+    sent: IntCounter,
     metrics: Arc<Metrics>,
 }
 
@@ -470,7 +476,7 @@ impl Writer {
         }
         self.copies.written(frames);
         let count = u64::try_from(frames.len()).unwrap_or_default();
-        self.metrics.frames_sent_total.with_label_values(&[Transport::WebTransport.name()]).inc_by(count);
+        self.sent.inc_by(count);
         Ok(())
     }
 }
