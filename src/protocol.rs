@@ -22,7 +22,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::Serialize;
 
 /// The WebSocket subprotocol of this contract.
 pub const SUBPROTOCOL: &str = "chatbox.v1";
@@ -76,9 +75,9 @@ impl Encoded {
     }
 
     #[expect(clippy::expect_used, reason = "a frame has string keys and is written to memory")]
-    fn line_of(frame: &impl Serialize) -> Bytes {
+    fn line_of(frame: &ServerFrame) -> Bytes {
         SCRATCH.with_borrow_mut(|line| {
-            serde_json::to_writer(&mut *line, frame).expect("a frame has string keys and writes to memory");
+            frame.write(line).expect("a frame has string keys and writes to memory");
             line.push(b'\n');
             let exact = Bytes::copy_from_slice(line);
             line.clear();

@@ -317,6 +317,37 @@ impl ServerFrame {
         Self::TypingIndicator { session_id, sender, metadata: TypingMetadata { state } }
     }
 
+    /// Adds its JSON to a line. What is relayed without being stored is written by hand: nothing else about it takes as
+    /// long as serde_json's many small writes.
+    pub(super) fn write(&self, line: &mut Vec<u8>) -> serde_json::Result<()> {
+        let Self::TypingIndicator { session_id, sender, metadata } = self else {
+            return serde_json::to_writer(line, self);
+        };
+        let sender = match sender {
+            Sender::User => "user",
+            Sender::Ai => "ai",
+            Sender::Admin => "admin",
+            Sender::System => "system",
+        };
+        let state = match metadata.state {
+            TypingState::Start => "start",
+            TypingState::Stop => "stop",
+        };
+        let mut id = uuid::Uuid::encode_buffer();
+        for part in [
+            "{\"type\":\"typing_indicator\",\"session_id\":\"",
+            session_id.0.hyphenated().encode_lower(&mut id),
+            "\",\"sender\":\"",
+            sender,
+            "\",\"metadata\":{\"state\":\"",
+            state,
+            "\"}}",
+        ] {
+            line.extend_from_slice(part.as_bytes());
+        }
+        Ok(())
+    }
+
     /// Answers a request that failed; the connection ends.
     #[must_use]
     pub fn fatal(re: Option<RequestId>, code: ErrorCode, message: impl Into<String>) -> Self {
@@ -401,5 +432,23 @@ impl Presented<'_> {
                 timestamp: entry.created_at,
             }),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_by_hand_is_what_serde_writes() {
+        let session_id = SessionId(uuid::Uuid::from_u128(0x0198_c0de_0000_7000_8000_0123_4567_89ab));
+        for sender in [Sender::User, Sender::Ai, Sender::Admin, Sender::System] {
+            for active in [true, false] {
+                let frame = ServerFrame::typing(session_id, sender, active);
+                let mut line = Vec::new();
+                frame.write(&mut line).unwrap();
+                assert_eq!(String::from_utf8(line).unwrap(), serde_json::to_string(&frame).unwrap());
+            }
+        }
     }
 }
