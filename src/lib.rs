@@ -115,6 +115,8 @@
 //!   derives from the types. aide infers statuses from handlers' types, of which ours have one; utoipa has schemas of
 //!   its own, which AsyncAPI cannot use.
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
+//! - **A WebSocket's bytes pass through buffers of the thread.** The library would keep one for each direction in each
+//!   socket, and clear it before each read. Short text frames are read there; all others are the library's.
 //! - **An event carries the frame that its watchers share.** The first of them on a node encodes it; the author's own
 //!   devices, which see the message's id, share another one. An exchange's frames name their request and are its own.
 //! - **Waits that rarely end are polled when they were woken**, and not whenever their task runs: a wait for the drain

@@ -9,7 +9,9 @@ mod repeat;
 mod server;
 
 pub use catalogue::{RequestType, requests};
-pub use client::{CONTENT_CHARS_MAX, ClientFrame, REPLAY_ENTRIES_MAX, Rejection, Request, decode, encode_request};
+pub use client::{
+    CONTENT_CHARS_MAX, ClientFrame, REPLAY_ENTRIES_MAX, Rejection, Request, decode, decode_text, encode_request,
+};
 pub use repeat::{COPY_BYTES_MAX, Repeat, Tail};
 pub use server::{
     Accepted, AiResponse, ConnectionStatus, EntryFrame, ErrorBody, Limits, Model, Presented, Reply, ReplyMetadata,

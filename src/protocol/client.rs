@@ -200,16 +200,24 @@ pub(super) struct Envelope {
 /// # Errors
 /// What was wrong and what is accepted; the caller answers it with one `error` frame.
 pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
-    let Ok(text) = std::str::from_utf8(frame) else {
-        return Err(reject(None, ErrorCode::InvalidFormat, "the frame is not UTF-8".to_owned()));
-    };
-    match serde_json::from_str::<Envelope>(text) {
+    match std::str::from_utf8(frame) {
+        Ok(text) => decode_text(text),
+        Err(_) => Err(reject(None, ErrorCode::InvalidFormat, "the frame is not UTF-8".to_owned())),
+    }
+}
+
+/// The same for a transport that knows its frames to be text.
+///
+/// # Errors
+/// Those of [`decode`].
+pub fn decode_text(frame: &str) -> Result<Request, Rejection> {
+    match serde_json::from_str::<Envelope>(frame) {
         // An array is read as the fields in their order, which the contract does not know.
-        Ok(_) if !frame.trim_ascii_start().starts_with(b"{") => {
+        Ok(_) if !frame.trim_ascii_start().starts_with('{') => {
             Err(reject(None, ErrorCode::InvalidFormat, "the frame is not an object of the contract".to_owned()))
         }
         Ok(envelope) => check(envelope),
-        Err(err) => Err(explain(frame, &err)),
+        Err(err) => Err(explain(frame.as_bytes(), &err)),
     }
 }
 

@@ -4,6 +4,7 @@
 //! closes when it is dropped.
 
 mod driver;
+mod socket;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,37 +22,23 @@ use hyper_util::{
     server::conn::auto::upgrade::{self, downcast},
 };
 use tokio::time::timeout;
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Message,
-        handshake::derive_accept_key,
-        protocol::{
-            Role, WebSocketConfig,
-            frame::{
-                Frame,
-                coding::{Data, OpCode},
-            },
-        },
-    },
-};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use self::driver::{Driver, Limits};
-use super::tcp::{Socket, Upgradable, contain, problem};
+use self::{
+    driver::{Driver, Limits},
+    socket::Socket,
+};
+use super::tcp::{self, Upgradable, contain, problem};
 use crate::{
     chat::ErrorCode,
     connection::{self, Connection, Gate, Transport},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    protocol::{ClientFrame, CloseCode, Encoded, Request as Asked, SUBPROTOCOL},
+    protocol::{ClientFrame, CloseCode, Request as Asked, SUBPROTOCOL},
 };
 
 /// How long the 101 may take to reach the client.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-/// Room for usual frames; a longer one is read and written in parts. The library's default of 128 KiB for each direction
-/// is most of an idle socket's memory.
-const READ_BYTES: usize = 1024;
-const WRITE_BYTES: usize = 2 * 1024;
 
 /// What `GET {prefix}/ws` needs.
 #[derive(Clone)]
@@ -239,23 +226,12 @@ async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
 }
 
 /// Waits until the 101 is on its way, and takes the socket over.
-async fn upgrade(hello: Hello, frame_bytes_max: usize) -> Option<WebSocketStream<Socket>> {
+async fn upgrade(hello: Hello, frame_bytes_max: usize) -> Option<Socket<tcp::Socket>> {
     let upgraded = timeout(UPGRADE_DEADLINE, hello.upgrade).await.ok()?.ok()?;
     let upgrade::Parts { io, read_buf, .. } = downcast::<TokioIo<Upgradable>>(upgraded).ok()?;
-    let socket: Socket = io.into_inner().into_inner();
+    let stream: tcp::Socket = io.into_inner().into_inner();
     // A copy, and none where nothing came early: the original would keep hyper's whole buffer alive.
     let early = read_buf.to_vec();
     drop(read_buf);
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BYTES)
-        .write_buffer_size(WRITE_BYTES)
-        .max_message_size(Some(frame_bytes_max))
-        .max_frame_size(Some(frame_bytes_max));
-    Some(WebSocketStream::from_partially_read(socket, early, Role::Server, Some(config)).await)
-}
-
-/// A frame as a text message. What serde wrote is UTF-8: as a frame of the library's it is not looked through once more
-/// for each receiver.
-fn text(frame: &Encoded) -> Message {
-    Message::Frame(Frame::message(frame.message(), OpCode::Data(Data::Text), true))
+    Some(Socket::new(stream, early, frame_bytes_max))
 }

@@ -5,16 +5,15 @@
 
 use std::{
     collections::VecDeque,
-    future::Future,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{
-    FutureExt, Sink, SinkExt, StreamExt,
+    FutureExt, StreamExt,
     future::{BoxFuture, join_all},
 };
 use prometheus::IntCounter;
@@ -22,18 +21,15 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Instant, Sleep, sleep, timeout},
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Error, Message, Utf8Bytes,
-        error::ProtocolError,
-        protocol::{CloseFrame, frame::coding::CloseCode as Status},
-    },
+use tokio_tungstenite::tungstenite::{
+    Error, Utf8Bytes,
+    error::ProtocolError,
+    protocol::{CloseFrame, frame::coding::CloseCode as Status},
 };
 
-use super::text;
+use super::socket::{Batch, Received, Socket};
 use crate::{
-    chat::{ErrorCode, RequestId},
+    chat::ErrorCode,
     connection::{ATTACH_DEADLINE, Answers, HANDLE_DEADLINE, Outcome, Transport},
     metrics::Metrics,
     protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
@@ -46,8 +42,8 @@ const WAITING_MAX: usize = 16;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Refusals that wait to be written. While it is full nothing is read: the client does not read either.
 const REFUSALS_MAX: usize = 32;
-/// Frames that share one flush; bounds how long reading waits for writing.
-const BATCH: usize = 32;
+/// Rounds in one poll; what is to be done then waits until others have had their turn.
+const ROUNDS: usize = 32;
 /// Below the idle time-outs of usual middleboxes and phones' radios.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// A client that is silent for so long, pongs included, is gone.
@@ -89,7 +85,7 @@ pub(super) struct Limits {
 /// One WebSocket. `H` answers a request, and contains its own panics; it is called for one waiting request after the
 /// other, in order.
 pub(super) struct Driver<S, H> {
-    socket: WebSocketStream<S>,
+    socket: Socket<S>,
     handle: H,
     metrics: Arc<Metrics>,
     sent: IntCounter,
@@ -106,13 +102,13 @@ pub(super) struct Driver<S, H> {
     inline: Vec<Woken<BoxFuture<'static, Outcome>>>,
     replies: Vec<Woken<Answers>>,
     refusals: VecDeque<Encoded>,
-    /// Something was fed and not yet flushed.
+    /// Something was written and not yet flushed.
     dirty: bool,
     ping_due: bool,
     /// One timer for all deadlines: it fires at the earliest.
     timer: Pin<Box<Sleep>>,
     due: Bell,
-    /// Rings when the socket may have something to read. To look costs: the library clears its buffer each time.
+    /// Rings when the socket may have something to read.
     readable: Bell,
     opened: Instant,
     heard: Instant,
@@ -125,7 +121,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Incoming) -> BoxFuture<'static, Outcome>,
 {
-    pub(super) fn new(socket: WebSocketStream<S>, handle: H, metrics: Arc<Metrics>, limits: Limits) -> Self {
+    pub(super) fn new(socket: Socket<S>, handle: H, metrics: Arc<Metrics>, limits: Limits) -> Self {
         let now = Instant::now();
         Self {
             socket,
@@ -177,7 +173,7 @@ where
         let end = tokio::select! {
             biased;
             end = Woken::new(ended) => end,
-            end = std::future::poll_fn(|cx| self.poll(cx)) => end,
+            end = poll_fn(|cx| self.poll(cx)) => end,
         };
         let (frame, code, status) = match end {
             End::Stopped => return CloseCode::GoingAway,
@@ -207,7 +203,7 @@ where
 
     /// Makes all the progress that can be made without waiting.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        for _ in 0..BATCH {
+        for _ in 0..ROUNDS {
             let mut progress = false;
             for step in [Self::poll_timer, Self::poll_read, Self::poll_requests, Self::poll_write] {
                 match step(self, cx) {
@@ -262,23 +258,25 @@ where
         if self.refusals.len() >= REFUSALS_MAX || !self.readable.rung(cx) {
             return Poll::Pending;
         }
-        let message = ready!(self.socket.poll_next_unpin(&mut Context::from_waker(self.readable.waker())));
+        let mut cx_of_bell = Context::from_waker(self.readable.waker());
+        let read = |text: &str| (protocol::decode_text(text), text.len());
+        let received = ready!(self.socket.poll_read(&mut cx_of_bell, read));
         self.readable.again();
-        let Some(message) = message else {
+        let Some(received) = received else {
             return Poll::Ready(Some(End::Gone));
         };
-        let end = match message {
-            Ok(message) => {
+        let end = match received {
+            Ok(received) => {
                 self.heard = Instant::now();
-                match message {
-                    Message::Text(text) => self.receive(text.as_bytes(), cx),
+                match received {
+                    Received::Text((request, bytes)) => self.receive(request, bytes, cx),
                     // RFC 6455, section 7.4.1: a type of data that this endpoint does not accept.
-                    Message::Binary(_) => Some(End::Close(None, CloseCode::ProtocolError, Some(Status::Unsupported))),
-                    Message::Close(_) => {
+                    Received::Binary => Some(End::Close(None, CloseCode::ProtocolError, Some(Status::Unsupported))),
+                    Received::Close => {
                         self.phase = Phase::Closing;
                         None
                     }
-                    Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => None,
+                    Received::Control => None,
                 }
             }
             Err(Error::Capacity(_)) => Some(End::TooLarge),
@@ -289,8 +287,7 @@ where
         Poll::Ready(end)
     }
 
-    fn receive(&mut self, frame: &[u8], cx: &mut Context<'_>) -> Option<End> {
-        let request = protocol::decode(frame);
+    fn receive(&mut self, request: Incoming, bytes: usize, cx: &mut Context<'_>) -> Option<End> {
         if self.phase == Phase::Attached && never_waits(&request) {
             if self.inline.len() + self.replies.len() >= WAITING_MAX {
                 self.refuse(&request);
@@ -304,13 +301,13 @@ where
             }
             return None;
         }
-        let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + frame.len() > self.limits.frame_bytes_max;
+        let full = self.waiting.len() >= WAITING_MAX || self.waiting_bytes + bytes > self.limits.frame_bytes_max;
         if full && !self.waiting.is_empty() {
             self.refuse(&request);
             return None;
         }
-        self.waiting_bytes += frame.len();
-        self.waiting.push_back((request, frame.len()));
+        self.waiting_bytes += bytes;
+        self.waiting.push_back((request, bytes));
         None
     }
 
@@ -318,7 +315,8 @@ where
         let code = ErrorCode::TooManyRequests;
         let retry_after = u64::try_from(RETRY_AFTER.as_millis()).ok();
         let error = ErrorBody { code, message: code.sentence().to_owned(), recoverable: true, retry_after };
-        let frame = ServerFrame::Error { re: re(request), turn_id: None, error };
+        let re = request.as_ref().map_or_else(|rejection| rejection.re, |request| request.id);
+        let frame = ServerFrame::Error { re, turn_id: None, error };
         self.metrics.errors_total.with_label_values(&["TOO_MANY_REQUESTS"]).inc();
         self.refusals.push_back(Encoded::new(&frame));
     }
@@ -366,34 +364,29 @@ where
         if self.phase == Phase::Closing {
             return Poll::Pending;
         }
-        if self.dirty {
+        if self.dirty || self.socket.owes() {
             return self.poll_flush(cx);
         }
         let held = (self.refusals.len(), self.running.len());
-        let mut all = false;
-        for _ in 0..BATCH {
-            match Pin::new(&mut self.socket).poll_ready(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Some(End::Gone)),
-                Poll::Pending if self.dirty => break,
-                Poll::Pending => return Poll::Pending,
-            }
-            let message = self.poll_message(cx);
-            all = message.is_none();
-            let Some(message) = message else { break };
-            if Pin::new(&mut self.socket).start_send(message).is_err() {
+        let batch = self.batch(cx);
+        let all = !batch.full();
+        let end = if batch.is_empty() {
+            None
+        } else {
+            self.dirty = true;
+            if self.socket.write(cx, &batch).is_err() {
                 return Poll::Ready(Some(End::Gone));
             }
-            self.dirty = true;
-        }
-        let end = if self.dirty { ready!(self.poll_flush(cx)) } else { None };
+            drop(batch);
+            ready!(self.poll_flush(cx))
+        };
         // What waits has a place now, or what is not read has room; else another round finds nothing to do.
         let freed = held != (self.refusals.len(), self.running.len());
         if end.is_none() && all && !self.dirty && !freed { Poll::Pending } else { Poll::Ready(end) }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        match Pin::new(&mut self.socket).poll_flush(cx) {
+        match self.socket.poll_flush(cx) {
             Poll::Ready(Ok(())) => {
                 self.dirty = false;
                 self.blocked = None;
@@ -413,31 +406,41 @@ where
         }
     }
 
-    /// The next message to write, if there is one now.
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Option<Message> {
+    /// What is ready to be written, as far as it may share a write.
+    fn batch(&mut self, cx: &mut Context<'_>) -> Batch {
+        let mut batch = Batch::default();
+        while !batch.full() && self.poll_frame(cx, &mut batch) {}
+        batch
+    }
+
+    /// Adds the next frame to what is written, if there is one now.
+    fn poll_frame(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> bool {
         if std::mem::take(&mut self.ping_due) {
-            return Some(Message::Ping(Bytes::new()));
+            batch.ping();
+            return true;
         }
         let refusal = self.refusals.pop_front();
-        let frame = refusal.or_else(|| next(&mut self.replies, cx)).or_else(|| next(&mut self.running, cx))?;
+        let frame = refusal.or_else(|| next(&mut self.replies, cx)).or_else(|| next(&mut self.running, cx));
+        let Some(frame) = frame else { return false };
         self.sent.inc();
-        Some(text(&frame))
+        batch.text(&frame);
+        true
     }
 
     /// Writes what is ready, the last frame and the close frame, then waits for the peer's.
     async fn close(&mut self, frame: Option<Encoded>, code: CloseCode, status: Option<Status>) -> Result<(), Error> {
-        for _ in 0..BATCH {
-            let Some(message) = std::future::poll_fn(|cx| Poll::Ready(self.poll_message(cx))).await else { break };
-            self.socket.feed(message).await?;
+        poll_fn(|cx| self.socket.poll_flush(cx)).await?;
+        let mut batch = poll_fn(|cx| Poll::Ready(self.batch(cx))).await;
+        if let Some(frame) = &frame {
+            batch.text(frame);
         }
-        if let Some(message) = frame.as_ref().map(text) {
-            self.socket.feed(message).await?;
-        }
-        let code_on_wire = status.unwrap_or_else(|| code.websocket().into());
+        self.socket.keep(&batch);
+        drop(batch);
         let reason = Utf8Bytes::from_static(code.reason());
-        self.socket.send(Message::Close(Some(CloseFrame { code: code_on_wire, reason }))).await?;
-        while let Some(message) = self.socket.next().await {
-            if matches!(message?, Message::Close(_)) {
+        let code = status.unwrap_or_else(|| code.websocket().into());
+        self.socket.close(CloseFrame { code, reason }).await?;
+        while let Some(received) = poll_fn(|cx| self.socket.poll_read(cx, |_too_late| ())).await {
+            if matches!(received?, Received::Close) {
                 return Ok(());
             }
         }
@@ -485,13 +488,6 @@ fn never_waits(request: &Incoming) -> bool {
             | ClientFrame::Feedback(_)
             | ClientFrame::Unsupported { .. } => false,
         },
-    }
-}
-
-const fn re(request: &Incoming) -> Option<RequestId> {
-    match request {
-        Ok(request) => request.id,
-        Err(rejection) => rejection.re,
     }
 }
 

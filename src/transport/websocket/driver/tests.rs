@@ -1,12 +1,26 @@
 //! The driver against a real WebSocket client, with scripted exchanges and paused time.
 
+use bytes::Bytes;
 use futures_util::{SinkExt, stream};
 use serde_json::{Value, json};
 use tokio::{io::DuplexStream, sync::mpsc, task::JoinSet};
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Message,
+        protocol::{
+            Role,
+            frame::{
+                Frame,
+                coding::{Data, OpCode},
+            },
+        },
+    },
+};
 use uuid::Uuid;
 
 use super::*;
+use crate::chat::RequestId;
 
 const FRAME_BYTES_MAX: usize = 4096;
 const STREAMS: u32 = 3;
@@ -52,12 +66,7 @@ fn answer(content: &str, re: Option<RequestId>, release: Arc<tokio::sync::Semaph
 async fn rig(pipe_bytes: usize) -> Rig {
     let (near, far) = tokio::io::duplex(pipe_bytes);
     let client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(1024)
-        .write_buffer_size(1024)
-        .max_message_size(Some(FRAME_BYTES_MAX))
-        .max_frame_size(Some(FRAME_BYTES_MAX));
-    let socket = WebSocketStream::from_raw_socket(far, Role::Server, Some(config)).await;
+    let socket = Socket::new(far, Vec::new(), FRAME_BYTES_MAX);
     let (asks, asked) = mpsc::channel(1024);
     let release = Arc::new(tokio::sync::Semaphore::new(0));
     let releases = Arc::clone(&release);
@@ -251,10 +260,6 @@ async fn a_frame_of_exactly_the_limit_is_read() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_text_in_utf8_closes_with_the_standard_code() {
-    use tokio_tungstenite::tungstenite::protocol::frame::{
-        Frame,
-        coding::{Data, OpCode},
-    };
     let invalid = Frame::message(Bytes::from_static(b"\xff\xfe"), OpCode::Data(Data::Text), true);
     for (message, code) in [(Message::Frame(invalid), 1007), (Message::binary(vec![1, 2, 3]), 1003)] {
         let mut rig = attached(65536).await;
@@ -441,4 +446,55 @@ async fn ready_frames_share_one_write() {
     let length = rig.client.get_mut().read(&mut bytes).await.unwrap();
     let frames = String::from_utf8_lossy(&bytes[..length]).matches("\"type\":\"pong\"").count();
     assert_eq!(frames, 2, "one read brings what was ready together");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_pings_that_pile_up_the_latest_is_answered() {
+    let mut rig = attached(256).await;
+    for ping in 0..5000_u32 {
+        rig.client.send(Message::Ping(ping.to_be_bytes().to_vec().into())).await.unwrap();
+    }
+    let mut pongs: Vec<u32> = Vec::new();
+    while pongs.last() != Some(&4999) {
+        match rig.client.next().await.unwrap().unwrap() {
+            Message::Pong(payload) => pongs.push(u32::from_be_bytes(payload.as_ref().try_into().unwrap())),
+            message => assert!(matches!(message, Message::Ping(_)), "got {message:?}"),
+        }
+    }
+    assert!(pongs.is_sorted() && pongs.len() < 1000, "{} pongs waited", pongs.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_arrive_whole_and_in_order_however_they_are_cut() {
+    for pipe_bytes in [1, 7, 130, 65536] {
+        let mut rig = attached(pipe_bytes).await;
+        let Rig { client, asked, .. } = &mut rig;
+        asked.recv().await.unwrap();
+        let frame = |content: &str| json!({"type": "user_message", "content": content}).to_string();
+        let contents = ["short".to_owned(), "ä".repeat(200), "z".repeat(3000), "after".to_owned()];
+        let sent = async {
+            for content in &contents[..2] {
+                client.feed(Message::text(frame(content))).await.unwrap();
+                client.feed(Message::Ping(Bytes::from_static(b"between"))).await.unwrap();
+            }
+            let long = frame(&contents[2]);
+            let (begin, end) = long.split_at(1000);
+            for (part, code, last) in [(begin, Data::Text, false), (end, Data::Continue, true)] {
+                let part = Frame::message(part.to_owned(), OpCode::Data(code), last);
+                client.feed(Message::Frame(part)).await.unwrap();
+                client.feed(Message::Ping(Bytes::from_static(b"between"))).await.unwrap();
+            }
+            client.send(Message::text(frame(&contents[3]))).await.unwrap();
+            let mut pongs = 0;
+            while pongs < 4 {
+                pongs += usize::from(matches!(client.next().await.unwrap().unwrap(), Message::Pong(_)));
+            }
+        };
+        let read = async {
+            for content in &contents {
+                assert_eq!(asked.recv().await.as_ref(), Some(content), "with a pipe of {pipe_bytes} bytes");
+            }
+        };
+        tokio::join!(sent, read);
+    }
 }
