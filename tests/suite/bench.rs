@@ -80,7 +80,7 @@ async fn fanout_delivers_every_piece_to_every_watcher() {
     let report = report("fanout");
     both(&report, &["paced, 4 watchers", "saturated, 4 watchers"]);
     let counts: Vec<_> = report.rows.iter().map(|row| row.n).collect();
-    assert_eq!(counts, [4 * 10, 4 * 400, 4 * 10, 4 * 400]);
+    assert_eq!(counts, [4 * 30, 4 * 400, 4 * 30, 4 * 400]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
