@@ -124,6 +124,13 @@ impl Held {
         self.seen.exchanges.entry(id.to_owned()).or_default().sent += 1;
     }
 
+    /// The store took longer over this request than it may, as on a machine that stands still: it may be sent again.
+    pub(crate) fn denied(&mut self, id: &str) {
+        if let Some(exchange) = self.seen.exchanges.get_mut(id) {
+            exchange.sent -= 1;
+        }
+    }
+
     /// Its answers are not read any longer.
     pub(crate) fn gave_up(&mut self, id: &str) {
         self.seen.exchanges.remove(id);

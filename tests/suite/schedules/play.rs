@@ -281,6 +281,10 @@ impl Play {
             if frame["type"] == "connection_status" {
                 self.session = frame["session_id"].as_str().map(str::to_owned);
             }
+            if link.late() && frame["error"]["code"] == "DATABASE_ERROR" {
+                held.denied(frame["re"].as_str().unwrap_or_default());
+                continue;
+            }
             held.hear(&frame, stream.as_deref(), &mut self.outbox)?;
         }
         Ok(true)
