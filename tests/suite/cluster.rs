@@ -61,10 +61,9 @@ async fn check(store: &dyn Store, users: Vec<User>) -> Vec<User> {
     users
 }
 
-/// How many users are being answered.
-async fn answered_now(store: &dyn Store, users: &[User]) -> usize {
-    let sessions = users.iter().map(|user| SessionId(user.session.as_ref().expect("a session").parse().unwrap()));
-    let turns = join_all(sessions.map(|session| store.running_turn(session))).await;
+/// In how many sessions an answer runs.
+async fn answered_now(store: &dyn Store, sessions: Vec<SessionId>) -> usize {
+    let turns = join_all(sessions.into_iter().map(|session| store.running_turn(session))).await;
     turns.into_iter().filter(|turn| turn.as_ref().expect("the store is read").is_some()).count()
 }
 
@@ -136,7 +135,9 @@ async fn faults_of_nodes_database_and_bus_lose_nothing_and_double_nothing() {
 /// One fault in the middle of everybody's answers, and what comes of it.
 async fn round((world, store): (&mut World, &dyn Store), users: Vec<User>, harm: Harm) -> Vec<User> {
     let users = all(users, async |mut user| user.begin().await.map(|()| user)).await;
-    let running = answered_now(store, &users).await;
+    let sessions = users.iter().map(|user| SessionId(user.session.as_ref().expect("a session").parse().unwrap()));
+    let sessions = sessions.collect();
+    let running = answered_now(store, sessions).await;
     assert!(running * 4 > USERS, "{running} answers run");
     let began = Instant::now();
     let whom = harm.begin(world).await;
