@@ -7,17 +7,19 @@ const choice = (delta, finish_reason = null) => event({ choices: [{ index: 0, de
 
 /**
  * @param {object} context the test, at whose end it is closed
- * @param {{status?: number, pieces?: string[], ending?: 'stop' | 'content_filter' | 'cut', hold?: Promise<void>}} script
- *   `hold`: what is waited for behind the first piece
+ * @param {{status?: number, pieces?: string[], ending?: 'stop' | 'content_filter' | 'cut', hold?: Promise<void>,
+ *   before?: (nth: number) => Promise<void>}} script `hold`: what is waited for behind the first piece; `before`: before
+ *   each
  * @returns {Promise<string>} its endpoint
  */
-export async function startProvider(context, { status = 200, pieces = [], ending = 'stop', hold }) {
+export async function startProvider(context, { status = 200, pieces = [], ending = 'stop', hold, before }) {
   const server = createServer(async (request, response) => {
     request.resume();
     response.writeHead(status, { 'content-type': status === 200 ? 'text/event-stream' : 'application/json' });
     if (status !== 200) return response.end('{}');
     for (const [nth, content] of pieces.entries()) {
       if (nth === 1) await hold;
+      await before?.(nth);
       response.write(choice({ content }));
     }
     if (ending !== 'cut') return response.end(`${choice({}, ending)}data: [DONE]\n\n`);
