@@ -28,7 +28,7 @@ const USERS: usize = 200;
 
 /// How many of them a machine that is late may refuse or interrupt while the database works: none where two cores are
 /// there for the test alone.
-const LATE_MAX: usize = USERS / 20;
+const LATE_MAX: usize = USERS / 10;
 
 /// Has every user do something, and waits until all have.
 async fn all<F>(users: Vec<User>, act: impl Fn(User) -> F) -> Vec<User>

@@ -26,7 +26,7 @@ use crate::{
 /// How long anything may take, with any fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
 
-/// How long a user reads at most before the next message.
+/// How long a user reads at most before a message.
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// The pause before a refused message is sent again.
@@ -98,6 +98,7 @@ impl User {
 
     /// Says something, and waits until the answer has begun on both devices.
     pub(super) async fn begin(&mut self) -> Result<(), Fault> {
+        self.read(&CancellationToken::new()).await?;
         let answer = Answer::long(&mut self.rng);
         let id = self.ask(&answer);
         self.until(|user| {
@@ -124,19 +125,25 @@ impl User {
     pub(super) async fn talk(&mut self, end: &CancellationToken) -> Result<usize, Fault> {
         let mut answered = 0;
         while !end.is_cancelled() {
-            let answer = Answer::slow(&mut self.rng);
+            let answer = Answer::long(&mut self.rng);
             let id = self.ask(&answer);
             self.until(|user| user.settled(&id).is_some()).await?;
             answered += 1;
-            let reads = Instant::now() + PAUSE_MAX * u32::try_from(self.rng.below(100)).unwrap() / 100;
-            while !end.is_cancelled() && Instant::now() < reads {
-                self.step(async {
-                    tokio::select! { () = end.cancelled() => {}, () = sleep_until(reads) => {} }
-                })
-                .await?;
-            }
+            self.read(end).await?;
         }
         Ok(answered)
+    }
+
+    /// Reads for a while, unless it is told to end: nobody writes at the same moment as everybody else.
+    async fn read(&mut self, end: &CancellationToken) -> Result<(), Fault> {
+        let until = Instant::now() + PAUSE_MAX * u32::try_from(self.rng.below(100)).unwrap() / 100;
+        while !end.is_cancelled() && Instant::now() < until {
+            self.step(async {
+                tokio::select! { () = end.cancelled() => {}, () = sleep_until(until) => {} }
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Looks on until it is told to end.

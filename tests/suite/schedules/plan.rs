@@ -84,10 +84,10 @@ impl Answer {
         Self { seed: rng.next() >> 16, pieces, pace_us: 300_000, ..Self::plain() }
     }
 
-    /// One that goes on for ten seconds or so.
+    /// One that goes on for six to nine seconds.
     pub(crate) fn long(rng: &mut Rng) -> Self {
-        let pieces = 20 + rng.below(9);
-        Self { seed: rng.next() >> 16, pieces, pace_us: 400_000, ..Self::plain() }
+        let pieces = 9 + rng.below(5);
+        Self { seed: rng.next() >> 16, pieces, pace_us: 700_000, ..Self::plain() }
     }
 
     /// The message that asks for it.
