@@ -160,7 +160,9 @@
 //! - **MongoDB's session document is the log's head and the only commit point.** It holds all that a write needs to know,
 //!   is compared and set by its version, and carries the rows that the commit implies until they are written: whoever
 //!   finds them there writes them first. So no transaction is needed, a standalone server will do, and a crash in between
-//!   leaves nothing half done ([`store::mongo`]).
+//!   leaves nothing half done ([`store::mongo`]). Those rows are written beside the next commits; the log of a turn that
+//!   ends soon, never.
+//! - **Writes that lost against another node are tried again all at once.** One after the other, they would lose again.
 //! - **Nodes go by the database's clock**, which each compares with its own monotonic one. A wall clock that is wrong is
 //!   not noticed.
 //! - **A node speaks for a turn only while its lease holds**, counted from before the write was sent that renewed it. Then
