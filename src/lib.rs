@@ -94,8 +94,6 @@
 //!   which is why they are not tokio's channels: an idle connection is what the server has most of.
 //! - **What is stored is also started.** A message is appended, told and answered in a task of the router's: a client
 //!   that leaves in the middle of its request does not leave a stored message without its turn.
-//! - **What ends a turn, or adds to its log, waits up to 5 ms for the commit of another write.** A commit costs more than
-//!   all that it holds; a message's own commit waits for nothing, and nobody's first word for these.
 //! - **A session that ends stops its turns**, also when it ends to make room for another one; deleting ends it first.
 //! - **`attach` takes `last`**: without `after_seq`, the last so many entries are shown. A page opens a conversation of
 //!   any length with one screen of it.

@@ -116,18 +116,6 @@ impl Sqlite {
         self.observe(operation, began, outcome)
     }
 
-    /// The same for what nobody waits for eagerly.
-    async fn write_along<T, F>(&self, operation: &'static str, work: F) -> Result<T>
-    where
-        T: Send + 'static,
-        F: Fn(&Connection, &Seal) -> Result<T> + Send + 'static,
-    {
-        let began = Instant::now();
-        let seal = Arc::clone(&self.seal);
-        let outcome = self.writer.write_along(began + self.deadline, move |connection| work(connection, &seal)).await;
-        self.observe(operation, began, outcome)
-    }
-
     async fn read<T, F>(&self, operation: &'static str, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -240,7 +228,7 @@ impl Store for Sqlite {
 
     async fn extend_turn(&self, turn: TurnId, node: NodeId, piece: TurnText, ttl: Duration) -> Result<bool> {
         let extend = Extend::prepare(turn, node, piece, ttl, &self.seal)?;
-        self.write_along("extend_turn", move |connection, seal| extend.run(connection, seal)).await
+        self.write("extend_turn", move |connection, seal| extend.run(connection, seal)).await
     }
 
     async fn running_turn(&self, session: SessionId) -> Result<Option<Turn>> {
@@ -257,11 +245,11 @@ impl Store for Sqlite {
     }
 
     async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>> {
-        self.write_along("end_turn", move |connection, seal| turns::end(connection, &end, seal)).await
+        self.write("end_turn", move |connection, seal| turns::end(connection, &end, seal)).await
     }
 
     async fn spend(&self, spend: Spend) -> Result<()> {
-        self.write_along("spend", move |connection, _seal| usage::spend(connection, &spend)).await
+        self.write("spend", move |connection, _seal| usage::spend(connection, &spend)).await
     }
 
     async fn spent(&self, user: &UserId, since: Day) -> Result<Vec<DaySpent>> {

@@ -1,22 +1,20 @@
 //! The one thread that writes.
 //!
 //! It takes a write, and whatever else is queued by then, into one transaction, and answers nobody before the
-//! commit is durable. While the disk is busy with one commit, the next one fills by itself; writes that nobody waits
-//! for eagerly go along with it, and do not wake the thread before their patience ends. A write that fails rolls back
-//! alone; a commit that fails is the failure of all its writes.
+//! commit is durable. No timer: while the disk is busy with one commit, the next one fills by itself. A write that
+//! fails rolls back alone; a commit that fails is the failure of all its writes.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
-    time::Duration,
 };
 
 use rusqlite::Connection;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -31,50 +29,17 @@ use crate::metrics::Metrics;
 /// Writes that share one commit at most, so that the last of them does not wait for many others.
 const COMMIT_WRITES_MAX: usize = 512;
 
-/// How long a patient write waits for the commit of another one. A commit costs more CPU time than all statements of a
-/// message and its reply; longer than this, people would see that an answer does not end with its last word.
-const PATIENCE: Duration = Duration::from_millis(5);
-
 /// Where writes wait for the thread. Full: a call waits for room until its deadline.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Message>,
-    patient: Arc<Patient>,
     thread: Mutex<Option<JoinHandle<()>>>,
     ended: CancellationToken,
 }
 
 enum Message {
     Write(Box<dyn Write>),
-    /// patient writes have waited long enough
-    Patient,
     Close,
-}
-
-/// Writes that go along with the next commit, before those that it waits for. At most [`COMMIT_WRITES_MAX`].
-#[derive(Default)]
-struct Patient(Mutex<Vec<Box<dyn Write>>>);
-
-impl std::fmt::Debug for Patient {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Patient").field(&self.lock().len()).finish()
-    }
-}
-
-impl Patient {
-    /// Takes a write, or gives it back when there is no room.
-    fn push(&self, write: Box<dyn Write>) -> std::result::Result<(), Box<dyn Write>> {
-        let mut writes = self.lock();
-        if writes.len() >= COMMIT_WRITES_MAX {
-            return Err(write);
-        }
-        writes.push(write);
-        Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Box<dyn Write>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Writer {
@@ -91,14 +56,12 @@ impl Writer {
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         // Fields drop in this order: the connection closes, then the lock goes, then `ended` is told.
-        let patient = Arc::default();
-        let worker =
-            Worker { connection, messages, patient: Arc::clone(&patient), metrics, _lock: lock, _ended: guard };
+        let worker = Worker { connection, messages, metrics, _lock: lock, _ended: guard };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(|| worker.run(checkpointer))
             .map_err(OpenError::Io)?;
-        Ok(Self { queue, patient, thread: Mutex::new(Some(thread)), ended })
+        Ok(Self { queue, thread: Mutex::new(Some(thread)), ended })
     }
 
     /// Queues a write and waits until it is durable. `work` may be done twice: what its first run has written is rolled
@@ -115,34 +78,6 @@ impl Writer {
         let pending = Pending { work, result: None, deadline, answer };
         let outcome = timeout_at(deadline, async {
             self.queue.send(Message::Write(Box::new(pending))).await.map_err(|_closed| closed())?;
-            answered.await.map_err(|_closed| closed())?
-        });
-        outcome.await.unwrap_or(Err(Error::Overloaded))
-    }
-
-    /// The same for a write that may wait up to [`PATIENCE`] for the commit of another one.
-    ///
-    /// # Errors
-    /// As [`Self::write`].
-    pub(super) async fn write_along<T, F>(&self, deadline: Instant, work: F) -> Result<T>
-    where
-        T: Send + 'static,
-        F: FnMut(&Connection) -> Result<T> + Send + 'static,
-    {
-        let (answer, mut answered) = oneshot::channel();
-        let pending = Pending { work, result: None, deadline, answer };
-        let outcome = timeout_at(deadline, async {
-            let message = match self.patient.push(Box::new(pending)) {
-                Ok(()) => match timeout(PATIENCE, &mut answered).await {
-                    Ok(answer) => return answer.map_err(|_closed| closed())?,
-                    Err(_elapsed) => Message::Patient,
-                },
-                Err(write) => Message::Write(write),
-            };
-            // Those that the thread has taken have no need of another commit.
-            if !matches!(message, Message::Patient) || !self.patient.lock().is_empty() {
-                self.queue.send(message).await.map_err(|_closed| closed())?;
-            }
             answered.await.map_err(|_closed| closed())?
         });
         outcome.await.unwrap_or(Err(Error::Overloaded))
@@ -223,7 +158,6 @@ where
 struct Worker {
     connection: Connection,
     messages: mpsc::Receiver<Message>,
-    patient: Arc<Patient>,
     metrics: Arc<Metrics>,
     _lock: Lock,
     _ended: DropGuard,
@@ -234,8 +168,6 @@ impl Worker {
         Checkpointer::watch(&self.connection);
         let mut batch = Vec::new();
         while let Some(first) = self.messages.blocking_recv() {
-            // First: the end of a turn lets a message of its session that came after it start the next one at once.
-            batch.append(&mut self.patient.lock());
             self.take(first, &mut batch);
             while batch.len() < COMMIT_WRITES_MAX
                 && let Ok(next) = self.messages.try_recv()
@@ -247,18 +179,12 @@ impl Worker {
                 checkpointer.committed(&self.connection);
             }
         }
-        // Those whose callers have not had to ask.
-        batch.append(&mut self.patient.lock());
-        if !batch.is_empty() {
-            self.commit(&mut batch);
-        }
         checkpointer.finish(&self.connection);
     }
 
     fn take(&mut self, message: Message, batch: &mut Vec<Box<dyn Write>>) {
         match message {
             Message::Write(write) => batch.push(write),
-            Message::Patient => {}
             Message::Close => self.messages.close(),
         }
     }
@@ -449,21 +375,6 @@ mod tests {
         other.execute_batch("COMMIT").unwrap();
         writer.close().await;
         assert_eq!(probe(&path), 0);
-    }
-
-    #[tokio::test]
-    async fn patient_write_goes_along_with_another_one_and_before_it() {
-        let Bench { writer, path, metrics, dir: _dir } = bench();
-        let (along, eager) = tokio::join!(writer.write_along(soon(), set(5)), writer.write(soon(), set(6)));
-        assert_eq!((along.unwrap(), eager.unwrap(), probe(&path)), (5, 6, 6));
-        let commits = || (metrics.store_commit_writes.get_sample_sum(), metrics.store_commit_writes.get_sample_count());
-        assert_eq!(commits(), (2.0, 1));
-        // With nobody to go along with, it is committed all the same.
-        assert_eq!((writer.write_along(soon(), set(7)).await.unwrap(), probe(&path)), (7, 7));
-        assert_eq!(commits(), (3.0, 2));
-        let (along, ()) = tokio::join!(writer.write_along(soon(), set(8)), writer.close());
-        assert_eq!((along.unwrap(), probe(&path)), (8, 8));
-        assert!(matches!(writer.write_along(soon(), set(9)).await, Err(Error::Database(_))));
     }
 
     // checklist 66
