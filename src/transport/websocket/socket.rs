@@ -49,7 +49,8 @@ pub(super) struct Socket<S> {
     context: WebSocketContext,
     unread: Unread,
     frame_bytes_max: usize,
-    /// Whether the library reads whatever comes, because it is in the middle of something.
+    /// The library reads whatever comes, for good: it was given a message that is long or comes in parts, or a close
+    /// frame, and may hold the beginning of what follows.
     by_library: bool,
     /// What the peer has not taken yet; everything that leaves passes here, so that no frame is cut by another.
     unwritten: Vec<u8>,
