@@ -5,7 +5,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
     frames,
-    pairs::{self, Asks, Echo, EchoEach, EchoOne, Relay, RelayQuic, Request, Stored},
+    pairs::{self, Asks, Echo, EchoEach, EchoOne, Message, Relay, RelayQuic, Request, Stored},
     quic::{self, Dialer},
     server::{Peer, Running},
     socket::{Dialect, Socket},
@@ -19,6 +19,8 @@ pub(crate) const AT_ONCE: usize = 8;
 pub(crate) enum Task {
     /// sent back to the sender; of chatbox: a `typing_indicator` to another device of the session
     Relay,
+    /// sent on to another connection, as chatbox does: what two sockets cost where one is read and the other is written
+    Between,
     /// the same over QUIC; of web-transport-quinn: everything on one stream
     RelayQuic,
     /// web-transport-quinn sends back what comes on a stream, for each message a new one; chatbox answers a `ping`
@@ -74,6 +76,7 @@ pub(crate) async fn pairs(server: &Running, peer: Peer, task: Task, count: usize
                 async |_| Ok(EchoEach { session: dialer.open("/each").await?, message: frames::payload().into() });
             Pairs::EchoEach(each(count, open).await?)
         }
+        (_, Task::Between) => Pairs::Relay(each(count, |at| between(server, peer, at)).await?),
         (_, Task::Relay) => Pairs::Echo(each(count, |at| echo(server, peer, at)).await?),
         (peer, task) => anyhow::bail!("{peer} has no {task:?}"),
     })
@@ -102,7 +105,21 @@ async fn relay(server: &Running, at: usize) -> anyhow::Result<Relay> {
     let (one, session) = Socket::chatbox(server, &user(at), Dialect::Typing).await?;
     let (other, same) = Socket::chatbox(server, &user(at), Dialect::Typing).await?;
     ensure!(session == same, "two devices of a user are in two sessions");
-    Ok(Relay { devices: [one, other], frame: frames::typing().into() })
+    Ok(Relay([one, other].map(|socket| Echo { socket, message: Message::Text(frames::typing().into()) })))
+}
+
+async fn between(server: &Running, peer: Peer, at: usize) -> anyhow::Result<Relay> {
+    let subjects = [2 * at, 2 * at + 1];
+    let (path, dialect) = (format!("/between/{at}"), Dialect::Plain);
+    let [one, other] = match peer {
+        Peer::Nats => {
+            let open = async |subject| Socket::nats(server, Some(&format!("echo.{subject}"))).await;
+            [open(subjects[0]).await?, open(subjects[1]).await?]
+        }
+        _ => [Socket::open(server, &path, dialect).await?, Socket::open(server, &path, dialect).await?],
+    };
+    let dialect = if peer == Peer::Nats { Dialect::Nats } else { dialect };
+    Ok(Relay([pairs::echo(one, dialect, subjects[1]), pairs::echo(other, dialect, subjects[0])]))
 }
 
 async fn relay_quic(server: &Running, dialer: &Dialer, at: usize) -> anyhow::Result<RelayQuic> {

@@ -103,6 +103,7 @@ impl Scenario {
                 let mut entries: Vec<_> = [Fastwebsockets, Chatbox, Uws, Axum, Nats, SocketIo]
                     .map(|peer| (peer, Subject::Pairs(Task::Relay)))
                     .into();
+                entries.extend([Fastwebsockets, Nats].map(|peer| (peer, Subject::Pairs(Task::Between))));
                 entries.push((Chatbox, Subject::Pairs(Task::Stored)));
                 entries
             }

@@ -101,6 +101,7 @@ impl Subject {
     fn place(self) -> (&'static str, &'static str) {
         match self {
             Self::Pairs(Task::Relay) => ("relay", "websocket"),
+            Self::Pairs(Task::Between) => ("between", "websocket"),
             Self::Pairs(Task::Stored) => ("stored", "websocket"),
             Self::Pairs(Task::RelayQuic) => ("relay", "webtransport"),
             Self::Pairs(Task::Streams) => ("streams", "webtransport"),

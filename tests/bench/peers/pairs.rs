@@ -11,7 +11,7 @@ use crate::{
     socket::{Dialect, Socket},
 };
 
-/// Sends the same message, and waits for what comes back over the same connection.
+/// A connection, and what is said on it. By itself it waits for what comes back.
 pub(crate) struct Echo {
     pub(crate) socket: Socket,
     pub(crate) message: Message,
@@ -39,19 +39,16 @@ impl Pair for Echo {
     }
 }
 
-/// Two devices of one session: each in turn tells the other one that it types. Both read, so that both answer what
-/// the server asks of a connection.
-pub(crate) struct Relay {
-    pub(crate) devices: [Socket; 2],
-    pub(crate) frame: Utf8Bytes,
-}
+/// Two connections: each in turn says something that the other one is told. Of chatbox: two devices of one session that
+/// type. Both read, so that both answer what the server asks of a connection.
+pub(crate) struct Relay(pub(crate) [Echo; 2]);
 
 impl Pair for Relay {
     async fn round_trip(&mut self) -> anyhow::Result<()> {
-        self.devices.reverse();
-        let [from, to] = &mut self.devices;
-        from.send(self.frame.clone()).await?;
-        to.message().await
+        self.0.reverse();
+        let [from, to] = &mut self.0;
+        from.send().await?;
+        to.socket.message().await
     }
 }
 
