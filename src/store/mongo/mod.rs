@@ -84,13 +84,13 @@ pub struct Options {
     pub deadline: Duration,
     /// writes that wait in each lane; further calls wait for room
     pub queue_max: usize,
-    /// lanes: commands that commit at the same time
+    /// lanes: commands that commit at the same time. The fewer there are, the more writes share one
     pub lanes: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10), queue_max: 1024, lanes: 8 }
+        Self { deadline: Duration::from_secs(10), queue_max: 1024, lanes: 2 }
     }
 }
 
