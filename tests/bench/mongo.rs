@@ -12,6 +12,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::disallowed_methods,
+    clippy::print_stderr,
     clippy::print_stdout,
     dead_code,
     unused_imports,
@@ -66,8 +67,8 @@ enum Each {
 enum Contender {
     /// one row after the other, each durable before the next one is sent
     Single { majority: bool },
-    /// through the store: each writer one message after the other, in a session of its own
-    Store { writers: usize, each: Each },
+    /// through the store: each writer one message after the other, in so many sessions together
+    Store { writers: usize, sessions: usize, each: Each },
     /// so many bare entries with each command
     Bare { writers: usize, rows: usize },
 }
@@ -75,12 +76,12 @@ enum Contender {
 const CONTENDERS: [(&str, Contender); 9] = [
     ("insertOne, w 1, j true", Contender::Single { majority: false }),
     ("insertOne, w majority, j true", Contender::Single { majority: true }),
-    ("1 writer", Contender::Store { writers: 1, each: Each::Message }),
-    ("64 writers", Contender::Store { writers: 64, each: Each::Message }),
-    ("512 writers", Contender::Store { writers: 512, each: Each::Message }),
-    ("64 writers, message + turn + end + usage", Contender::Store { writers: 64, each: Each::Charged }),
+    ("1 writer", Contender::Store { writers: 1, sessions: 1, each: Each::Message }),
+    ("64 writers", Contender::Store { writers: 64, sessions: 64, each: Each::Message }),
+    ("512 writers", Contender::Store { writers: 512, sessions: 512, each: Each::Message }),
+    ("512 writers, 8 in a session", Contender::Store { writers: 512, sessions: 64, each: Each::Message }),
+    ("64 writers, message + turn + end + usage", Contender::Store { writers: 64, sessions: 64, each: Each::Charged }),
     ("64 writers, 100 bare entries a command", Contender::Bare { writers: 64, rows: 100 }),
-    ("64 writers, 1000 bare entries a command", Contender::Bare { writers: 64, rows: 1000 }),
     ("512 writers, 100 bare entries a command", Contender::Bare { writers: 512, rows: 100 }),
 ];
 
@@ -164,14 +165,15 @@ fn processor(process: &str) -> f64 {
 async fn table(store: &Arc<dyn Store>, url: &str, server: &str) {
     let mut rounds: [Vec<Round>; CONTENDERS.len()] = Default::default();
     for _ in 0..ROUNDS {
-        for (rounds, (_name, contender)) in rounds.iter_mut().zip(CONTENDERS) {
+        for (rounds, (name, contender)) in rounds.iter_mut().zip(CONTENDERS) {
             let before = (processor(server), processor("self"));
             let mut round = match contender {
                 Contender::Single { majority } => inserts(url, majority).await,
-                Contender::Store { writers, each } => appends(store, writers, each).await,
+                Contender::Store { writers, sessions, each } => appends(store, writers, sessions, each).await,
                 Contender::Bare { writers, rows } => bare(url, writers, rows).await,
             };
             (round.server, round.ours) = (processor(server) - before.0, processor("self") - before.1);
+            eprintln!("{name}: {:.0} messages/s in {:.1} s", round.per_second(), round.whole.as_secs_f64());
             rounds.push(round);
         }
     }
@@ -258,14 +260,14 @@ fn bare_entry(session: &Binary, seq: i64, user: &str) -> Document {
     }
 }
 
-async fn appends(store: &Arc<dyn Store>, writers: usize, each: Each) -> Round {
+async fn appends(store: &Arc<dyn Store>, writers: usize, count: usize, each: Each) -> Round {
     let mut sessions = Vec::new();
-    for writer in 0..writers {
-        sessions.push(session(&**store, &format!("user {writer}")).await);
+    for owner in 0..count {
+        sessions.push(session(&**store, &format!("user {owner}")).await);
     }
     let mut tasks = JoinSet::new();
     let begun = Instant::now();
-    for session in sessions {
+    for session in sessions.into_iter().cycle().take(writers) {
         let store = Arc::clone(store);
         tasks.spawn(async move { write(&*store, &session, begun, each).await });
     }
@@ -273,7 +275,7 @@ async fn appends(store: &Arc<dyn Store>, writers: usize, each: Each) -> Round {
     round(took, 1, begun)
 }
 
-/// Appends one message after the other to a session of its own.
+/// Appends one message after the other to a session.
 async fn write(store: &dyn Store, session: &Session, begun: Instant, each: Each) -> Vec<Duration> {
     let mut took = Vec::new();
     while begun.elapsed() < ROUND {
