@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod client;
+pub(crate) mod fault;
 pub(crate) mod lossy;
 pub(crate) mod mongo;
 pub(crate) mod nats;

@@ -15,16 +15,11 @@ use mongodb::{
     Client, Collection, Database,
     bson::{Bson, Document, doc},
 };
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{Room, Shelf, ending, open, places, user};
-
-/// A fail point is the whole server's: one test at a time sets one.
-static FAULTS: Semaphore = Semaphore::const_new(1);
+use crate::harness::fault::Fault;
 
 impl Shelf {
     fn url(&self) -> &str {
@@ -43,40 +38,11 @@ impl Shelf {
     async fn rows(&self, table: &str) -> Collection<Document> {
         self.database().await.collection(table)
     }
-}
 
-/// What the server does to the next commands of a test's stores, and of nobody else's.
-struct Fault {
-    admin: Database,
-    data: Document,
-    _alone: SemaphorePermit<'static>,
-}
-
-impl Fault {
-    /// `mode` is `{ times: N }`, or `"alwaysOn"` until [`Self::end`].
-    async fn set(shelf: &Shelf, mut data: Document, mode: impl Into<Bson>) -> Self {
-        let alone = FAULTS.acquire().await.unwrap();
-        let database = shelf.database().await;
-        let admin = database.client().database("admin");
-        data.insert("appName", database.name());
-        let fault = Self { admin, data, _alone: alone };
-        fault.arm(mode.into()).await;
-        fault
-    }
-
-    async fn arm(&self, mode: Bson) {
-        let set = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": self.data.clone() };
-        self.admin.run_command(set).await.unwrap();
-    }
-
-    /// The next two commands.
-    async fn twice(&self) {
-        self.arm(doc! { "times": 2 }.into()).await;
-    }
-
-    async fn end(self) {
-        let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
-        self.admin.run_command(off).await.unwrap();
+    /// The database is its stores' name too ([`Shelf::mongo`]).
+    async fn fault(&self, data: Document, mode: impl Into<Bson>) -> Fault {
+        let database = self.database().await;
+        Fault::set(database.client(), database.name(), data, mode).await
     }
 }
 
@@ -177,7 +143,7 @@ async fn write_whose_answer_or_question_is_lost_is_done_once() {
     for fault in [lost_answer, lost_question, lost_primary] {
         let Some(shelf) = Shelf::mongo().await else { return };
         let room = Room::new(shelf.open().await).await;
-        let fault = Fault::set(&shelf, fault(), doc! { "times": 2 }).await;
+        let fault = shelf.fault(fault(), doc! { "times": 2 }).await;
         every_write(&room, async || fault.twice().await).await;
         fault.end().await;
         check_rows(&shelf).await;
@@ -288,7 +254,7 @@ async fn node_that_ends_between_a_commit_and_its_rows_leaves_nothing_half_done()
     let room = Room::new(shelf.open().await).await;
     let name = shelf.database().await.name().to_owned();
     let data = doc! { "failCommands": ["insert"], "namespace": format!("{name}.entries"), "closeConnection": true };
-    let fault = Fault::set(&shelf, data, "alwaysOn").await;
+    let fault = shelf.fault(data, "alwaysOn").await;
     // A node with a runtime of its own, which goes and takes along what it was about to do.
     let (question, config) = (room.question("asked before the end"), shelf.config());
     let started = std::thread::spawn(move || {
