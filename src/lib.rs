@@ -58,8 +58,8 @@
 //! 5. The end fixes text, length, hash, who wrote which part, and what each request took, and tells every watcher. Then
 //!    the session's next queued turn starts.
 //! 6. After a crash [`router::Router::recover`] ends abandoned turns as `interrupted` with what their log holds: at the
-//!    next start, or on any other node once the lease has run out. One whose log is empty is asked again as a new turn;
-//!    queued turns start.
+//!    next start, or on any other node once the lease has run out. One whose log is empty is asked again as a new turn,
+//!    in the commit that ends it; queued turns start.
 //!
 //! # Decisions
 //!

@@ -1,6 +1,6 @@
 //! Finding what a node that went away left behind: its running turns end as `interrupted`, queued ones start.
 
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::Router;
 use crate::{
@@ -48,15 +48,12 @@ impl Router {
 
     /// Ends a turn whose node is gone with what its log holds; one that had shown nothing is asked again.
     async fn interrupt(&self, turn: &Turn) -> Result<()> {
-        let nothing_shown = self.0.parts.store.turn_text(turn.id, 0).await?.text.is_empty();
-        let end = EndTurn { only_lost: Some(self.0.node), ..EndTurn::of(turn.id, TurnState::Interrupted) };
+        let (only_lost, again) = (Some(self.0.node), Some(TurnId::new()));
+        let end = EndTurn { only_lost, again, ..EndTurn::of(turn.id, TurnState::Interrupted) };
         if self.end(end).await?.is_none() {
             return Ok(());
         }
         info!(turn_id = %turn.id, session_id = %turn.session_id, "abandoned turn ended");
-        if nothing_shown && !self.0.parts.store.requeue(turn.id, TurnId::new()).await? {
-            warn!(turn_id = %turn.id, "abandoned turn is not asked again");
-        }
         if let Some(taken) = self.next_queued(turn.session_id).await {
             self.spawn_runner(taken);
         }

@@ -204,7 +204,7 @@ impl Router {
 
     /// Ends a turn, whoever asks, and tells the watchers. `None` when it had ended before.
     pub(super) async fn end(&self, end: EndTurn) -> crate::store::Result<Option<Left>> {
-        let failure = end.failure;
+        let (turn_id, failure, again) = (end.turn_id, end.failure, end.again.is_some());
         let Some(ended) = self.0.parts.store.end_turn(end).await? else { return Ok(None) };
         self.0.histories.answered(&ended.reply);
         let reply = Arc::new(ended.reply);
@@ -217,6 +217,9 @@ impl Router {
             metrics.tokens_total.with_label_values(&[model, "completion"]).inc_by(usage.completion_tokens);
         }
         info!(state = state_name(state), size_bytes = reply.length, "turn ended");
+        if again && reply.content.is_empty() && !ended.asked_again {
+            warn!(%turn_id, "abandoned turn is not asked again");
+        }
         let session_id = reply.session_id;
         let event = Event::Ended { rev: ended.rev, failure, entry: reply };
         self.0.parts.bus.publish(&Topic::Session(session_id), Published::new(event)).await;

@@ -216,14 +216,17 @@ pub struct EndTurn {
     /// only a turn that nobody runs: its lease has run out, or, in a database that one process at a time has
     /// open, its node is another than this one, the caller
     pub only_lost: Option<NodeId>,
+    /// when the text that the turn ends with is empty, its message is asked again in the same commit: by a new turn of
+    /// this name, which no other has, in front of all that wait. Not in a session that has ended
+    pub again: Option<TurnId>,
 }
 
 impl EndTurn {
     /// An end that says no more than the state: the text is what the turn's log holds.
     #[must_use]
     pub const fn of(turn_id: TurnId, state: TurnState) -> Self {
-        let (text, usage, failure, thread, only_lost) = (None, None, None, None, None);
-        Self { turn_id, state, text, usage, failure, segments: Vec::new(), spent: Vec::new(), thread, only_lost }
+        let (text, usage, failure, thread, only_lost, again) = (None, None, None, None, None, None);
+        Self { turn_id, state, text, usage, failure, segments: Vec::new(), spent: Vec::new(), thread, only_lost, again }
     }
 }
 
@@ -236,6 +239,8 @@ pub struct EndedTurn {
     pub rev: u64,
     /// whether another turn of the session waits to be started
     pub waiting: bool,
+    /// whether one of them is the turn that asks its message again
+    pub asked_again: bool,
 }
 
 /// What a turn's log holds.
@@ -330,8 +335,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// the reply's content.
     async fn turn_text(&self, id: TurnId, offset: u64) -> Result<TurnText>;
 
-    /// Ends a turn: the one compare-and-set that fixes its text. `None` when it had ended before, is unknown, or
-    /// is not lost although only a lost one was meant.
+    /// Ends a turn: the one compare-and-set that fixes its text, and asks its message again where that is wanted and
+    /// there is none. `None` when it had ended before, is unknown, or is not lost although only a lost one was meant.
     async fn end_turn(&self, end: EndTurn) -> Result<Option<EndedTurn>>;
 
     /// Notes what requests outside of turns took, once for each `id`.
@@ -377,9 +382,6 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// `NotFound`.
     async fn unshare(&self, session: SessionId, owner: UserId) -> Result<u64>;
-
-    /// Adds a new queued turn for the message of an ended one, at the front of its session's queue.
-    async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool>;
 
     /// Finds turns that run with nobody running them, and sessions whose queued turns nobody starts, at most
     /// `limit` of each. `node` is the caller.

@@ -3,28 +3,21 @@
 use super::{
     super::{Error, Regenerate, Regenerated, Result},
     head::OpenTurn,
-    rows::TurnRow,
     turns::{self, Begin},
     work::{Decided, Draft},
 };
 use crate::chat::{Entry, TurnId, UserId};
 
-/// Queues a new turn for the message of an ended one, in front of all that wait. `false` when its message has another
-/// that has not ended, or its session has ended; a repeated call is recognised.
-pub(super) fn requeue(mut draft: Box<Draft>, old: &TurnRow, new: TurnId) -> Decided<bool> {
-    let head = &mut draft.head;
-    if let Some(made) = head.open.iter().find(|open| open.id == new) {
-        return Decided::Same(made.message_seq == old.message_seq);
+/// Queues a new turn for the message of one that has just ended, in front of all that wait; tells whether it did. No
+/// other turn of that message is open: none is made for it as long as one is.
+pub(super) fn requeue(draft: &mut Draft, ended: OpenTurn, new: TurnId) -> bool {
+    let (head, created_at) = (&mut draft.head, draft.now);
+    if !head.active() {
+        return false;
     }
-    if !head.active() || head.open.iter().any(|open| open.message_seq == old.message_seq) {
-        return Decided::Same(false);
-    }
-    let user_id = old.user_id.clone();
-    let open = OpenTurn { id: new, message_seq: old.message_seq, user_id, created_at: draft.now, running: None };
     let front = usize::from(head.running().is_some());
-    head.open.insert(front, open);
-    head.rev += 1;
-    Decided::Keep(true, draft)
+    head.open.insert(front, OpenTurn { id: new, created_at, running: None, ..ended });
+    true
 }
 
 /// A reply that is asked for once more: the turn that is answered again, and who wrote its message.

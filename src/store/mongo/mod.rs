@@ -445,20 +445,6 @@ impl Store for Mongo {
         self.observe("unshare", self.submit(write)).await
     }
 
-    async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool> {
-        self.observe("requeue", async {
-            let deadline = self.until();
-            let Some(old) = reads::ended_turn(&self.shared, ended, deadline).await? else { return Ok(false) };
-            if let Some(made) = reads::turn(&self.shared, new, deadline).await? {
-                return Ok((made.session_id, made.message_seq) == (old.session_id, old.message_seq));
-            }
-            let session = old.session_id;
-            let decide = move |draft: Box<Draft>, _seal: &Seal| Ok(again::requeue(draft, &old, new));
-            self.submit(Ask::new(session, deadline, || Ok(false), decide)).await
-        })
-        .await
-    }
-
     async fn lost(&self, _node: NodeId, limit: u32) -> Result<Lost> {
         self.observe("lost", lists::lost(&self.shared, limit, self.until())).await
     }

@@ -7,6 +7,7 @@ use ring::digest;
 
 use super::{
     super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, TurnText, seal::Seal},
+    again,
     head::{LastTurn, OpenTurn, Running, ThreadRow},
     link::Table,
     rows::{ChunkRow, DropLog, EntryRow, How, TurnRow},
@@ -189,6 +190,7 @@ pub(super) fn end(mut draft: Box<Draft>, end: &EndTurn, seal: &Seal) -> Result<D
         Some(running) => running,
         None => place(&mut draft, &open),
     };
+    let again = end.again.filter(|_new| text.is_empty());
     let reply = reply(&draft, draft.head.v + 1, &open, &running, end.state);
     let reply = settle(&mut draft, reply, end, text, seal)?;
     note(&mut draft, &open, Some(&running).filter(|_running| ran), &reply, end)?;
@@ -202,8 +204,9 @@ pub(super) fn end(mut draft: Box<Draft>, end: &EndTurn, seal: &Seal) -> Result<D
         draft.head.threads.push(ThreadRow { model_id: model_id.clone(), reference, reply_seq: reply.seq });
     }
     count(&mut draft, &reply, (ran && end.state == TurnState::Complete).then(|| now - running.started_at));
+    let asked_again = again.is_some_and(|new| again::requeue(&mut draft, open, new));
     let waiting = draft.head.open.iter().any(|open| open.running.is_none());
-    let ended = EndedTurn { reply, rev: draft.head.rev, waiting };
+    let ended = EndedTurn { reply, rev: draft.head.rev, waiting, asked_again };
     Ok(Decided::Keep(Some(ended), draft))
 }
 

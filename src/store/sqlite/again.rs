@@ -8,36 +8,13 @@ use super::{
     sessions::Head,
     turns,
 };
-use crate::chat::{Entry, SessionState, Turn, TurnId, UserId};
+use crate::chat::{Entry, SessionState, Timestamp, Turn, TurnId, UserId};
 
-/// Queues a new turn for the message of an ended one, in front of all that wait. `false` when the old one has not
-/// ended, its message has another that has not, or its session has ended; a repeated call is recognised.
-pub(super) fn requeue(connection: &Connection, ended: TurnId, new: TurnId) -> Result<bool> {
-    let Some(old) = reads::turn(connection, queries::TURN, ended)?.filter(|old| old.state.ended()) else {
-        return Ok(false);
-    };
-    if let Some(made) = reads::turn(connection, queries::TURN, new)? {
-        return Ok((made.session_id, made.message_seq) == (old.session_id, old.message_seq));
-    }
-    let session_id = old.session_id;
-    if Head::read(connection, session_id)?.is_none_or(|head| head.state == SessionState::Ended) {
-        return Ok(false);
-    }
-    let (open, position): (bool, i64) = connection
-        .prepare_cached(queries::TURN_FRONT)?
-        .query_row(params![session_id, old.message_seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if open {
-        return Ok(false);
-    }
-    connection.prepare_cached(queries::TURN_INSERT)?.execute(params![
-        new,
-        session_id,
-        old.message_seq,
-        position,
-        now()
-    ])?;
-    connection.prepare_cached(queries::SESSION_CHANGED)?.execute([session_id])?;
-    Ok(true)
+/// Queues a new turn for the message of one that has just ended, in front of all that wait; tells whether it did. No
+/// other turn of that message is open: none is made for it as long as one is.
+pub(super) fn requeue(connection: &Connection, ended: &Turn, new: TurnId, now: Timestamp) -> Result<bool> {
+    let mut queue = connection.prepare_cached(queries::TURN_QUEUE_FRONT)?;
+    Ok(queue.execute(params![ended.session_id, new, ended.message_seq, now])? == 1)
 }
 
 /// Starts a new turn for the message of the last turn of a session, once for each request.

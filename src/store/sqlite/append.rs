@@ -104,8 +104,8 @@ impl Append {
         let session_id = self.entry.session_id;
         let message_seq = head.last_seq;
         if head.busy() {
-            let mut insert = connection.prepare_cached(queries::TURN_INSERT)?;
-            insert.execute(params![turn.id, session_id, message_seq, message_seq, now])?;
+            let mut queue = connection.prepare_cached(queries::TURN_QUEUE)?;
+            queue.execute(params![turn.id, session_id, message_seq, now])?;
             return Ok(None);
         }
         let user_id = self.entry.user_id.clone();

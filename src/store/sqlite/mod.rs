@@ -262,10 +262,6 @@ impl Store for Sqlite {
         self.read("thread", move |connection, seal| usage::thread(connection, session, &model_id, seal)).await
     }
 
-    async fn requeue(&self, ended: TurnId, new: TurnId) -> Result<bool> {
-        self.write("requeue", move |connection, _seal| again::requeue(connection, ended, new)).await
-    }
-
     async fn lost(&self, node: NodeId, limit: u32) -> Result<Lost> {
         self.read("lost", move |connection, _seal| reads::lost(connection, node, limit)).await
     }

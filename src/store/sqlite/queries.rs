@@ -100,8 +100,6 @@ queries! {
     SESSION_MODEL = "UPDATE sessions SET model_id = ?2, rev = rev + 1 WHERE id = ?1";
     /// Somebody asks for a person, or no longer does.
     SESSION_HELP = "UPDATE sessions SET help_requested_at = ?2, help_by = ?3, rev = rev + 1 WHERE id = ?1";
-    /// Anything else has changed.
-    SESSION_CHANGED = "UPDATE sessions SET rev = rev + 1 WHERE id = ?1";
     /// A reply is settled.
     SESSION_SETTLED = "UPDATE sessions SET rev = rev + 1, prompt_tokens = prompt_tokens + ?2, \
         completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
@@ -179,13 +177,13 @@ queries! {
     /// The newest turn of the last message that has one, in a session whose turns have all ended.
     TURN_LAST = "SELECT ", turn_columns!(), " FROM turns WHERE session_id = ?1 \
         ORDER BY message_seq DESC, reply_seq DESC LIMIT 1";
-    /// Whether a message has a turn that has not ended, and the place in front of the queue.
-    TURN_FRONT = "SELECT EXISTS (SELECT 1 FROM turns INDEXED BY turns_running WHERE session_id = ?1 \
-        AND state = 'running' AND message_seq = ?2) OR EXISTS (SELECT 1 ", waiting!(), " AND message_seq = ?2), \
-        coalesce((SELECT min(position) ", waiting!(), ") - 1, ?2) FROM sessions WHERE id = ?1";
-    /// A turn in the queue.
-    TURN_INSERT = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
-        VALUES (?1, ?2, ?3, ?4, 'queued', ?5)";
+    /// A turn at the end of the queue.
+    TURN_QUEUE = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
+        VALUES (?1, ?2, ?3, ?3, 'queued', ?4)";
+    /// A turn in front of the queue, unless its session has ended.
+    TURN_QUEUE_FRONT = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
+        SELECT ?2, id, ?3, coalesce((SELECT min(position) ", waiting!(), ") - 1, ?3), 'queued', ?4 \
+        FROM sessions WHERE id = ?1 AND state = 'active'";
     /// A turn that starts as it is made.
     TURN_BEGIN = "INSERT INTO turns (id, session_id, message_seq, position, state, reply_seq, node, lease_until, \
         model_id, created_at, started_at) VALUES (?1, ?2, ?3, ?3, 'running', ?4, ?5, ?6, ?7, ?8, ?8)";

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::{
     super::{EndTurn, EndedTurn, Error, Lease, Result, StartedTurn, Thread, TurnText, now, seal::Seal},
-    queries, reads,
+    again, queries, reads,
     sessions::{self, Head},
     usage,
     values::{self, Ending},
@@ -251,6 +251,10 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     if ending.length > 0 {
         connection.prepare_cached(queries::CHUNKS_DELETE)?.execute([end.turn_id])?;
     }
+    let asked_again = match end.again.filter(|_new| text.is_empty()) {
+        Some(new) => again::requeue(connection, &ending.turn, new, now)?,
+        None => false,
+    };
     let reply = settle(connection, reply, end, text, seal)?;
     if let (Some(reference), Some(model_id)) = (&end.thread, &reply.model_id) {
         let thread = Thread { reference: reference.clone(), reply_seq: reply.seq };
@@ -258,7 +262,8 @@ pub(super) fn end(connection: &Connection, end: &EndTurn, seal: &Seal) -> Result
     }
     let took_ms = ending.started_at.map(|started| now.0 - started.0);
     count(connection, session_id, tokens, took_ms.filter(|_took| end.state == TurnState::Complete))?;
-    Ok(Some(EndedTurn { reply, rev: ending.rev + 1, waiting: ending.waiting }))
+    let waiting = ending.waiting || asked_again;
+    Ok(Some(EndedTurn { reply, rev: ending.rev + 1, waiting, asked_again }))
 }
 
 /// Writes what was asked of models for a reply, in rows that follow each other. Gives the place of the first one.

@@ -13,6 +13,7 @@ use chatbox::{
     metrics::Metrics,
     store::{self, Store},
 };
+use mongodb::bson::doc;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -20,7 +21,9 @@ use url::Url;
 
 use super::{OWNER_DEADLINE, last_of, text_of};
 use crate::harness::{
-    ALONE, Client, Server, Via, eventually, id,
+    ALONE, Client, Server, Via, eventually,
+    fault::Fault,
+    id,
     mongo::Mongo,
     nats::Nats,
     openai, over_both,
@@ -32,6 +35,7 @@ use crate::harness::{
 over_both! {
     turn_of_a_dead_node_is_ended_elsewhere_with_what_was_written,
     turn_of_a_dead_node_that_had_shown_nothing_is_asked_again,
+    node_that_dies_as_it_ends_an_abandoned_turn_leaves_its_message_to_the_next_one,
     node_without_its_store_is_silent_before_anybody_ends_its_turn,
     stop_and_limits_reach_other_nodes_over_the_network,
 }
@@ -52,6 +56,11 @@ struct World {
     /// between the first node and its store
     wire: Wire,
     store: Arc<dyn Store>,
+    mongo: &'static Mongo,
+    /// the database's name, and the one that the second node tells it
+    database: String,
+    /// of the second node
+    config: Config,
     _nats: Nats,
     _dir: TempDir,
 }
@@ -67,23 +76,24 @@ impl World {
         let (mongo, nats) = (Mongo::shared().await?, Nats::start().await?);
         let provider = Provider::start(Script::answer(PIECES).gated(gate)).await;
         let dir = tempfile::tempdir().unwrap();
-        let direct = Url::parse(&mongo.url(&format!("owners-{}", id()))).unwrap();
+        let database = format!("owners-{}", id());
+        let direct = Url::parse(&mongo.url(&database)).unwrap();
         let member: SocketAddr = format!("{}:{}", direct.host_str().unwrap(), direct.port().unwrap()).parse().unwrap();
         let wire = Wire::to(member).await;
         let secret = Secret::random();
-        let mut nodes = Vec::new();
-        for (number, store) in [wire.address, member].into_iter().enumerate() {
-            let mut config = Server::config(&dir.path().join(number.to_string()));
+        let (mut nodes, mut config) = (Vec::new(), Config::default());
+        for (store, name) in [(wire.address, "first"), (member, &*database)] {
+            config = Server::config(&dir.path().join(name));
             openai(&mut config, &provider);
-            config.store.url = format!("mongodb://{store}{}?directConnection=true", direct.path());
+            config.store.url = format!("mongodb://{store}{}?directConnection=true&appName={name}", direct.path());
             config.bus.url = nats.url();
             (config.auth.jwt_secret, config.cluster_secret) = (Some(secret.clone()), Some(secret.clone()));
             config.sessions.turn_lease = LEASE;
-            nodes.push(Node::start(config).await);
+            nodes.push(Node::start(config.clone()).await);
         }
         let store = store::Config { url: direct.to_string(), ..store::Config::default() };
         let store = store::open(&store, Path::new(""), Metrics::new()).await.expect("the store opens");
-        Some(Self { nodes, provider, wire, store, _nats: nats, _dir: dir })
+        Some(Self { nodes, provider, wire, store, mongo, database, config, _nats: nats, _dir: dir })
     }
 
     fn server(&self, node: usize) -> &Server {
@@ -177,6 +187,35 @@ async fn turn_of_a_dead_node_that_had_shown_nothing_is_asked_again(via: Via) {
     let (text, last) = watch.reply().await;
     assert_eq!((text, &last["reply_to"], &last["state"]), (PIECES.concat(), &json!(1), &json!("complete")));
     assert_eq!(world.provider.requests(), 2);
+}
+
+/// checklist 68
+async fn node_that_dies_as_it_ends_an_abandoned_turn_leaves_its_message_to_the_next_one(via: Via) {
+    let _alone = ALONE.acquire().await.unwrap();
+    let gate = Gate::new();
+    let Some(mut world) = World::start(&gate).await else { return };
+    let (_clients, [_exchange, mut watch], turn) = watched(&world, via, &gate, 0).await;
+    world.provider.request(0).await;
+    // The second node gets one commit through, the end of the turn.
+    let sessions = format!("{}.sessions", world.database);
+    let later = doc! { "failCommands": ["update"], "namespace": sessions, "closeConnection": true };
+    let fault = Fault::set(&world.mongo.client().await, &world.database, later, doc! { "skip": 1 }).await;
+    world.kill_first();
+    let last = last_of(&mut watch).await;
+    assert_eq!((&last["turn_id"], &last["state"], &last["length"]), (&turn, &json!("interrupted"), &json!(0)));
+    world.kill_first();
+    // What is still on its way from there does not pass either: the next one goes by another name.
+    world.config.store.url.push_str("-next");
+    world.nodes.push(Node::start(world.config.clone()).await);
+    let (_desk, mut watch, _status) = Client::attached(world.server(0), via, "ann", json!({"after_seq": 2})).await;
+    let again = watch.until("loading").await;
+    assert_ne!(again["turn_id"], turn);
+    gate.open();
+    let (text, last) = watch.reply().await;
+    let want = (PIECES.concat(), &again["turn_id"], &json!(1), &json!("complete"));
+    assert_eq!((text, &last["turn_id"], &last["reply_to"], &last["state"]), want);
+    assert_eq!(world.provider.requests(), 2);
+    fault.end().await;
 }
 
 /// checklist 67. The bus still carries what it says, so that nothing but its lease keeps it silent.

@@ -16,7 +16,7 @@ over_stores! {
     repeated_turn_is_recognised_without_a_request_id,
     request_id_of_another_request_is_refused,
     only_the_last_turn_that_has_ended_is_asked_for_again,
-    regenerated_turn_that_is_lost_is_requeued_like_any_other,
+    regenerated_turn_that_is_lost_is_asked_again_like_any_other,
     settled_reply_is_rated_and_shows_it_in_every_read,
 }
 
@@ -149,13 +149,12 @@ async fn only_the_last_turn_that_has_ended_is_asked_for_again(shelf: Shelf) {
     assert!(matches!(room.regenerate(last).await, Err(Error::Ended)));
 }
 
-async fn regenerated_turn_that_is_lost_is_requeued_like_any_other(shelf: Shelf) {
+async fn regenerated_turn_that_is_lost_is_asked_again_like_any_other(shelf: Shelf) {
     let room = Room::fresh(shelf).await;
     let old = room.answered("question").await;
     let new = room.regenerate(old).await.unwrap().turn_id;
-    room.end(new, TurnState::Interrupted, None).await.unwrap();
     let third = TurnId::new();
-    assert!(room.store.requeue(new, third).await.unwrap());
+    assert!(room.give_up(new, third).await.unwrap().asked_again);
     assert!(matches!(room.regenerate(new).await, Err(Error::NotFound)), "one waits already");
     assert_eq!(room.start().await.unwrap().turn.id, third);
     room.end(third, TurnState::Complete, Some("done")).await.unwrap();

@@ -275,8 +275,8 @@ async fn deleted_session_is_gone_with_everything_in_it(shelf: Shelf) {
 
     assert!(!room.extend(runs, 14, "late").await, "whoever still writes is told that it is not theirs");
     assert_eq!(room.end(runs, TurnState::Stopped, Some("late")).await, None);
+    assert_eq!(room.give_up(runs, TurnId::new()).await, None);
     assert_eq!(room.start().await, None);
-    assert!(!store.requeue(runs, TurnId::new()).await.unwrap());
     assert!(matches!(store.append(room.question("more")).await, Err(Error::NotFound)));
     let again = NewEntry { session_id: other.session, ..question };
     assert!(!room.append(again).await.duplicate, "the request is forgotten with what it made");

@@ -172,6 +172,18 @@ impl Room {
         self.store.end_turn(end).await.unwrap()
     }
 
+    /// Ends a turn with what its log holds; if that is nothing, its message is asked again by a new one.
+    async fn give_up(&self, turn: TurnId, again: TurnId) -> Option<EndedTurn> {
+        let end = EndTurn { again: Some(again), ..ending(turn, TurnState::Interrupted) };
+        self.store.end_turn(end).await.unwrap()
+    }
+
+    /// The turns that have not ended, in the order of the queue.
+    async fn open_turns(&self) -> Vec<TurnId> {
+        let open = self.store.open_turns(self.session).await.unwrap();
+        open.iter().map(|turn| turn.id).collect()
+    }
+
     async fn log(&self) -> Vec<Entry> {
         self.store.entries(self.session, Range::After(0, 1000)).await.unwrap()
     }

@@ -30,14 +30,22 @@ enum Step {
     Start(usize),
     /// text at the end of the running turn's log, or this many bytes beside it
     Extend(usize, &'static str, u64),
-    /// of the running turn, or of the first one that waits
-    End(usize, TurnState, Option<&'static str>, bool),
-    /// of the turn that ended last
-    Requeue(usize),
+    End(usize, End),
     /// of the last turn, or of the first one, with one of a few request ids
     Regenerate(usize, u8, bool),
     /// of an entry
     Rate(usize, u64),
+}
+
+/// How a turn ends.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    state: TurnState,
+    text: Option<&'static str>,
+    /// the first one that waits, if there is any, and not the running one
+    waits: bool,
+    /// its message is asked again, if no text is left
+    again: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +63,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(TurnState::Interrupted),
         Just(TurnState::Failed)
     ];
+    let end = (state, proptest::option::of(text()), any::<bool>(), any::<bool>())
+        .prop_map(|(state, text, waits, again)| End { state, text, waits, again });
     let which = prop_oneof![Just(Which::Current), Just(Which::New), any::<usize>().prop_map(Which::Reopen)];
     let name = || prop_oneof![Just("one".to_owned()), Just("two".to_owned())];
     let change = prop_oneof![
@@ -74,9 +84,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (one(), 0..12_u8).prop_map(|(session, request)| Step::Append(session, request)),
         4 => one().prop_map(Step::Start),
         6 => (one(), text(), beside).prop_map(|(session, text, beside)| Step::Extend(session, text, beside)),
-        8 => (one(), state, proptest::option::of(text()), any::<bool>())
-            .prop_map(|(session, state, text, waits)| Step::End(session, state, text, waits)),
-        2 => one().prop_map(Step::Requeue),
+        8 => (one(), end).prop_map(|(session, end)| Step::End(session, end)),
         6 => (one(), 0..12_u8, proptest::bool::weighted(0.2))
             .prop_map(|(session, request, first)| Step::Regenerate(session, request, first)),
         1 => (one(), 0..8_u64).prop_map(|(session, seq)| Step::Rate(session, seq)),
@@ -188,8 +196,7 @@ impl World {
             }
             Step::Start(nth) => self.sessions[nth % count].start().await,
             Step::Extend(nth, text, beside) => self.sessions[nth % count].extend(text, beside).await,
-            Step::End(nth, state, text, waits) => self.sessions[nth % count].end(state, text, waits).await,
-            Step::Requeue(nth) => self.sessions[nth % count].requeue().await,
+            Step::End(nth, end) => self.sessions[nth % count].end(end).await,
             Step::Regenerate(nth, request, first) => {
                 let (id, made) = self.request(request);
                 let made = self.sessions[nth % count].regenerate(id, made, first).await;

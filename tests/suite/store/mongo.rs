@@ -90,11 +90,10 @@ async fn every_write(room: &Room, before: impl AsyncFn()) {
     assert_eq!(reply.content, "half an answer");
     before().await;
     assert_eq!(room.start().await.expect("it is this call that starts it").turn.id, waits);
-    before().await;
-    assert!(room.end(waits, TurnState::Interrupted, Some("")).await.is_some());
     let again = TurnId::new();
     before().await;
-    assert!(store.requeue(waits, again).await.unwrap());
+    assert!(room.give_up(waits, again).await.expect("it is this call that ends it").asked_again);
+    assert_eq!(room.open_turns().await, [again]);
     before().await;
     assert!(room.end(again, TurnState::Stopped, None).await.is_some());
     before().await;
@@ -120,7 +119,7 @@ async fn every_write(room: &Room, before: impl AsyncFn()) {
     let replies: Vec<_> = log.iter().filter_map(|entry| Some((entry.seq, entry.reply_to?))).collect();
     assert_eq!(replies, [(2, 1), (4, 3), (5, 3), (6, 3)]);
     let row = room.row().await;
-    assert_eq!((row.rev, row.last_seq, row.counters.responses, row.name.as_deref()), (12, 6, 2, Some("named")));
+    assert_eq!((row.rev, row.last_seq, row.counters.responses, row.name.as_deref()), (11, 6, 2, Some("named")));
     let days = store.spent(&owner, chatbox::chat::Day(0)).await.unwrap();
     let sum = |of: fn(&chatbox::store::DaySpent) -> u64| days.iter().map(of).sum::<u64>();
     assert_eq!((sum(|day| day.requests), sum(|day| day.tokens()), sum(|day| day.cost.unwrap())), (2, 14, 4));
@@ -245,6 +244,24 @@ async fn of_two_nodes_one_ends_the_turn_and_the_other_one_goes_silent() {
         assert_eq!(room.log().await.pop().unwrap(), reply, "round {round}");
         assert!(!room.extend(turn, 4, "late").await, "whoever still writes is told");
     }
+}
+
+// checklist 68
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_nodes_that_find_an_abandoned_turn_one_asks_its_message_again() {
+    let Some(shelf) = Shelf::mongo().await else { return };
+    let room = Room::new(shelf.open().await).await;
+    let other = Room { store: shelf.open().await, node: NodeId::new(), ..room.beside(room.session) };
+    let mut turn = room.ask("go").await.turn.id;
+    for round in 0..10 {
+        let again = [TurnId::new(), TurnId::new()];
+        let (mine, theirs) = tokio::join!(room.give_up(turn, again[0]), other.give_up(turn, again[1]));
+        turn = if mine.is_some() { again[0] } else { again[1] };
+        assert!(mine.xor(theirs).expect("one of them").asked_again, "round {round}");
+        assert_eq!(room.open_turns().await, [turn], "round {round}");
+        assert_eq!(other.start().await.unwrap().turn.id, turn);
+    }
+    assert_eq!(room.log().await.iter().filter_map(|entry| entry.reply_to).collect::<Vec<_>>(), [1; 11]);
 }
 
 // checklist 69, W5

@@ -28,8 +28,11 @@ over_stores! {
     turn_whose_lease_has_run_out_is_lost_until_its_node_renews_it,
     turn_of_a_former_run_is_interrupted_with_its_text_after_a_restart,
     lost_keeps_its_limit,
-    requeued_turn_is_the_next_to_start,
-    turn_that_has_not_ended_or_whose_session_has_is_not_requeued,
+    turn_that_asks_its_message_again_is_the_next_to_start,
+    message_of_a_turn_that_waited_is_asked_again_behind_the_running_one,
+    message_is_asked_again_only_where_nothing_is_left_of_its_answer,
+    message_whose_turn_has_not_ended_or_whose_session_has_is_not_asked_again,
+    end_of_an_abandoned_turn_and_its_message_asked_again_are_one_write,
     end_of_a_session_leaves_its_running_turn_to_the_caller,
     every_change_raises_the_rev,
 }
@@ -310,18 +313,18 @@ async fn lost_keeps_its_limit(shelf: Shelf) {
     assert_eq!(store.lost(NodeId::new(), 9).await.unwrap().turns.len(), 3);
 }
 
-async fn requeued_turn_is_the_next_to_start(shelf: Shelf) {
+async fn turn_that_asks_its_message_again_is_the_next_to_start(shelf: Shelf) {
     let room = Room::fresh(shelf).await;
     let first = room.ask("1").await.turn.id;
     let second = room.queue("2").await;
     let third = room.queue("3").await;
-    room.end(first, TurnState::Interrupted, None).await.unwrap();
-    let again = TurnId::new();
-    let rev = room.row().await.rev;
-    assert!(room.store.requeue(first, again).await.unwrap());
-    assert!(room.row().await.rev > rev);
-    assert!(room.store.requeue(first, again).await.unwrap(), "a repeated call is recognised");
-    assert!(!room.store.requeue(first, TurnId::new()).await.unwrap(), "the message has a turn that waits");
+    let (again, rev) = (TurnId::new(), room.row().await.rev);
+    let ended = room.give_up(first, again).await.unwrap();
+    assert_eq!((ended.reply.content.as_str(), ended.asked_again, ended.waiting), ("", true, true));
+    assert_eq!((ended.rev, room.row().await.rev), (rev + 1, rev + 1), "both are one change");
+    assert_eq!(room.give_up(first, again).await, None, "a repeated call is recognised");
+    assert_eq!(room.give_up(first, TurnId::new()).await, None, "the message has a turn that waits");
+    assert_eq!(room.open_turns().await, [again, second, third]);
     let waiting = room.store.turn(again).await.unwrap().unwrap();
     assert_eq!((waiting.state, waiting.message_seq, waiting.reply_seq), (TurnState::Queued, 1, None));
     for expected in [again, second, third] {
@@ -333,14 +336,76 @@ async fn requeued_turn_is_the_next_to_start(shelf: Shelf) {
     assert_eq!(replies, [1, 1, 3, 4], "both replies to the first message stay");
 }
 
-async fn turn_that_has_not_ended_or_whose_session_has_is_not_requeued(shelf: Shelf) {
+async fn message_of_a_turn_that_waited_is_asked_again_behind_the_running_one(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
+    let (runs, again) = (room.ask("1").await.turn.id, TurnId::new());
+    let second = room.queue("2").await;
+    let third = room.queue("3").await;
+    assert!(room.give_up(third, again).await.unwrap().asked_again);
+    assert_eq!(room.open_turns().await, [runs, again, second]);
+    room.end(runs, TurnState::Complete, Some("done")).await.unwrap();
+    let started = room.start().await.unwrap().turn;
+    assert_eq!((started.id, started.message_seq), (again, 4));
+}
+
+async fn message_is_asked_again_only_where_nothing_is_left_of_its_answer(shelf: Shelf) {
+    let room = Room::fresh(shelf).await;
+    let cases = [
+        ("", None, true),
+        ("", Some(""), true),
+        ("taken back", Some(""), true),
+        ("half", None, false),
+        ("", Some("all"), false),
+    ];
+    for (log, text, asked_again) in cases {
+        let (turn, again) = (room.ask("go").await.turn.id, TurnId::new());
+        assert!(room.extend(turn, 0, log).await);
+        let text = text.map(ToOwned::to_owned);
+        let end = EndTurn { text, again: Some(again), ..ending(turn, TurnState::Interrupted) };
+        let ended = room.store.end_turn(end.clone()).await.unwrap().unwrap();
+        assert_eq!((ended.asked_again, ended.waiting), (asked_again, asked_again), "{end:?}");
+        assert_eq!(room.open_turns().await, if asked_again { vec![again] } else { vec![] }, "{end:?}");
+        room.end(again, TurnState::Stopped, None).await;
+    }
+}
+
+async fn message_whose_turn_has_not_ended_or_whose_session_has_is_not_asked_again(shelf: Shelf) {
     let room = Room::fresh(shelf).await;
     let turn = room.ask("1").await.turn.id;
-    assert!(!room.store.requeue(turn, TurnId::new()).await.unwrap());
-    assert!(!room.store.requeue(TurnId::new(), TurnId::new()).await.unwrap());
-    room.end(turn, TurnState::Interrupted, None).await.unwrap();
+    let (only_lost, again) = (Some(room.node), Some(TurnId::new()));
+    let end = EndTurn { only_lost, again, ..ending(turn, TurnState::Interrupted) };
+    assert_eq!(room.store.end_turn(end).await.unwrap(), None, "its node lives");
+    assert_eq!(room.give_up(TurnId::new(), TurnId::new()).await, None, "an unknown turn");
+    assert_eq!(room.open_turns().await, [turn]);
     open(&*room.store, &room.user, Open::New, 1).await;
-    assert!(!room.store.requeue(turn, TurnId::new()).await.unwrap());
+    let ended = room.give_up(turn, TurnId::new()).await.unwrap();
+    assert_eq!((ended.asked_again, ended.waiting), (false, false));
+    assert_eq!(room.open_turns().await, []);
+}
+
+// checklist 68
+async fn end_of_an_abandoned_turn_and_its_message_asked_again_are_one_write(shelf: Shelf) {
+    let room = Room::new(shelf.open().await).await;
+    let turn = room.ask("go").await.turn.id;
+    assert!(room.store.extend_turn(turn, room.node, piece(0, ""), Duration::ZERO).await.unwrap());
+    room.store.close().await;
+
+    // It does this one thing, and is gone too.
+    let room = Room { store: shelf.open().await, node: NodeId::new(), ..room };
+    let again = TurnId::new();
+    let end = EndTurn { only_lost: Some(room.node), again: Some(again), ..ending(turn, TurnState::Interrupted) };
+    assert!(room.store.end_turn(end.clone()).await.unwrap().unwrap().asked_again);
+    room.store.close().await;
+
+    let room = Room { store: shelf.open().await, node: NodeId::new(), ..room };
+    let waits = Lost { turns: vec![], sessions: vec![room.session] };
+    assert_eq!(room.store.lost(room.node, 10).await.unwrap(), waits);
+    assert_eq!(room.store.end_turn(end).await.unwrap(), None, "a repeated call is recognised");
+    assert_eq!(room.store.lost(room.node, 10).await.unwrap(), waits);
+    assert_eq!(room.open_turns().await, [again]);
+    let started = room.start().await.unwrap().turn;
+    assert_eq!((started.id, started.message_seq, started.reply_seq), (again, 1, Some(3)));
+    assert_eq!(room.store.lost(room.node, 10).await.unwrap(), Lost::default());
 }
 
 async fn end_of_a_session_leaves_its_running_turn_to_the_caller(shelf: Shelf) {
@@ -360,11 +425,12 @@ async fn every_change_raises_the_rev(shelf: Shelf) {
     revs.extend([appended.rev, started.rev]);
     let waits = room.append(room.question("2")).await;
     revs.push(waits.rev);
-    let turn = started.turn.id;
-    revs.push(room.end(turn, TurnState::Complete, Some("x")).await.unwrap().rev);
-    assert!(room.store.requeue(turn, TurnId::new()).await.unwrap());
-    revs.push(room.row().await.rev);
+    let again = TurnId::new();
+    let ended = room.give_up(started.turn.id, again).await.unwrap();
+    assert!(ended.asked_again);
+    revs.push(ended.rev);
     revs.push(room.start().await.unwrap().rev);
+    revs.push(room.end(again, TurnState::Complete, Some("x")).await.unwrap().rev);
     revs.push(room.end(waits.entry.turn_id.unwrap(), TurnState::Stopped, None).await.unwrap().rev);
     open(&*room.store, &room.user, Open::New, 1).await;
     revs.push(room.row().await.rev);

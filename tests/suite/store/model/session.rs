@@ -9,7 +9,7 @@ use chatbox::{
 
 use super::{
     super::{LONG, Room, ending, piece, places},
-    Made,
+    End, Made,
 };
 
 pub(super) struct Model {
@@ -170,7 +170,8 @@ impl Model {
         assert_eq!(self.room.store.turn_text(running.id, 0).await.unwrap(), piece(0, &running.text));
     }
 
-    pub(super) async fn end(&mut self, state: TurnState, text: Option<&str>, waits: bool) {
+    pub(super) async fn end(&mut self, end: End) {
+        let End { state, text, waits, again } = end;
         let waiting = if waits { self.queue.pop_front() } else { None };
         let (id, message, reply, want) = if let Some((id, message)) = waiting {
             let reply = self.add("", None, Some(message));
@@ -186,7 +187,9 @@ impl Model {
         };
         self.rev += 1;
         let segments = segments(&want);
+        let again = again.then(TurnId::new);
         let end = EndTurn {
+            again,
             text: text.map(ToOwned::to_owned),
             segments: segments.clone(),
             spent: vec![spent(&want)],
@@ -199,27 +202,16 @@ impl Model {
         self.spent = (self.spent.0 + 1, self.spent.1 + 1 + place(want.len()));
         self.thread = end.thread.map(|reference| Thread { reference, reply_seq: reply }).or(self.thread.take());
         assert_eq!((ended.reply.seq, ended.reply.reply_to, ended.rev), (reply, Some(message), self.rev));
+        let again = again.filter(|_new| self.active && want.is_empty());
+        assert_eq!(ended.asked_again, again.is_some());
+        if let Some(new) = again {
+            self.queue.push_front((new, message));
+        }
         assert_eq!(ended.waiting, !self.queue.is_empty());
         let line = &mut self.log[usize::try_from(reply).unwrap() - 1];
         (line.content, line.state) = (want, Some(state));
         line.segments = if segments.len() > 1 { segments } else { Vec::new() };
         self.ended.push((id, message, reply));
-    }
-
-    fn has_open(&self, message: u64) -> bool {
-        let running = self.running.as_ref().map(|running| running.message);
-        self.queue.iter().map(|(_id, message)| *message).chain(running).any(|open| open == message)
-    }
-
-    pub(super) async fn requeue(&mut self) {
-        let Some((id, message, _reply)) = self.ended.last().copied() else { return };
-        let new = TurnId::new();
-        let can = self.active && !self.has_open(message);
-        assert_eq!(self.room.store.requeue(id, new).await.unwrap(), can);
-        if can {
-            self.queue.push_front((new, message));
-            self.rev += 1;
-        }
     }
 
     /// The newest turn of the last message that has one; `first`: the one that ended first.
