@@ -1,5 +1,9 @@
 //! Waits that share a task with busier ones.
 
+mod board;
+
+pub(crate) use board::{Board, Hung};
+
 use std::{
     future::Future,
     pin::Pin,

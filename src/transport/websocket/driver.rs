@@ -3,17 +3,19 @@
 //! Reading never waits for an exchange. Exchanges are pulled only while the socket takes what they yield, so a
 //! slow client makes them wait; no frame is dropped, and none is produced before it can be written.
 
+mod asked;
+
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::{
-    FutureExt, StreamExt,
+    FutureExt,
     future::{BoxFuture, join_all},
 };
 use prometheus::IntCounter;
@@ -27,13 +29,14 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode as Status},
 };
 
+use self::asked::{Asked, Incoming, never_waits, next};
 use super::socket::{Batch, Received, Socket};
 use crate::{
     chat::ErrorCode,
     connection::{ATTACH_DEADLINE, Answers, HANDLE_DEADLINE, Outcome, Transport},
     metrics::Metrics,
-    protocol::{self, ClientFrame, CloseCode, Encoded, ErrorBody, Rejection, Request, ServerFrame},
-    woken::{Bell, Woken},
+    protocol::{self, CloseCode, Encoded, ErrorBody, Request, ServerFrame},
+    woken::{Board, Hung},
 };
 
 /// Requests that wait for one of `limits.streams` places, and requests that need none, at a time.
@@ -50,8 +53,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(25);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long the peer has to take our last frames and to answer our close frame.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
-
-type Incoming = Result<Request, Rejection>;
 
 /// What ends a socket.
 enum End {
@@ -84,36 +85,42 @@ pub(super) struct Limits {
 
 /// One WebSocket. `H` answers a request, and contains its own panics; it is called for one waiting request after the
 /// other, in order.
+///
+/// The fields lie as they are written here: a frame of the watch of an idle socket touches the first ones only.
+#[repr(C)]
 pub(super) struct Driver<S, H> {
-    socket: Socket<S>,
-    handle: H,
-    metrics: Arc<Metrics>,
-    sent: IntCounter,
-    limits: Limits,
-    /// Exchanges and watches that may run at a time; before the first `attach` succeeded, that one request.
-    places: usize,
-    phase: Phase,
+    board: Board,
+    running: Vec<Asked<Answers>>,
+    replies: Vec<Asked<Answers>>,
+    /// Requests that need no place; their answers are the replies.
+    inline: Vec<Asked<BoxFuture<'static, Outcome>>>,
+    refusals: VecDeque<Encoded>,
     waiting: VecDeque<(Incoming, usize)>,
-    waiting_bytes: usize,
     /// The request at the head of the order, until its outcome is known.
     opening: Option<BoxFuture<'static, Outcome>>,
-    running: Vec<Woken<Answers>>,
-    /// Requests that need no place, and their answers.
-    inline: Vec<Woken<BoxFuture<'static, Outcome>>>,
-    replies: Vec<Woken<Answers>>,
-    refusals: VecDeque<Encoded>,
+    /// Exchanges and watches that may run at a time; before the first `attach` succeeded, that one request.
+    places: usize,
+    sent: IntCounter,
+    phase: Phase,
     /// Something was written and not yet flushed.
     dirty: bool,
     ping_due: bool,
+    blocked: Option<Instant>,
+    due: Hung,
+    /// Rings when the socket may have something to read.
+    readable: Hung,
+    /// Rings when the connection may be over.
+    over: Hung,
+    socket: Socket<S>,
     /// One timer for all deadlines: it fires at the earliest.
     timer: Pin<Box<Sleep>>,
-    due: Bell,
-    /// Rings when the socket may have something to read.
-    readable: Bell,
-    opened: Instant,
     heard: Instant,
+    handle: H,
+    waiting_bytes: usize,
+    limits: Limits,
+    opened: Instant,
     pinged: Instant,
-    blocked: Option<Instant>,
+    metrics: Arc<Metrics>,
 }
 
 impl<S, H> Driver<S, H>
@@ -123,6 +130,11 @@ where
 {
     pub(super) fn new(socket: Socket<S>, handle: H, metrics: Arc<Metrics>, limits: Limits) -> Self {
         let now = Instant::now();
+        let mut board = Board::new();
+        // The first one is for what leaves most frames, the watch.
+        let first = board.hang();
+        let (due, readable, over) = (board.hang(), board.hang(), board.hang());
+        board.take_down(&first);
         Self {
             socket,
             handle,
@@ -141,8 +153,10 @@ where
             dirty: false,
             ping_due: false,
             timer: Box::pin(sleep(ATTACH_DEADLINE)),
-            due: Bell::new(),
-            readable: Bell::new(),
+            due,
+            readable,
+            over,
+            board,
             opened: now,
             heard: now,
             pinged: now,
@@ -157,36 +171,39 @@ where
 
     /// Runs until the peer goes, a frame or `over` closes the connection, or `stopping` resolves; says with which
     /// code it ended. `too_large` makes the last frame for a peer that sent too much.
-    pub(super) async fn run(
+    pub(super) fn run(
         mut self: Box<Self>,
         over: impl Future<Output = CloseCode>,
         stopping: impl Future<Output = ()>,
         too_large: impl FnOnce() -> Encoded,
-    ) -> CloseCode {
-        let ended = pin!(async {
+    ) -> impl Future<Output = CloseCode> {
+        // Boxed, being rare: what is asked for each frame is not spread around it.
+        let mut ended = Box::pin(async {
             tokio::select! {
                 biased;
                 () = stopping => End::Stopped,
                 code = over => End::Close(None, code, None),
             }
         });
-        let end = tokio::select! {
-            biased;
-            end = Woken::new(ended) => end,
-            end = poll_fn(|cx| self.poll(cx)) => end,
-        };
+        async move {
+            let end = poll_fn(|cx| self.poll(cx, ended.as_mut())).await;
+            Box::pin(self.end(end, too_large)).await
+        }
+    }
+
+    async fn end(&mut self, end: End, too_large: impl FnOnce() -> Encoded) -> CloseCode {
         let (frame, code, status) = match end {
             End::Stopped => return CloseCode::GoingAway,
             End::Gone => {
-                Box::pin(self.handled()).await;
+                self.handled().await;
                 return CloseCode::Done;
             }
             End::Close(frame, code, status) => (frame, code, status),
             End::TooLarge => (Some(too_large()), CloseCode::FrameTooLarge, None),
         };
         // A peer that does not take our last words has lost nothing that resuming does not bring back.
-        drop(timeout(CLOSE_DEADLINE, Box::pin(self.close(frame, code, status))).await);
-        Box::pin(self.handled()).await;
+        drop(timeout(CLOSE_DEADLINE, self.close(frame, code, status)).await);
+        self.handled().await;
         code
     }
 
@@ -196,14 +213,20 @@ where
             if let Some(opening) = self.opening.take() {
                 opening.await;
             }
-            join_all(self.inline.drain(..)).await;
+            join_all(self.inline.drain(..).map(|request| request.what)).await;
         };
         drop(timeout(HANDLE_DEADLINE, handled).await);
     }
 
     /// Makes all the progress that can be made without waiting.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(&mut self, cx: &mut Context<'_>, mut ended: Pin<&mut impl Future<Output = End>>) -> Poll<End> {
         for _ in 0..ROUNDS {
+            self.board.look(cx);
+            if self.board.rang(&self.over)
+                && let Poll::Ready(end) = ended.as_mut().poll(&mut Context::from_waker(self.over.waker()))
+            {
+                return Poll::Ready(end);
+            }
             let mut progress = false;
             for step in [Self::poll_timer, Self::poll_read, Self::poll_requests, Self::poll_write] {
                 match step(self, cx) {
@@ -216,18 +239,18 @@ where
                 return Poll::Pending;
             }
         }
-        // Others on this thread have their turn, and so has `over`.
+        // Others on this thread have their turn.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if !self.due.rung(cx) {
+    fn poll_timer(&mut self, _cx: &mut Context<'_>) -> Poll<Option<End>> {
+        if !self.board.rang(&self.due) {
             return Poll::Pending;
         }
         ready!(self.timer.as_mut().poll(&mut Context::from_waker(self.due.waker())));
         // It is asked again with its next deadline.
-        self.due.again();
+        self.board.again(&self.due);
         let now = Instant::now();
         if self.opening.is_some() {
             // The client has asked in time; how long the answer takes is up to the server.
@@ -255,13 +278,13 @@ where
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if self.refusals.len() >= REFUSALS_MAX || !self.readable.rung(cx) {
+        if self.refusals.len() >= REFUSALS_MAX || !self.board.rang(&self.readable) {
             return Poll::Pending;
         }
         let mut cx_of_bell = Context::from_waker(self.readable.waker());
         let read = |text: &str| (protocol::decode_text(text), text.len());
         let received = ready!(self.socket.poll_read(&mut cx_of_bell, read));
-        self.readable.again();
+        self.board.again(&self.readable);
         let Some(received) = received else {
             return Poll::Ready(Some(End::Gone));
         };
@@ -297,7 +320,7 @@ where
             let mut handled = (self.handle)(request);
             match handled.poll_unpin(cx) {
                 Poll::Ready(outcome) => return self.apply(outcome, true),
-                Poll::Pending => self.inline.push(Woken::new(handled)),
+                Poll::Pending => self.inline.push(Asked::new(handled, &mut self.board)),
             }
             return None;
         }
@@ -322,9 +345,13 @@ where
     }
 
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        for at in 0..self.inline.len() {
-            if let Some(Poll::Ready(outcome)) = self.inline.get_mut(at).map(|request| request.poll_unpin(cx)) {
-                drop(self.inline.swap_remove(at));
+        let Self { inline, board, .. } = self;
+        for (at, Asked { what, bell }) in inline.iter_mut().enumerate() {
+            if board.rang(bell)
+                && let Poll::Ready(outcome) = what.poll_unpin(&mut Context::from_waker(bell.waker()))
+            {
+                board.take_down(bell);
+                drop(inline.swap_remove(at));
                 return Poll::Ready(self.apply(outcome, true));
             }
         }
@@ -346,14 +373,14 @@ where
     fn apply(&mut self, outcome: Outcome, inline: bool) -> Option<End> {
         match outcome {
             Outcome::Nothing => {}
-            Outcome::Answers(answers) if inline => self.replies.push(Woken::new(answers)),
-            Outcome::Answers(answers) => self.running.push(Woken::new(answers)),
+            Outcome::Answers(answers) if inline => self.replies.push(Asked::new(answers, &mut self.board)),
+            Outcome::Answers(answers) => self.running.push(Asked::new(answers, &mut self.board)),
             Outcome::Watch { streams, answers } => {
                 if self.phase == Phase::Attaching {
                     self.phase = Phase::Attached;
                 }
                 self.places = self.places.max(usize::try_from(streams).unwrap_or(usize::MAX));
-                self.running.push(Woken::new(answers));
+                self.running.push(Asked::new(answers, &mut self.board));
             }
             Outcome::Close(frame, code) => return Some(End::Close(frame, code, None)),
         }
@@ -368,7 +395,7 @@ where
             return self.poll_flush(cx);
         }
         let held = (self.refusals.len(), self.running.len());
-        let batch = self.batch(cx);
+        let batch = self.batch();
         let all = !batch.full();
         let end = if batch.is_empty() {
             None
@@ -399,7 +426,7 @@ where
                 self.blocked = Some(now);
                 let due = self.timer.deadline().min(now + self.limits.write_timeout);
                 self.timer.as_mut().reset(due);
-                self.due.again();
+                self.board.again(&self.due);
                 // The timer is to be asked again.
                 Poll::Ready(None)
             }
@@ -407,20 +434,21 @@ where
     }
 
     /// What is ready to be written, as far as it may share a write.
-    fn batch(&mut self, cx: &mut Context<'_>) -> Batch {
+    fn batch(&mut self) -> Batch {
         let mut batch = Batch::default();
-        while !batch.full() && self.poll_frame(cx, &mut batch) {}
+        while !batch.full() && self.poll_frame(&mut batch) {}
         batch
     }
 
     /// Adds the next frame to what is written, if there is one now.
-    fn poll_frame(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> bool {
+    fn poll_frame(&mut self, batch: &mut Batch) -> bool {
         if std::mem::take(&mut self.ping_due) {
             batch.ping();
             return true;
         }
         let refusal = self.refusals.pop_front();
-        let frame = refusal.or_else(|| next(&mut self.replies, cx)).or_else(|| next(&mut self.running, cx));
+        let Self { replies, running, board, .. } = self;
+        let frame = refusal.or_else(|| next(replies, board)).or_else(|| next(running, board));
         let Some(frame) = frame else { return false };
         self.sent.inc();
         batch.text(&frame);
@@ -430,7 +458,7 @@ where
     /// Writes what is ready, the last frame and the close frame, then waits for the peer's.
     async fn close(&mut self, frame: Option<Encoded>, code: CloseCode, status: Option<Status>) -> Result<(), Error> {
         poll_fn(|cx| self.socket.poll_flush(cx)).await?;
-        let mut batch = poll_fn(|cx| Poll::Ready(self.batch(cx))).await;
+        let mut batch = self.batch();
         if let Some(frame) = &frame {
             batch.text(frame);
         }
@@ -451,43 +479,6 @@ where
         let mut rest = [0; 1024];
         while socket.read(&mut rest).await? > 0 {}
         Ok(())
-    }
-}
-
-/// The next frame of any of them; whoever gave one comes last from then on, and whoever has ended goes.
-fn next(all: &mut Vec<Woken<Answers>>, cx: &mut Context<'_>) -> Option<Encoded> {
-    let mut at = 0;
-    while let Some(answers) = all.get_mut(at) {
-        match answers.poll_next_unpin(cx) {
-            Poll::Ready(Some(frame)) => {
-                all.rotate_left(at + 1);
-                return Some(frame);
-            }
-            Poll::Ready(None) => drop(all.remove(at)),
-            Poll::Pending => at += 1,
-        }
-    }
-    None
-}
-
-/// What is answered beside the exchanges: they would otherwise wait for the very thing they are about.
-fn never_waits(request: &Incoming) -> bool {
-    match request {
-        Err(_) => true,
-        Ok(request) => match &request.frame {
-            ClientFrame::Ping
-            | ClientFrame::Auth { .. }
-            | ClientFrame::Stop { .. }
-            | ClientFrame::Detach { .. }
-            | ClientFrame::Typing { .. } => true,
-            ClientFrame::Attach(_)
-            | ClientFrame::UserMessage(_)
-            | ClientFrame::Regenerate { .. }
-            | ClientFrame::ModelSelect { .. }
-            | ClientFrame::Help { .. }
-            | ClientFrame::Feedback(_)
-            | ClientFrame::Unsupported { .. } => false,
-        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! The driver against a real WebSocket client, with scripted exchanges and paused time.
 
 use bytes::Bytes;
-use futures_util::{SinkExt, stream};
+use futures_util::{SinkExt, StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::{io::DuplexStream, sync::mpsc, task::JoinSet};
 use tokio_tungstenite::{
@@ -20,7 +20,7 @@ use tokio_tungstenite::{
 use uuid::Uuid;
 
 use super::*;
-use crate::chat::RequestId;
+use crate::{chat::RequestId, protocol::ClientFrame};
 
 const FRAME_BYTES_MAX: usize = 4096;
 const STREAMS: u32 = 3;
