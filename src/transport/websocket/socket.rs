@@ -43,18 +43,21 @@ thread_local! {
     static WRITE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// The server's end of a WebSocket.
+/// The server's end of a WebSocket. The fields lie as they are written here: what is written touches the first ones only.
+#[repr(C)]
 pub(super) struct Socket<S> {
     stream: S,
-    context: WebSocketContext,
-    unread: Unread,
-    frame_bytes_max: usize,
+    /// What the peer has not taken yet; everything that leaves passes here, so that no frame is cut by another.
+    unwritten: Vec<u8>,
+    /// The library may keep something that is to leave: a pong that found no room.
+    library_owes: bool,
     /// The library reads whatever comes, for good: it was given a message that is long or comes in parts, or a close
     /// frame, and may hold the beginning of what follows.
     by_library: bool,
-    /// What the peer has not taken yet; everything that leaves passes here, so that no frame is cut by another.
-    unwritten: Vec<u8>,
     ended: bool,
+    frame_bytes_max: usize,
+    unread: Unread,
+    context: WebSocketContext,
 }
 
 /// What has come.
@@ -241,6 +244,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             unread: Unread::of(early),
             frame_bytes_max,
             by_library: false,
+            library_owes: false,
             unwritten: Vec::new(),
             ended: false,
         }
@@ -349,10 +353,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         loop {
             ready!(self.poll_drain(cx))?;
-            // A pong that found no room.
-            match self.with_library(cx, |library, io| library.flush(io)) {
-                Ok(()) | Err(Error::ConnectionClosed) => {}
-                Err(err) => return Poll::Ready(Err(err)),
+            if self.library_owes {
+                match self.with_library(cx, |library, io| library.flush(io)) {
+                    Ok(()) | Err(Error::ConnectionClosed) => self.library_owes = false,
+                    Err(err) => return Poll::Ready(Err(err)),
+                }
             }
             if self.unwritten.is_empty() {
                 return Pin::new(&mut self.stream).poll_flush(cx).map_err(Error::Io);
@@ -394,7 +399,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         cx: &mut Context<'_>,
         act: impl FnOnce(&mut WebSocketContext, &mut Io<'_, '_, S>) -> T,
     ) -> T {
-        let Self { stream, context, unread, unwritten, .. } = self;
+        let Self { stream, context, unread, unwritten, library_owes, .. } = self;
+        *library_owes = true;
         let mut io = Io { stream, unread, unwritten, cx };
         act(context, &mut io)
     }
