@@ -35,9 +35,11 @@ type Shard = HashMap<Topic, Vec<Arc<Subscriber>>>;
 #[derive(Debug, Default)]
 struct Subscriber(Mutex<Queue>);
 
-/// Takes no memory while nothing waits, which is most of the time.
+/// Takes no memory elsewhere while no more than one delivery waits, which is most of the time.
 #[derive(Debug, Default)]
 struct Queue {
+    /// before all others
+    first: Option<Delivery>,
     told: VecDeque<Delivery>,
     lagged: bool,
     /// the last `rev` of the session that the subscriber has read or is told of; 0 until it has read one
@@ -141,10 +143,10 @@ impl Subscriber {
         }
         let lags_already = queue.lagged;
         let lost_before = rev.is_some_and(|rev| queue.rev > 0 && rev > queue.rev + 1);
-        if queue.told.len() >= QUEUE_EVENTS || lost_before {
+        if queue.length() >= QUEUE_EVENTS || lost_before {
             queue.lagged = true;
         } else {
-            queue.told.push_back(told.clone());
+            queue.push(told.clone());
         }
         if queue.rev > 0 {
             queue.rev = queue.rev.max(rev.unwrap_or_default());
@@ -173,10 +175,22 @@ impl Queue {
         // Events that queued up before the loss are dropped too: the store has all of them, in order.
         if self.lagged {
             self.lagged = false;
-            self.told = VecDeque::new();
+            (self.first, self.told) = (None, VecDeque::new());
             return Some(Delivery::Lagged);
         }
-        self.told.pop_front()
+        self.first.take().or_else(|| self.told.pop_front())
+    }
+
+    fn length(&self) -> usize {
+        usize::from(self.first.is_some()) + self.told.len()
+    }
+
+    fn push(&mut self, told: Delivery) {
+        if self.first.is_none() && self.told.is_empty() {
+            self.first = Some(told);
+        } else {
+            self.told.push_back(told);
+        }
     }
 
     /// The next delivery, or a wake-up when there is one.
@@ -229,7 +243,7 @@ impl Receiver {
 
     pub(super) fn saw(&self, rev: u64) {
         let mut queue = self.subscriber.lock();
-        let revs = queue.told.iter().filter_map(|told| match told {
+        let revs = queue.first.iter().chain(&queue.told).filter_map(|told| match told {
             Delivery::Event(event) => event.rev(),
             Delivery::Word(_) | Delivery::Lagged => None,
         });

@@ -147,7 +147,7 @@ impl Cursor {
 
     /// Shows what is missing of a reply that has settled, and its end.
     pub(super) fn finish(self, entry: &Arc<Entry>, failure: Option<ErrorCode>, out: &mut Waiting) {
-        out.0.push_back(Item::Rest { cursor: self, entry: Arc::clone(entry), failure });
+        out.items.push_back(Item::Rest { cursor: self, entry: Arc::clone(entry), failure });
     }
 
     /// Shows what is missing of the reply that `event` ends, and its end.
@@ -165,7 +165,7 @@ impl Cursor {
     pub(super) fn follow(&mut self, live: Arc<Live>, out: &mut Waiting) {
         let until = live.length();
         if until > self.offset {
-            out.0.push_back(Item::Live { cursor: self.clone(), live, until });
+            out.items.push_back(Item::Live { cursor: self.clone(), live, until });
             self.offset = until;
         }
     }
@@ -174,7 +174,12 @@ impl Cursor {
 /// What waits to be shown, in order. Text that others hold anyway waits there, and is cut as it is taken: a watcher
 /// that is slow keeps no copy of it.
 #[derive(Debug, Default)]
-pub(super) struct Waiting(VecDeque<Item>);
+pub(super) struct Waiting {
+    /// before all items: what has just happened, when nothing else waits, which is nearly always. It takes no memory
+    /// elsewhere.
+    published: Option<Arc<Published>>,
+    items: VecDeque<Item>,
+}
 
 #[derive(Debug)]
 enum Item {
@@ -195,12 +200,20 @@ enum Item {
 
 impl Waiting {
     pub(super) fn push(&mut self, shown: Shown) {
-        self.0.push_back(Item::Shown(shown));
+        match shown {
+            Shown::Published(event) if self.published.is_none() && self.items.is_empty() => {
+                self.published = Some(event);
+            }
+            shown => self.items.push_back(Item::Shown(shown)),
+        }
     }
 
     pub(super) fn next(&mut self) -> Option<Shown> {
+        if let Some(event) = self.published.take() {
+            return Some(Shown::Published(event));
+        }
         loop {
-            match self.0.front_mut()? {
+            match self.items.front_mut()? {
                 Item::Live { cursor, live, until } => {
                     let most = until.saturating_sub(cursor.offset).min(PIECE_BYTES_MAX.try_into().unwrap_or(u64::MAX));
                     let (begin, writer, piece) = live.piece(cursor.offset, most);
@@ -221,7 +234,7 @@ impl Waiting {
                 }
                 Item::Shown(_) => {}
             }
-            match self.0.pop_front()? {
+            match self.items.pop_front()? {
                 Item::Shown(shown) => return Some(shown),
                 Item::Rest { entry, failure, .. } => return Some(Shown::End { entry, failure }),
                 Item::Live { .. } => {}
@@ -232,4 +245,27 @@ impl Waiting {
 
 fn tail(text: &str, from: u64) -> Option<&str> {
     text.get(usize::try_from(from).ok()?..).filter(|rest| !rest.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_shown_in_the_order_in_which_it_came() {
+        let turn_id = TurnId::new();
+        let told = |offset| {
+            let (content, model_id) = ("x".into(), "model".into());
+            Shown::Published(Published::new(Event::Piece { turn_id, model_id, offset, content }))
+        };
+        let loading = |seq| Shown::Loading { turn_id, seq };
+        let mut waiting = Waiting::default();
+        let mut shown = Vec::new();
+        for (comes, taken) in [(vec![told(0), told(1)], 1), (vec![told(2), loading(3)], 2), (vec![told(4)], 3)] {
+            comes.into_iter().for_each(|comes| waiting.push(comes));
+            shown.extend((0..taken).map_while(|_| waiting.next()));
+        }
+        assert_eq!(shown, [told(0), told(1), told(2), loading(3), told(4)]);
+        assert_eq!(waiting.next(), None);
+    }
 }

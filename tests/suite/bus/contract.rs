@@ -189,6 +189,17 @@ async fn the_order_of_one_publisher_is_kept(ends: Ends) {
             assert_eq!(next(&mut watch).await, delivered(piece(round * most + number)));
         }
     }
+    // Some come while others are taken.
+    let mut takes = 0..most;
+    for number in 0..most {
+        ends.publish(&topic, [piece(number)]).await;
+        for take in takes.by_ref().take(if number % 3 == 0 { 0 } else { 1 }) {
+            assert_eq!(next(&mut watch).await, delivered(piece(take)));
+        }
+    }
+    for take in takes {
+        assert_eq!(next(&mut watch).await, delivered(piece(take)));
+    }
 }
 
 async fn whoever_is_too_slow_is_told_once_and_goes_on(ends: Ends) {
