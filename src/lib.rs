@@ -119,6 +119,9 @@
 //!   devices, which see the message's id, share another one. An exchange's frames name their request and are its own.
 //! - **Waits that rarely end are polled when they were woken**, and not whenever their task runs: a wait for the drain
 //!   takes a lock that all connections wait on.
+//! - **What a delivery touches lies together**: the waits of a WebSocket's task ring on one board, a watch's frames are
+//!   polled by hand, and one waiting event needs no memory of its own. With a thousand watchers each line of memory is
+//!   a cache miss: of 46 in a delivery 25 are left.
 //! - **No QPACK streams are opened.** Without a dynamic table they carry nothing (RFC 9204, section 4.2), and an idle
 //!   session would keep their state.
 //! - **The mark between two models' texts is part of the text**, so that every client, export and hash has the same one.

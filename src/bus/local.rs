@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Waker},
 };
@@ -253,8 +252,8 @@ impl Receiver {
         queue.lagged |= lost;
     }
 
-    pub(super) async fn next(&mut self) -> Delivery {
-        poll_fn(|cx| self.subscriber.lock().poll(cx)).await
+    pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Delivery> {
+        self.subscriber.lock().poll(cx)
     }
 }
 

@@ -8,8 +8,10 @@ pub use config::Config;
 pub use local::Local;
 
 use std::{
+    future::poll_fn,
     ops::Deref,
     sync::{Arc, OnceLock},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -156,7 +158,12 @@ impl Subscription {
 
     /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Delivery {
-        self.receiver.next().await
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next event, or a wake-up of this task when there is one.
+    pub fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Delivery> {
+        self.receiver.poll_next(cx)
     }
 }
 

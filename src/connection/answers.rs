@@ -1,9 +1,14 @@
 //! What a connection yields: the answers of an exchange, the events of a watch, as encoded frames.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use async_stream::stream;
-use futures_util::{FutureExt, Stream, StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Connection;
@@ -61,36 +66,40 @@ pub(super) fn watch(
     connection: Connection,
     principal: Arc<Principal>,
     status: Encoded,
-    mut watch: Watch,
+    watch: Watch,
     ended: CancellationToken,
 ) -> Answers {
-    contained(
-        connection.clone(),
-        None,
-        stream! {
-            let ends = EndsWatch(ended.clone());
-            yield status;
-            let session_id = watch.session_id();
-            let mut interruption = Woken::new(connection.interruption(&ended).boxed());
-            loop {
-                tokio::select! {
-                    biased;
-                    frame = &mut interruption => {
-                        let Some(frame) = frame else { break };
-                        yield frame;
-                        interruption = Woken::new(connection.interruption(&ended).boxed());
-                    }
-                    shown = watch.next() => {
-                        let Some(shown) = shown else { break };
-                        for frame in connection.frames(&shown, session_id, None, &principal) {
-                            yield frame;
-                        }
-                    }
-                }
-            }
-            drop(ends);
-        },
-    )
+    let interruption = Woken::new(connection.clone().interruption(ended.clone()).boxed());
+    let ends = EndsWatch(ended);
+    let status = Some(status);
+    contained(connection.clone(), None, Watched { connection, principal, status, interruption, watch, ends })
+}
+
+/// The frames of a watch. Written by hand: each delivery to each of many watchers comes through here.
+struct Watched {
+    connection: Connection,
+    principal: Arc<Principal>,
+    status: Option<Encoded>,
+    interruption: Woken<BoxFuture<'static, Option<Encoded>>>,
+    watch: Watch,
+    ends: EndsWatch,
+}
+
+impl Stream for Watched {
+    type Item = Encoded;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Encoded>> {
+        let Self { connection, principal, status, interruption, watch, ends } = &mut *self;
+        if let Some(status) = status.take() {
+            return Poll::Ready(Some(status));
+        }
+        if let Poll::Ready(frame) = interruption.poll_unpin(cx) {
+            *interruption = Woken::new(connection.clone().interruption(ends.0.clone()).boxed());
+            return Poll::Ready(frame);
+        }
+        let shown = ready!(watch.poll_next(cx));
+        Poll::Ready(shown.map(|shown| connection.told(&shown, watch.session_id(), &principal.user_id)))
+    }
 }
 
 /// The status, then what changes in a list of sessions, until the watch ends.
@@ -101,14 +110,14 @@ pub(super) fn list(connection: Connection, status: Encoded, mut watch: ListWatch
         stream! {
             let ends = EndsWatch(ended.clone());
             yield status;
-            let mut interruption = Woken::new(connection.interruption(&ended).boxed());
+            let mut interruption = Woken::new(connection.clone().interruption(ended.clone()).boxed());
             loop {
                 tokio::select! {
                     biased;
                     frame = &mut interruption => {
                         let Some(frame) = frame else { break };
                         yield frame;
-                        interruption = Woken::new(connection.interruption(&ended).boxed());
+                        interruption = Woken::new(connection.clone().interruption(ended.clone()).boxed());
                     }
                     update = watch.next() => yield Encoded::new(&ServerFrame::SessionUpdate(update)),
                 }
@@ -145,7 +154,7 @@ fn contained(
 
 impl Connection {
     /// What comes between the events of a watch: the announcement of a drain, the first time; `None` at its end.
-    async fn interruption(&self, ended: &CancellationToken) -> Option<Encoded> {
+    async fn interruption(self, ended: CancellationToken) -> Option<Encoded> {
         tokio::select! {
             biased;
             () = ended.cancelled() => None,
@@ -167,6 +176,16 @@ impl Connection {
         Encoded::new(&ServerFrame::GoingAway { retry_after })
     }
 
+    /// The frame that shows it to whoever has not asked for it.
+    fn told(&self, shown: &Shown, session_id: SessionId, reader: &UserId) -> Encoded {
+        if let Shown::Published(event) = shown {
+            let frame = || self.frame(&Shown::of(event), session_id, None, reader).1;
+            return self.encode_once(event.frame(reader), frame);
+        }
+        self.0.gate.metrics.frames_encoded_total.inc();
+        self.encode(self.frame(shown, session_id, None, reader).1)
+    }
+
     fn frames(
         &self,
         shown: &Shown,
@@ -175,15 +194,10 @@ impl Connection {
         principal: &Principal,
     ) -> impl Iterator<Item = Encoded> + use<> {
         let reader = &principal.user_id;
-        let told = match shown {
-            Shown::Published(event) if re.is_none() => {
-                let frame = || self.frame(&Shown::of(event), session_id, None, reader).1;
-                return None.into_iter().chain([self.encode_once(event.frame(reader), frame)]);
-            }
-            Shown::Published(event) => &Shown::of(event),
-            shown => shown,
-        };
-        let (before, frame) = self.frame(told, session_id, re, reader);
+        if re.is_none() {
+            return None.into_iter().chain([self.told(shown, session_id, reader)]);
+        }
+        let (before, frame) = self.frame(shown, session_id, re, reader);
         self.0.gate.metrics.frames_encoded_total.inc_by(1 + u64::from(before.is_some()));
         before.map(|frame| Encoded::new(&frame)).into_iter().chain([self.encode(frame)])
     }

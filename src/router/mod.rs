@@ -1,6 +1,7 @@
 //! The use cases: attach to a session, say something in it, stop a reply. The router owns turns; connections
 //! only watch. It knows no transport and no frame's shape.
 
+mod asked;
 mod budget;
 mod change;
 mod compare;
@@ -24,6 +25,7 @@ mod turn;
 mod watch;
 
 pub use crate::store::rotation::Progress;
+pub use asked::Asked;
 pub use budget::{Account, Budget};
 pub use cursor::Shown;
 pub use follow::Follow;
@@ -31,7 +33,7 @@ pub use lists::ListWatch;
 pub use reading::{Listed, Listing, Log, LogPage, Side};
 pub use send::{Regenerate, Send};
 pub use sessions::{Create, NAME_CHARS_MAX};
-pub use watch::{Asked, From as WatchFrom, Start, Watch};
+pub use watch::{From as WatchFrom, Start, Watch};
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 

@@ -54,6 +54,11 @@ impl Reader {
         }
     }
 
+    /// Whether the text is read beside what is told.
+    pub(super) const fn reads(&self) -> bool {
+        self.remote.is_some()
+    }
+
     /// Resolves when the shared text has more than was shown; never while none is read. Cancel safe.
     pub(super) async fn behind(reader: Option<&Self>) {
         match reader.and_then(|reader| Some((reader.remote.as_ref()?, reader.cursor.offset))) {

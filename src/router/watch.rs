@@ -1,13 +1,17 @@
 //! Watching one session: the entries and the text that a client misses, then what happens, in the log's order.
 
 use std::{
-    collections::VecDeque,
+    fmt,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
+    task::{Context, Poll, ready},
 };
+
+use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
     RETRY_PAUSE, Refusal, Router,
+    asked::Asked,
     cursor::{Cursor, Fit, Shown, Waiting, whole},
     reader::Reader,
 };
@@ -20,50 +24,33 @@ use crate::{
     store::{self, Range},
 };
 
-/// The turns that this connection's own exchanges show, so that its watches do not show them again.
-#[derive(Debug, Default)]
-pub struct Asked(Mutex<VecDeque<TurnId>>);
-
-impl Asked {
-    /// More than a connection can have running; the oldest is forgotten first.
-    const TURNS_MAX: usize = 256;
-
-    /// Notes a turn before anything of it can happen.
-    pub fn add(&self, turn_id: TurnId) {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if turns.len() == Self::TURNS_MAX {
-            turns.pop_front();
-        }
-        turns.push_back(turn_id);
-    }
-
-    /// Forgets a turn that was not made after all.
-    pub fn remove(&self, turn_id: TurnId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| *other != turn_id);
-    }
-
-    fn has(&self, turn_id: Option<TurnId>) -> bool {
-        turn_id.is_some_and(|turn_id| self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&turn_id))
-    }
+/// A watcher of one session.
+pub struct Watch {
+    session_id: SessionId,
+    /// absent while it reads
+    here: Option<Watching>,
+    /// gives it back when it has read what it was not told
+    reads: Option<BoxFuture<'static, Watching>>,
 }
 
-/// A watcher of one session.
-#[derive(Debug)]
-pub struct Watch {
-    router: Router,
+/// A watcher that is told. The fields lie as they are written here: an event that is shown as it is told touches the
+/// first ones only.
+#[repr(C)]
+struct Watching {
     subscription: Subscription,
-    session_id: SessionId,
-    origin: ConnectionId,
-    asked: Arc<Asked>,
+    ready: Waiting,
+    /// boxed: most watches watch nothing that runs
+    running: Option<Box<Running>>,
+    over: bool,
     /// Every entry up to here was shown, or the client did not ask for it.
     upto: u64,
+    asked: Arc<Asked>,
+    origin: ConnectionId,
     /// What the watcher was told of the session itself, and the `rev` with which it was read.
     told: Told,
     rev: u64,
-    over: bool,
-    /// boxed: most watches watch nothing that runs
-    running: Option<Box<Running>>,
-    ready: Waiting,
+    session_id: SessionId,
+    router: Router,
 }
 
 /// The reply that is being written, and how much of it was shown.
@@ -158,7 +145,7 @@ impl Router {
         let session = store.session(session.id).await?.ok_or(store::Error::NotFound)?;
         subscription.saw(session.rev);
         subscription.own(from.origin);
-        let mut watch = Watch {
+        let mut watching = Watching {
             told: Told::of(&session),
             rev: session.rev,
             over: false,
@@ -171,8 +158,15 @@ impl Router {
             running: None,
             ready: Waiting::default(),
         };
-        let recovered = watch.replay(from.after_seq, from.last, from.position).await?;
+        let recovered = watching.replay(from.after_seq, from.last, from.position).await?;
+        let watch = Watch { session_id: session.id, here: Some(watching), reads: None };
         Ok(Start { session, recovered, watch })
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("session_id", &self.session_id).finish_non_exhaustive()
     }
 }
 
@@ -183,21 +177,66 @@ impl Watch {
         self.session_id
     }
 
-    /// Waits for what is to be shown next; `None` once the session is deleted. Cancel safe.
-    pub async fn next(&mut self) -> Option<Shown> {
+    /// What is to be shown next, or a wake-up of this task when there is something; `None` once the session is deleted.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Shown>> {
+        loop {
+            if let Some(reads) = &mut self.reads {
+                self.here = Some(ready!(reads.poll_unpin(cx)));
+                self.reads = None;
+            }
+            let Some(watching) = &mut self.here else { return Poll::Ready(None) };
+            let fit = match ready!(watching.poll_next(cx)) {
+                Next::Shown(shown) => return Poll::Ready(Some(shown)),
+                Next::Over => return Poll::Ready(None),
+                Next::Hole => Fit::Hole,
+                Next::Elsewhere => Fit::Seamless,
+            };
+            // Boxed, being rare: an idle watch keeps no room for it.
+            self.reads = self.here.take().map(|watching| watching.read(fit).boxed());
+        }
+    }
+}
+
+/// What a watcher has come to.
+enum Next {
+    Shown(Shown),
+    /// the session is deleted
+    Over,
+    /// it was not told all
+    Hole,
+    /// the running turn's text comes from another node's log too
+    Elsewhere,
+}
+
+impl Watching {
+    fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Next> {
         loop {
             if let Some(shown) = self.ready.next() {
-                return Some(shown);
+                return Poll::Ready(Next::Shown(shown));
             }
             if self.over {
-                return None;
+                return Poll::Ready(Next::Over);
             }
+            if self.running.as_ref().is_some_and(|running| running.reader.reads()) {
+                return Poll::Ready(Next::Elsewhere);
+            }
+            match ready!(self.subscription.poll_next(cx)) {
+                Delivery::Event(event) if self.apply(&event) == Fit::Seamless => {}
+                Delivery::Word(_) => {}
+                Delivery::Event(_) | Delivery::Lagged => return Poll::Ready(Next::Hole),
+            }
+        }
+    }
+
+    /// Reads what it was not told: all that was missed, or else what comes next of a text that is read beside.
+    async fn read(mut self, mut fit: Fit) -> Self {
+        if fit == Fit::Seamless {
             let told = tokio::select! {
                 biased;
                 told = self.subscription.next() => Some(told),
                 () = Reader::behind(self.running.as_ref().map(|running| &running.reader)) => None,
             };
-            let fit = match (told, &mut self.running) {
+            fit = match (told, &mut self.running) {
                 (Some(Delivery::Event(event)), _) => self.apply(&event),
                 (Some(Delivery::Lagged), _) => Fit::Hole,
                 (None, Some(running)) => {
@@ -206,14 +245,14 @@ impl Watch {
                 }
                 (Some(Delivery::Word(_)) | None, _) => Fit::Seamless,
             };
-            if fit == Fit::Hole {
-                // Boxed, being rare: an idle watch keeps no room for it.
-                while let Err(err) = Box::pin(self.resync()).await {
-                    tracing::warn!(error = &err as &dyn std::error::Error, "missed events are not read yet");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
+        }
+        if fit == Fit::Hole {
+            while let Err(err) = self.resync().await {
+                tracing::warn!(error = &err as &dyn std::error::Error, "missed events are not read yet");
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
+        self
     }
 
     /// Reads what the client misses. `false`: its position could not be honoured, and what is read is a snapshot.
