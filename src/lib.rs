@@ -115,6 +115,8 @@
 //! - **Answers that hold a whole log are written as it is read.** Their length has no limit, and memory does.
 //! - **A WebSocket's bytes pass through buffers of the thread.** The library would keep one for each direction in each
 //!   socket, and clear it before each read. Short text frames are read there; all others are the library's.
+//! - **TLS on TCP is rustls without its buffers.** With them, each connection would keep 4 KiB for the next record for as
+//!   long as it lives. Records pass through the thread's too, and only one that came in part is kept (`transport::tcp::tls`).
 //! - **An event carries the frame that its watchers share.** The first of them on a node encodes it; the author's own
 //!   devices, which see the message's id, share another one. An exchange's frames name their request and are its own.
 //! - **Waits that rarely end are polled when they were woken**, and not whenever their task runs: a wait for the drain

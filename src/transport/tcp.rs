@@ -4,6 +4,7 @@
 //! speaks HTTP; a socket that was upgraded leaves these deadlines behind and has its own.
 
 mod pace;
+mod tls;
 
 pub(crate) use pace::{Socket, Writes as Upgradable};
 
@@ -39,7 +40,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::{chat::ErrorCode, lifecycle::Lifecycle, metrics::Metrics};
@@ -150,7 +150,7 @@ impl Server {
         let socket = match &self.tls {
             None => Socket::plain(stream, permit),
             Some(config) => {
-                let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
+                let handshake = tls::Stream::accept(stream, Arc::clone(config));
                 let Ok(Ok(stream)) = timeout(HANDSHAKE_DEADLINE, handshake).await else {
                     self.metrics.refusals_total.with_label_values(&["tls"]).inc();
                     return;

@@ -53,6 +53,7 @@ mod store; // every store's contract, and the file's own promises
 mod terminal; // `chatbox chat` without a terminal: lines, JSON, exit codes
 mod tickets; // session tickets on TCP
 mod tidy; // the repository's own rules, checked on its text
+mod tls; // TLS on TCP: pieces, changed keys, large bodies, ends, what is broken
 mod usage; // what models took for a user: counted, shown, bounded by the day
 mod watches; // what watchers of sessions and lists are told beside the log: models, help, typing, lists
 mod websocket; // TCP listeners and the WebSocket upgrade: refusals, deadlines, limits, drain

@@ -16,7 +16,8 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
-use tokio_rustls::server::TlsStream;
+
+use super::tls;
 
 /// How long a peer may take neither a byte of a response nor give one of a request's body.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -30,7 +31,7 @@ pub(crate) struct Socket {
 
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<tls::Stream>),
 }
 
 impl Socket {
@@ -38,8 +39,8 @@ impl Socket {
         Self { stream: Stream::Plain(stream), _permit: permit }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), _permit: permit }
+    pub(super) const fn tls(stream: Box<tls::Stream>, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream: Stream::Tls(stream), _permit: permit }
     }
 }
 
