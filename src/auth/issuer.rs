@@ -6,7 +6,7 @@ use anyhow::Context;
 use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
-use super::{Algorithm, Config, Role};
+use super::{Algorithm, Config, Role, hmac};
 use crate::{chat::UserId, clock::now, config::secret::Secret};
 
 /// Signs tokens that a [`Verifier`](super::Verifier) of the same configuration accepts.
@@ -35,6 +35,7 @@ impl Issuer {
     /// Signs with the first algorithm that `config` accepts.
     #[must_use]
     pub fn new(config: &Config, secret: &Secret) -> Self {
+        hmac::install();
         let algorithm = config.algorithms.as_deref().and_then(<[_]>::first).copied();
         Self {
             key: EncodingKey::from_secret(secret.expose().as_bytes()),

@@ -3,6 +3,7 @@
 //! It knows the rules of tokens, origins and the local sign-in. It knows no socket, no route and no session.
 
 pub mod dev;
+pub mod hmac;
 pub mod issuer;
 pub mod origins;
 
@@ -128,6 +129,7 @@ impl Verifier {
             required.push("aud");
         }
         validation.set_required_spec_claims(&required);
+        hmac::install();
         Self { key: DecodingKey::from_secret(secret.expose().as_bytes()), validation }
     }
 
@@ -254,6 +256,7 @@ mod tests {
         if let Some(nbf) = nbf {
             claims["nbf"] = nbf.into();
         }
+        hmac::install();
         let key = jsonwebtoken::EncodingKey::from_secret(secret().expose().as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
     }

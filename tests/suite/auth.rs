@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chatbox::{
-    auth::{Algorithm, Config, Denied, Role, TOKEN_BYTES_MAX, Verifier, issuer::Issuer},
+    auth::{Algorithm, Config, Denied, Role, TOKEN_BYTES_MAX, Verifier, hmac, issuer::Issuer},
     chat::UserId,
     config::secret::Secret,
 };
@@ -25,6 +25,7 @@ fn signed(claims: &Value) -> String {
 }
 
 fn signed_with(algorithm: jsonwebtoken::Algorithm, secret: &str, claims: &Value) -> String {
+    hmac::install();
     encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }
 

@@ -171,6 +171,7 @@ impl Target {
 
     /// A token with a valid signature that ended an hour ago.
     pub(crate) fn expired_token(&self, user: &str) -> String {
+        chatbox::auth::hmac::install();
         let ended = i64::try_from(jsonwebtoken::get_current_timestamp()).unwrap() - 3600;
         let claims = serde_json::json!({"user_id": user, "exp": ended});
         let key = jsonwebtoken::EncodingKey::from_secret(self.secret.expose().as_bytes());
