@@ -333,11 +333,15 @@ impl Stream {
         let (inline_tx, inline) = mpsc::channel(INLINE_ANSWERS_MAX);
         let unheard = Notify::new();
         // Each ends when the other has: the writer after the answers to all requests, so that no frame is cut;
-        // the reader after the request that is being handled.
-        let (end, written) = tokio::join!(
-            read_requests(&mut self.reader, &self.connection, inline_tx, &unheard),
-            self.writer.write_watch(answers, inline).inspect(|_written| unheard.notify_one()),
-        );
+        // the reader after the request that is being handled. The reader is asked when it was woken, and not for each
+        // frame that is written: it takes the connection's lock.
+        let (end, written) = {
+            let requests = pin!(read_requests(&mut self.reader, &self.connection, inline_tx, &unheard));
+            tokio::join!(
+                Woken::new(requests),
+                self.writer.write_watch(answers, inline).inspect(|_written| unheard.notify_one()),
+            )
+        };
         match end {
             Request::Close(frame, code) => Box::pin(self.last(frame, code)).await,
             Request::Unread(unread) => Box::pin(self.unwatched(unread, written)).await,
