@@ -24,7 +24,7 @@ static PROVIDER: CryptoProvider = CryptoProvider {
 };
 
 /// Has `jsonwebtoken` sign and check here, in the whole process. Must be called before it does either, as
-/// [`Verifier`](super::Verifier) and [`Issuer`](super::Issuer) do; once more does nothing.
+/// [`Verifier`](super::Verifier) and [`Issuer`](super::issuer::Issuer) do; once more does nothing.
 pub fn install() {
     // An error says that it has been done.
     PROVIDER.install_default().unwrap_or_default();
