@@ -28,7 +28,7 @@ const SECRET: &str = "the lab's secret, as good as any other, for it leaves no n
 const STREAMS: &str = "12";
 
 /// What differs from the defaults: one person has several sessions, and many connections that say much.
-const SETTINGS: [(&str, &str); 17] = [
+const SETTINGS: [(&str, &str); 18] = [
     ("CHATBOX_LISTEN__HTTP", "127.0.0.1:8080"),
     ("CHATBOX_LISTEN__QUIC", "0.0.0.0:8443"),
     ("CHATBOX_LISTEN__OPS", "127.0.0.1:8081"),
@@ -44,6 +44,8 @@ const SETTINGS: [(&str, &str); 17] = [
     ("CHATBOX_LIMITS__QUEUED_TURNS", "100000"),
     ("CHATBOX_LLM__TIMEOUT", "1h"),
     ("CHATBOX_LLM__IDLE_TIMEOUT", "1h"),
+    // The silent turn holds the queue for as long as the experiment lasts.
+    ("CHATBOX_LLM__FIRST_BYTE_TIMEOUT", "1h"),
     ("CHATBOX_LLM__PROVIDERS__LAB__TYPE", "openai"),
     ("CHATBOX_LLM__PROVIDERS__LAB__MODEL", "lab"),
 ];
