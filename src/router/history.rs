@@ -239,12 +239,18 @@ impl Histories {
             self.put(session, history);
             return Ok(None);
         }
-        if !history.has(last) {
+        let told = history.has(last).then(|| history.conversation(last));
+        self.put(session, history);
+        if told.is_some() {
+            return Ok(told);
+        }
+        // It has waited behind more than is kept: it is told with what stands before it.
+        let mut before = History::default();
+        before.extend(&store.entries(session, Range::Before(last.saturating_add(1), ENTRIES_MAX)).await?);
+        if !before.has(last) {
             return Err(Error::Database(format!("the log has no message at {last}").into()));
         }
-        let told = history.conversation(last);
-        self.put(session, history);
-        Ok(Some(told))
+        Ok(Some(before.conversation(last)))
     }
 
     /// The conversation up to a message that has just been stored, and has started its turn with that; `None` when

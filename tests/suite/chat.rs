@@ -26,6 +26,7 @@ over_both! {
     exchange_beyond_the_cap_waits,
     watch_that_leaves_no_room_is_refused,
     history_goes_to_the_model,
+    messages_that_wait_behind_hundreds_are_answered,
     failure_of_the_provider_is_told_once,
     stop_keeps_the_text_and_cuts_the_request,
     stop_works_from_another_device_on_either_transport,
@@ -321,6 +322,27 @@ async fn history_goes_to_the_model(via: Via) {
     assert_eq!(told.messages(), expected);
     let read = server.metrics.store_duration_seconds.with_label_values(&["entries"]).get_sample_count();
     assert_eq!(read, 0, "what has just been said is not read");
+}
+
+async fn messages_that_wait_behind_hundreds_are_answered(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["yes"]).gated(&gate)).await;
+    let server = Server::with(|config| {
+        openai(config, &provider);
+        (config.limits.queued_turns, config.limits.streams) = (500, 500);
+    })
+    .await;
+    let (mut client, _watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let mut exchanges = Vec::new();
+    for nth in 1..=450 {
+        exchanges.push(client.say(&format!("message {nth}")).await);
+        exchanges.last_mut().unwrap().until("accepted").await;
+    }
+    gate.open();
+    for (exchange, nth) in exchanges.iter_mut().zip(1..) {
+        assert_eq!(exchange.reply().await.0, "yes", "message {nth}");
+    }
+    assert_eq!(provider.request(1).await.messages().last(), Some(&("user", "message 2")));
 }
 
 // checklist 45, 69
