@@ -205,6 +205,15 @@ impl Peer {
     }
 }
 
+/// Has a client do so on a thread that may wait, and gives it back.
+async fn talk(mut peer: Peer, say: impl FnOnce(&mut Peer) + Send + 'static) -> Peer {
+    let said = spawn_blocking(move || {
+        say(&mut peer);
+        peer
+    });
+    said.await.unwrap()
+}
+
 #[tokio::test]
 async fn records_and_handshakes_may_come_in_pieces_of_any_length() {
     let site = Site::start();
@@ -215,15 +224,14 @@ async fn records_and_handshakes_may_come_in_pieces_of_any_length() {
             config.max_fragment_size = fragment;
             let mut peer = site.peer(config);
             peer.piece = piece;
-            spawn_blocking(move || {
+            talk(peer, move |peer| {
                 peer.shake_hands().unwrap();
                 assert_eq!(peer.tls.alpn_protocol(), Some(&b"http/1.1"[..]));
                 for length in [0, 1, 3000, 20_000] {
                     peer.echoes(&pattern(length));
                 }
             })
-            .await
-            .unwrap();
+            .await;
         }
     }
     site.all_are_gone().await;
@@ -233,8 +241,8 @@ async fn records_and_handshakes_may_come_in_pieces_of_any_length() {
 async fn large_bodies_arrive_whole_with_readers_that_take_their_time() {
     let site = Site::start();
     for version in VERSIONS {
-        let mut peer = site.peer(site.config(version));
-        spawn_blocking(move || {
+        let peer = site.peer(site.config(version));
+        talk(peer, move |peer| {
             peer.shake_hands().unwrap();
             peer.echoes(&pattern(LARGE));
             // Two answers wait behind each other; the server stops writing until they are read.
@@ -242,8 +250,7 @@ async fn large_bodies_arrive_whole_with_readers_that_take_their_time() {
             peer.request("GET /large", b"");
             assert!(peer.answer() == pattern(LARGE) && peer.answer() == pattern(LARGE), "{version:?}");
         })
-        .await
-        .unwrap();
+        .await;
     }
 }
 
@@ -269,7 +276,7 @@ async fn keys_change_as_often_as_the_peer_wants() {
     let site = Site::start();
     let mut peer = site.peer(site.config(&TLS13));
     peer.piece = 5;
-    spawn_blocking(move || {
+    talk(peer, move |peer| {
         peer.shake_hands().unwrap();
         for length in 1..20 {
             peer.tls.refresh_traffic_keys().unwrap();
@@ -279,8 +286,7 @@ async fn keys_change_as_often_as_the_peer_wants() {
         peer.leave().unwrap();
         assert_eq!(peer.end(), Ok(()));
     })
-    .await
-    .unwrap();
+    .await;
     site.all_are_gone().await;
 }
 
@@ -289,8 +295,8 @@ async fn a_close_is_answered_and_a_cut_is_noticed() {
     let site = Site::start();
     for version in VERSIONS {
         for says_so in [true, false] {
-            let mut peer = site.peer(site.config(version));
-            spawn_blocking(move || {
+            let peer = site.peer(site.config(version));
+            talk(peer, move |peer| {
                 peer.shake_hands().unwrap();
                 peer.echoes(b"once");
                 if says_so {
@@ -303,8 +309,7 @@ async fn a_close_is_answered_and_a_cut_is_noticed() {
                 let mut rest = Vec::new();
                 peer.socket.read_to_end(&mut rest).unwrap();
             })
-            .await
-            .unwrap();
+            .await;
             site.all_are_gone().await;
         }
     }
@@ -313,24 +318,22 @@ async fn a_close_is_answered_and_a_cut_is_noticed() {
 #[tokio::test]
 async fn a_drain_says_that_nothing_follows() {
     let site = Site::start();
-    let mut peer = site.peer(site.config(&TLS13));
-    let mut peer = spawn_blocking(move || {
+    let peer = site.peer(site.config(&TLS13));
+    let peer = talk(peer, |peer| {
         peer.shake_hands().unwrap();
         peer.echoes(b"once");
-        peer
     })
-    .await
-    .unwrap();
+    .await;
     site.lifecycle.drain();
-    spawn_blocking(move || assert_eq!(peer.end(), Ok(()))).await.unwrap();
+    talk(peer, |peer| assert_eq!(peer.end(), Ok(()))).await;
 }
 
 #[tokio::test]
 async fn a_record_that_was_changed_ends_the_connection_with_an_alert() {
     let site = Site::start();
     for version in VERSIONS {
-        let mut peer = site.peer(site.config(version));
-        spawn_blocking(move || {
+        let peer = site.peer(site.config(version));
+        talk(peer, move |peer| {
             peer.shake_hands().unwrap();
             peer.echoes(b"once");
             peer.tls.writer().write_all(b"GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
@@ -340,8 +343,7 @@ async fn a_record_that_was_changed_ends_the_connection_with_an_alert() {
             peer.socket.write_all(&record).unwrap();
             assert_eq!(peer.end(), Err(AlertDescription::BadRecordMac));
         })
-        .await
-        .unwrap();
+        .await;
         site.all_are_gone().await;
     }
 }
@@ -349,16 +351,15 @@ async fn a_record_that_was_changed_ends_the_connection_with_an_alert() {
 #[tokio::test]
 async fn a_record_that_is_too_long_ends_the_connection_with_an_alert() {
     let site = Site::start();
-    let mut peer = site.peer(site.config(&TLS13));
-    spawn_blocking(move || {
+    let peer = site.peer(site.config(&TLS13));
+    talk(peer, move |peer| {
         peer.shake_hands().unwrap();
         // RFC 8446, section 5.2: 256 bytes more than its content at most, and rustls takes what version 1.2 may send.
         peer.socket.write_all(&[23, 3, 3, 0xff, 0xff]).unwrap();
         peer.socket.write_all(&[0; 1000]).unwrap();
         assert_eq!(peer.end(), Err(AlertDescription::DecodeError));
     })
-    .await
-    .unwrap();
+    .await;
     site.all_are_gone().await;
 }
 
