@@ -14,9 +14,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use futures_util::Stream;
-
-/// A future or stream that is polled when it was woken, and not whenever something else in its task was. For what rarely
+/// A future that is polled when it was woken, and not whenever something else in its task was. For what rarely
 /// happens and is costly to ask: a wait for a drain takes the lock that all connections wait on.
 #[derive(Debug)]
 pub(crate) struct Woken<F> {
@@ -26,7 +24,7 @@ pub(crate) struct Woken<F> {
 
 /// Tells which of the things that a task waits for has woken it.
 #[derive(Debug)]
-pub(crate) struct Bell {
+struct Bell {
     flag: Arc<Flag>,
     /// rings it
     waker: Waker,
@@ -57,29 +55,19 @@ impl Wake for Flag {
 
 impl Bell {
     /// One that has rung: the first look asks.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let flag = Arc::new(Flag { woken: AtomicBool::new(true), task: Mutex::new(None) });
         Self { waker: Waker::from(Arc::clone(&flag)), flag, task: None }
     }
 
     /// Whether it has rung since the last look; from now on it wakes this task when it does.
-    pub(crate) fn rung(&mut self, cx: &Context<'_>) -> bool {
+    fn rung(&mut self, cx: &Context<'_>) -> bool {
         if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
             // Before the look: whoever sets the flag after it wakes this task.
             self.flag.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.task);
         }
         self.flag.woken.load(Ordering::Acquire) && self.flag.woken.swap(false, Ordering::Acquire)
-    }
-
-    /// What rings it.
-    pub(crate) const fn waker(&self) -> &Waker {
-        &self.waker
-    }
-
-    /// Has the next look ask, without waking the task: what was asked last has not said that it waits.
-    pub(crate) fn again(&self) {
-        self.flag.woken.store(true, Ordering::Relaxed);
     }
 }
 
@@ -98,23 +86,7 @@ impl<F: Future + Unpin> Future for Woken<F> {
             return Poll::Pending;
         }
         let Self { future, bell } = &mut *self;
-        Pin::new(future).poll(&mut Context::from_waker(bell.waker()))
-    }
-}
-
-impl<S: Stream + Unpin> Stream for Woken<S> {
-    type Item = S::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        if !self.bell.rung(cx) {
-            return Poll::Pending;
-        }
-        let Self { future, bell } = &mut *self;
-        let next = Pin::new(future).poll_next(&mut Context::from_waker(bell.waker()));
-        if next.is_ready() {
-            bell.again();
-        }
-        next
+        Pin::new(future).poll(&mut Context::from_waker(&bell.waker))
     }
 }
 
@@ -164,7 +136,7 @@ mod tests {
         let looks = wakers.each_ref().map(|waker| bell.rung(&Context::from_waker(waker)));
         assert_eq!(looks, [true, false]);
         for round in 1..=2 {
-            bell.waker().wake_by_ref();
+            bell.waker.wake_by_ref();
             assert_eq!(tasks.each_ref().map(|task| task.0.load(Ordering::Relaxed)), [0, round]);
             let looks = [(); 2].map(|()| bell.rung(&Context::from_waker(&wakers[1])));
             assert_eq!(looks, [true, false]);

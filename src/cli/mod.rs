@@ -46,7 +46,7 @@ struct Global {
     /// Print results and the log as JSON, for machines
     #[arg(long, global = true)]
     json: bool,
-    /// Filter of the log, such as debug or chatbox=debug,warn; also CHATBOX_LOG
+    /// Filter of the log, such as debug or chatbox=debug,warn; also CHATBOX_LOG. A release build has nothing below debug
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<String>,
 }

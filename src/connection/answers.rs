@@ -178,12 +178,12 @@ impl Connection {
 
     /// The frame that shows it to whoever has not asked for it.
     fn told(&self, shown: &Shown, session_id: SessionId, reader: &UserId) -> Encoded {
+        let frame = || self.frame(shown, session_id, None, reader).1;
         if let Shown::Published(event) = shown {
-            let frame = || self.frame(&Shown::of(event), session_id, None, reader).1;
             return self.encode_once(event.frame(reader), frame);
         }
         self.0.gate.metrics.frames_encoded_total.inc();
-        self.encode(self.frame(shown, session_id, None, reader).1)
+        self.encode(frame())
     }
 
     fn frames(
