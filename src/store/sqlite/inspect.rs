@@ -10,7 +10,8 @@ use std::{
 use super::{
     super::seal::{Seal, check},
     Lock, OpenError, keys, lock_name,
-    schema::{self, MIGRATIONS},
+    migrations::MIGRATIONS,
+    schema,
 };
 
 /// What was found where the database belongs.

@@ -9,6 +9,7 @@ mod checkpoint;
 pub mod inspect;
 mod keys;
 mod lists;
+mod migrations;
 mod queries;
 mod ratings;
 mod readers;

@@ -104,7 +104,7 @@ queries! {
     SESSION_SETTLED = "UPDATE sessions SET rev = rev + 1, prompt_tokens = prompt_tokens + ?2, \
         completion_tokens = completion_tokens + ?3, responses = responses + ?4, \
         response_ms_sum = response_ms_sum + ?5, response_ms_max = max(response_ms_max, ?5) WHERE id = ?1";
-    /// A session goes, and takes its log, turns, threads and shares along.
+    /// A session goes, and takes its log, threads and shares along.
     SESSION_DELETE = "DELETE FROM sessions WHERE id = ?1";
     /// Sessions of a user behind a place, latest activity first. The index has them by quarters, which are sorted
     /// one at a time.
@@ -175,8 +175,10 @@ queries! {
     /// All turns of a session that wait, in the order of its queue.
     TURNS_WAITING = "SELECT ", turn_columns!(), " ", waiting!(), " ORDER BY position";
     /// The newest turn of the last message that has one, in a session whose turns have all ended.
-    TURN_LAST = "SELECT ", turn_columns!(), " FROM turns WHERE session_id = ?1 \
-        ORDER BY message_seq DESC, reply_seq DESC LIMIT 1";
+    TURN_LAST = "SELECT ", turn_columns!(), " FROM turns WHERE id = (SELECT reply.turn_id FROM entries AS asked \
+        JOIN entries AS reply ON reply.session_id = ?1 AND reply.seq > asked.seq AND reply.reply_to = asked.seq \
+        WHERE asked.session_id = ?1 AND asked.seq = (SELECT seq FROM entries WHERE session_id = ?1 \
+        AND turn_id IS NOT NULL AND reply_to IS NULL ORDER BY seq DESC LIMIT 1) ORDER BY reply.seq DESC LIMIT 1)";
     /// A turn at the end of the queue.
     TURN_QUEUE = "INSERT INTO turns (id, session_id, message_seq, position, state, created_at) \
         VALUES (?1, ?2, ?3, ?3, 'queued', ?4)";
@@ -209,6 +211,10 @@ queries! {
         WHERE state = 'queued' AND NOT EXISTS (SELECT 1 FROM turns AS runs INDEXED BY turns_running \
         WHERE runs.session_id = waits.session_id AND runs.state = 'running') LIMIT ?1";
 
+    /// The turns of a session go, and take their logs along: those that the log knows, and those of its queue.
+    TURNS_DELETE = "DELETE FROM turns WHERE id IN (SELECT turn_id FROM entries WHERE session_id = ?1 \
+        UNION ALL SELECT id ", waiting!(), ")";
+
     /// A piece of a turn's log.
     CHUNK_INSERT = "INSERT INTO turn_chunks (turn_id, \"offset\", text) VALUES (?1, ?2, ?3)";
     /// The piece at an offset.
@@ -235,7 +241,8 @@ queries! {
         FROM usage_daily WHERE user_id = ?1 AND day >= ?2 ORDER BY day, model_id";
     /// A session goes, and what the requests of its turns took stays without it.
     USAGE_UNLINK = "UPDATE usage SET user_id = NULL, session_id = NULL, turn_id = NULL WHERE place IN \
-        (SELECT made.place FROM turns CROSS JOIN usage AS made WHERE turns.session_id = ?1 \
+        (SELECT made.place FROM entries CROSS JOIN turns ON turns.id = entries.turn_id CROSS JOIN usage AS made \
+        WHERE entries.session_id = ?1 AND reply_to IS NOT NULL \
         AND made.place BETWEEN turns.usage_place AND turns.usage_place + turns.usage_rows - 1)";
     /// The same of what was asked outside of turns, which are few for each user.
     USAGE_UNLINK_OUTSIDE = "UPDATE usage SET user_id = NULL, session_id = NULL, id = NULL \
@@ -314,7 +321,7 @@ queries! {
 mod tests {
     use rusqlite::Connection;
 
-    use super::{super::schema::MIGRATIONS, ALL};
+    use super::{super::migrations::MIGRATIONS, ALL};
 
     /// Indexes that hold only turns that have not ended: reading all of one is reading what is asked for.
     const WHOLE: [&str; 2] = ["INDEX turns_running", "INDEX turns_waiting"];

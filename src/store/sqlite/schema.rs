@@ -4,14 +4,14 @@
 //! BLOB that [`crate::store::seal`] closed. `PRAGMA user_version` counts the migrations that a file has had.
 //!
 //! What a commit costs is the pages that it changes. Parallel writes are in different sessions, so whatever is
-//! sorted by session or by a random id is a page for each write. Hence large rows lie in the order of their making,
-//! only small index rows are sorted, and pages are small: a third of the bytes of clustered rows in default pages.
+//! sorted by session or by a random id is a page for each write. Hence ids begin with their moment, rows lie in the
+//! order of their making, one small index alone is sorted by sessions, and pages are small.
 
 use std::{path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::OpenError;
+use super::{OpenError, migrations::MIGRATIONS};
 
 /// How long a statement waits for a lock that another program holds, such as a backup tool.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,196 +21,6 @@ const STATEMENTS_CACHED: usize = 128;
 
 /// Size of a page in a new file.
 pub(super) const PAGE_BYTES: u32 = 2048;
-
-/// Every migration, oldest first. One that was released never changes; a new one is added at the end.
-pub(super) const MIGRATIONS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH, FIFTH];
-
-const FIRST: &str = r#"
-    CREATE TABLE sessions (
-        id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
-        user_id TEXT NOT NULL,
-        -- taken while the session is active: the unique index below is what bounds active sessions
-        active_slot INTEGER,
-        name BLOB,
-        model_id TEXT,
-        state TEXT NOT NULL,
-        rev INTEGER NOT NULL,
-        last_seq INTEGER NOT NULL,
-        created_at INTEGER NOT NULL,
-        last_activity INTEGER NOT NULL,
-        ended_at INTEGER,
-        help_requested_at INTEGER,
-        help_by TEXT,
-        assist_admin_id TEXT,
-        assist_name BLOB,
-        assist_since INTEGER,
-        admin_assisted INTEGER NOT NULL DEFAULT 0,
-        -- counters: entries of the log; tokens of ended replies; number and time of complete ones
-        entries INTEGER NOT NULL DEFAULT 0,
-        prompt_tokens INTEGER NOT NULL DEFAULT 0,
-        completion_tokens INTEGER NOT NULL DEFAULT 0,
-        responses INTEGER NOT NULL DEFAULT 0,
-        response_ms_sum INTEGER NOT NULL DEFAULT 0,
-        response_ms_max INTEGER NOT NULL DEFAULT 0,
-        CHECK ((state = 'active') = (active_slot IS NOT NULL))
-    ) STRICT, WITHOUT ROWID;
-    CREATE UNIQUE INDEX sessions_active ON sessions (user_id, active_slot) WHERE active_slot IS NOT NULL;
-
-    CREATE TABLE entries (
-        session_id BLOB NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
-        seq INTEGER NOT NULL,
-        id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
-        user_id TEXT NOT NULL,
-        client_id BLOB,
-        turn_id BLOB,
-        reply_to INTEGER,
-        sender TEXT NOT NULL,
-        author BLOB,
-        kind TEXT NOT NULL,
-        content BLOB,
-        files BLOB,
-        metadata BLOB,
-        state TEXT,
-        length INTEGER,
-        sha256 BLOB,
-        prompt_tokens INTEGER,
-        completion_tokens INTEGER,
-        usage_estimated INTEGER,
-        model_id TEXT,
-        created_at INTEGER NOT NULL,
-        PRIMARY KEY (session_id, seq)
-    ) STRICT;
-    CREATE UNIQUE INDEX entries_client ON entries (user_id, client_id) WHERE client_id IS NOT NULL;
-
-    CREATE TABLE turns (
-        id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
-        session_id BLOB NOT NULL,
-        message_seq INTEGER NOT NULL,
-        -- order of the session's queue, smallest first
-        position INTEGER NOT NULL,
-        reply_seq INTEGER,
-        state TEXT NOT NULL,
-        -- UTF-8 bytes of the text so far
-        length INTEGER NOT NULL DEFAULT 0,
-        node BLOB,
-        lease_until INTEGER,
-        model_id TEXT,
-        created_at INTEGER NOT NULL,
-        started_at INTEGER,
-        first_token_at INTEGER,
-        ended_at INTEGER,
-        prompt_tokens INTEGER,
-        completion_tokens INTEGER,
-        usage_estimated INTEGER,
-        failure TEXT,
-        PRIMARY KEY (session_id, message_seq, id),
-        FOREIGN KEY (session_id, message_seq) REFERENCES entries (session_id, seq) ON DELETE CASCADE
-    ) STRICT;
-    CREATE UNIQUE INDEX turns_running ON turns (session_id) WHERE state = 'running';
-    CREATE INDEX turns_open ON turns (session_id, position) WHERE ended_at IS NULL;
-
-    CREATE TABLE turn_chunks (
-        turn_id BLOB NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
-        "offset" INTEGER NOT NULL,
-        text BLOB NOT NULL,
-        PRIMARY KEY (turn_id, "offset")
-    ) STRICT;
-
-    -- one row, written by readiness checks: a disk that is full or read-only shows here first
-    CREATE TABLE probe (id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1), checked_at INTEGER NOT NULL) STRICT;
-    INSERT INTO probe VALUES (1, 0);
-"#;
-
-const SECOND: &str = r#"
-    ALTER TABLE entries ADD COLUMN rating TEXT;
-    ALTER TABLE entries ADD COLUMN rating_why BLOB;
-
-    -- 'user' or 'model'; nobody, or the first message, if NULL
-    ALTER TABLE sessions ADD COLUMN name_by TEXT;
-    -- the log has an entry
-    ALTER TABLE sessions ADD COLUMN filled INTEGER NOT NULL DEFAULT 0;
-    -- last_activity in whole quarters of an hour: an index of the moment itself would change with each message
-    ALTER TABLE sessions ADD COLUMN quarter INTEGER NOT NULL DEFAULT 0;
-    UPDATE sessions SET filled = entries > 0, quarter = last_activity / 900000;
-    CREATE INDEX sessions_by_activity ON sessions (user_id, quarter) WHERE filled = 1;
-    CREATE INDEX sessions_by_start ON sessions (user_id, created_at) WHERE filled = 1;
-    CREATE INDEX sessions_idle ON sessions (quarter) WHERE active_slot IS NOT NULL;
-
-    CREATE TABLE shares (
-        id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
-        session_id BLOB NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
-        name BLOB,
-        last_seq INTEGER NOT NULL,
-        running_seq INTEGER,
-        created_at INTEGER NOT NULL,
-        expires_at INTEGER
-    ) STRICT;
-    CREATE INDEX shares_of_session ON shares (session_id);
-"#;
-
-const THIRD: &str = r#"
-    -- who wrote which part of a reply, as JSON; NULL when one model wrote it all
-    ALTER TABLE entries ADD COLUMN segments TEXT;
-
-    -- One row for each request to a model, in the order of their making. Rows of a turn follow each other, and its row
-    -- says where: an index of sessions or turns would be a page more for each of them. Rows outlive their session,
-    -- and say then only what was spent on which model, and when.
-    CREATE TABLE usage (
-        place INTEGER NOT NULL PRIMARY KEY,
-        -- of a request outside of turns
-        id BLOB CHECK (length(id) = 16),
-        user_id TEXT,
-        session_id BLOB,
-        turn_id BLOB,
-        model_id TEXT NOT NULL,
-        purpose TEXT NOT NULL,
-        prompt_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        usage_estimated INTEGER NOT NULL,
-        -- in millionths of the currency that was configured
-        cost INTEGER,
-        created_at INTEGER NOT NULL
-    ) STRICT;
-    CREATE UNIQUE INDEX usage_outside ON usage (user_id, id) WHERE id IS NOT NULL;
-    -- the first of the turn's rows, and how many they are
-    ALTER TABLE turns ADD COLUMN usage_place INTEGER;
-    ALTER TABLE turns ADD COLUMN usage_rows INTEGER NOT NULL DEFAULT 0;
-
-    CREATE TABLE usage_daily (
-        user_id TEXT NOT NULL,
-        -- days of UTC since 1970
-        day INTEGER NOT NULL,
-        model_id TEXT NOT NULL,
-        requests INTEGER NOT NULL,
-        prompt_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        estimated_tokens INTEGER NOT NULL,
-        cost INTEGER,
-        PRIMARY KEY (user_id, day, model_id)
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE threads (
-        session_id BLOB NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
-        model_id TEXT NOT NULL,
-        -- the provider's name for the conversation
-        reference BLOB NOT NULL,
-        reply_seq INTEGER NOT NULL,
-        PRIMARY KEY (session_id, model_id)
-    ) STRICT, WITHOUT ROWID;
-"#;
-
-const FOURTH: &str = r#"
-    -- One row for each key that values may be sealed with, 0 for plain ones, and what shows that it is the right key.
-    -- Empty in a file that was made before: the next start finds out.
-    CREATE TABLE seal_keys (id INTEGER NOT NULL PRIMARY KEY, proof BLOB NOT NULL) STRICT;
-"#;
-
-const FIFTH: &str = r#"
-    -- Turns that wait, and no longer the one that runs: it has an index of its own, and nearly every turn starts as it is
-    -- made. An index is two pages more for each of them, one when it starts and one when it ends.
-    DROP INDEX turns_open;
-    CREATE INDEX turns_waiting ON turns (session_id, position) WHERE state = 'queued';
-"#;
 
 /// Opens the connection that writes, and brings the file to the newest version.
 pub(super) fn writer(path: &Path) -> Result<Connection, OpenError> {
@@ -276,12 +86,15 @@ pub(super) fn version(connection: &Connection, migrations: &[&str]) -> Result<us
 /// Applies what the file has not had yet, each migration in a transaction with its version number.
 fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenError> {
     let version = version(connection, migrations)?;
+    // A table that is made anew must not take along what refers to it.
+    connection.pragma_update(None, "foreign_keys", false)?;
     for (migration, version) in migrations.iter().zip(1_usize..).skip(version) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(migration)?;
         transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
     }
+    connection.pragma_update(None, "foreign_keys", true)?;
     Ok(())
 }
 
@@ -291,14 +104,17 @@ mod tests {
     use uuid::Uuid;
 
     use super::{
-        super::{Options, Sqlite},
+        super::{
+            Options, Sqlite,
+            migrations::{FIFTH, FIRST, FOURTH, SECOND, THIRD},
+        },
         *,
     };
     use crate::{
-        chat::{Day, EntryId, NodeId, Rating, Session, SessionId, Timestamp, TurnId, Usage, UserId},
+        chat::{Day, EntryId, NodeId, Rating, Session, SessionId, Timestamp, TurnId, TurnState, Usage, UserId},
         metrics::Metrics,
         store::{
-            Change, Lease, ListSessions, Order, Place, Purpose, Range, Rate, Regenerate, Spend, Spent, Store,
+            Change, EndTurn, Lease, ListSessions, Order, Place, Purpose, Range, Rate, Regenerate, Spend, Spent, Store,
             seal::Seal,
         },
     };
@@ -456,6 +272,42 @@ mod tests {
         let open: Vec<u8> = open.iter().map(|turn| turn.id.0.as_bytes()[0]).collect();
         assert_eq!(open, [8, 9, 7], "the one that runs, and the queue in its order");
         assert_eq!(store.idle_sessions(Timestamp(i64::MAX), 9).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn file_of_the_fifth_version_keeps_what_its_turns_have_said_and_spent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chatbox.db");
+        first_version(&path);
+        let mut connection = Connection::open(&path).unwrap();
+        migrate(&mut connection, &[FIRST, SECOND, THIRD, FOURTH, FIFTH]).unwrap();
+        let sql = "INSERT INTO usage VALUES (5, NULL, 'ada', ?1, ?1, 'small', 'reply', 3, 4, 0, NULL, 8); \
+            UPDATE turns SET usage_place = 5, usage_rows = 1; \
+            INSERT INTO turns (id, session_id, message_seq, position, state, length, node, created_at) \
+            VALUES (?2, ?1, 1, 1, 'running', 2, ?2, 8); \
+            INSERT INTO turn_chunks VALUES (?2, 0, x'000000006f68')";
+        for sql in sql.split(';') {
+            let mut statement = connection.prepare(sql).unwrap();
+            let values = [session(1), session(7)];
+            let values = values.iter().take(statement.parameter_count());
+            statement.execute(rusqlite::params_from_iter(values)).unwrap();
+        }
+        drop(connection);
+        let store = Sqlite::open(&path, Seal::new(&[]).unwrap(), &Options::default(), Metrics::new()).unwrap();
+        let runs = TurnId(session(7).0);
+        assert_eq!(store.turn_text(runs, 0).await.unwrap().text, "oh");
+        let end = EndTurn { text: None, ..EndTurn::of(runs, TurnState::Interrupted) };
+        let ended = store.end_turn(end).await.unwrap().unwrap();
+        assert_eq!((ended.reply.content.as_str(), ended.reply.seq), ("oh", 3));
+        assert!(store.delete_session(session(1), UserId::parse("ada").unwrap()).await.unwrap().changed);
+        drop(store);
+        let connection = Connection::open(&path).unwrap();
+        let left = "SELECT (SELECT count(*) FROM turns), (SELECT count(*) FROM turn_chunks), session_id, turn_id, \
+            prompt_tokens FROM usage";
+        let none: Option<Vec<u8>> = None;
+        let left =
+            connection.query_row(left, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)));
+        assert_eq!(left.unwrap(), (0, 0, none.clone(), none, 3), "a session takes its turns along, and unlinks usage");
     }
 
     // checklist 92

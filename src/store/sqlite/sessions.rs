@@ -168,12 +168,13 @@ pub(super) fn change(
     Ok(Changed { session, changed, open_turns })
 }
 
-/// Deletes a session; foreign keys take along what is in it.
+/// Deletes a session with all that is in it.
 pub(super) fn delete(connection: &Connection, id: SessionId, owner: &UserId, seal: &Seal) -> Result<Changed> {
     let session = owned(connection, id, Some(owner), seal)?;
     let open_turns = reads::open_turns(connection, id)?;
     connection.prepare_cached(queries::USAGE_UNLINK)?.execute([id])?;
     connection.prepare_cached(queries::USAGE_UNLINK_OUTSIDE)?.execute(params![owner, id])?;
+    connection.prepare_cached(queries::TURNS_DELETE)?.execute([id])?;
     connection.prepare_cached(queries::SESSION_DELETE)?.execute([id])?;
     Ok(Changed { session, changed: true, open_turns })
 }
