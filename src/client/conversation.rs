@@ -78,7 +78,7 @@ impl Conversation {
     pub(super) fn new(scope: Scope, open: Open, events: mpsc::Sender<Event>) -> Self {
         let session_id = open.session_id;
         let position = Position::new(open.history.is_some());
-        let id = RequestId::new_v4();
+        let id = RequestId::now_v7();
         Self { scope, session_id, open, id, position, turns: Turns::default(), events, missed: false }
     }
 
@@ -93,7 +93,7 @@ impl Conversation {
         // Once it is answered, the wish is granted; what follows are other requests.
         let asked = self.open.new || self.open.reopen;
         Attaching {
-            id: if asked { self.id } else { RequestId::new_v4() },
+            id: if asked { self.id } else { RequestId::now_v7() },
             attach: Attach {
                 token: None,
                 scope: self.scope,

@@ -226,7 +226,7 @@ impl Engine {
                     drop(answer.send(Err(err.clone())));
                 } else if self.asked.len() < ASKED_MAX {
                     let due = Instant::now() + ANSWER_DEADLINE;
-                    self.asked.insert(RequestId::new_v4(), Asked { key, frame, answer, due, sent: false });
+                    self.asked.insert(RequestId::now_v7(), Asked { key, frame, answer, due, sent: false });
                 } else {
                     drop(answer.send(Err(Error::Full(ASKED_MAX))));
                 }
@@ -236,7 +236,7 @@ impl Engine {
                 let (answer, _nobody) = oneshot::channel();
                 if self.live.is_some() && self.asked.len() < ASKED_MAX {
                     let asked = Asked { key, frame, answer, due: Instant::now(), sent: false };
-                    self.asked.insert(RequestId::new_v4(), asked);
+                    self.asked.insert(RequestId::now_v7(), asked);
                 }
             }
         }

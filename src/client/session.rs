@@ -66,7 +66,7 @@ impl Session {
     fn put(&self, what: What) -> Result<Message, Error> {
         let full = || Error::Full(OUTBOX_MESSAGES_MAX);
         let place = Arc::clone(&self.client.0.places).try_acquire_owned().map_err(|_full| full())?;
-        let id = RequestId::new_v4();
+        let id = RequestId::now_v7();
         let (message, teller) = Message::new(id);
         let pending = Pending { id, key: self.key, what, teller, sent: false, _place: place };
         self.client.0.commands.try_send(Command::Send(pending)).map_err(|_full| full())?;

@@ -83,7 +83,7 @@ impl Engine {
                 let Some(key) = self.live.as_ref().and_then(|live| live.requests.keys().next().copied()) else {
                     return;
                 };
-                let id = RequestId::new_v4();
+                let id = RequestId::now_v7();
                 let (answer, _nobody) = tokio::sync::oneshot::channel();
                 let asked = Asked { key, frame: ClientFrame::Ping, answer, due: now + FAR, sent: false };
                 self.asked.insert(id, asked);
@@ -324,7 +324,7 @@ impl Engine {
         let (answer, _nobody) = tokio::sync::oneshot::channel();
         let due = Instant::now() + super::ANSWER_DEADLINE;
         let asked = Asked { key, frame: ClientFrame::Auth { token }, answer, due, sent: false };
-        self.asked.insert(RequestId::new_v4(), asked);
+        self.asked.insert(RequestId::now_v7(), asked);
     }
 
     /// There is no point in going on.
