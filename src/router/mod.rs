@@ -247,10 +247,12 @@ impl Router {
         parts.limiter.share(&*parts.bus, self.0.node, &parts.lifecycle).await;
     }
 
-    /// Contains and counts a panic; `None` then. The panic hook has logged its cause.
-    async fn contained<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let done = AssertUnwindSafe(work).catch_unwind().await;
-        done.inspect_err(|_panic| self.0.parts.metrics.panics_total.inc()).ok()
+    /// Contains and counts a panic; `None` then. The panic hook has logged its cause. Holds `work` once, as an `async fn`
+    /// does not: futures of turns are large, and moved.
+    fn contained<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+        AssertUnwindSafe(work)
+            .catch_unwind()
+            .map(|done| done.inspect_err(|_panic| self.0.parts.metrics.panics_total.inc()).ok())
     }
 
     /// Names this node's lease on a turn that is about to start.

@@ -266,3 +266,17 @@ impl Drop for Running<'_> {
         duration.observe(self.began.elapsed().as_secs_f64());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<A, B, C, F: Future>(_work: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_turn_that_runs_is_small() {
+        assert!(bytes_of(Router::run_all) <= 4608, "{} bytes", bytes_of(Router::run_all));
+    }
+}
