@@ -21,6 +21,10 @@ const ENTRIES_MAX: u32 = 400;
 /// Messages that are kept of one conversation: with their replies they are as many entries.
 const MESSAGES_MAX: usize = 200;
 
+/// Messages that go at a time when there are more. Until the next ones go, what a model is told begins as it did before,
+/// and a provider that caches what it has read finds it.
+const MESSAGES_GONE: usize = 25;
+
 /// Conversations that are kept at a time, whatever their texts take.
 const SESSIONS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
 
@@ -82,7 +86,7 @@ impl History {
                 self.note(entry);
             }
         }
-        let over = self.said.len().saturating_sub(MESSAGES_MAX);
+        let over = self.said.len().saturating_sub(MESSAGES_MAX).next_multiple_of(MESSAGES_GONE);
         let mut gone = 0;
         for said in self.said.drain(..over) {
             gone += said.messages().count();
@@ -410,7 +414,7 @@ mod tests {
         for seq in (14..).step_by(2).take(MESSAGES_MAX) {
             entries.extend([user(seq), reply(seq + 1, seq)]);
         }
-        let mut grown = History::default();
+        let (mut grown, mut begins) = (History::default(), std::collections::BTreeSet::new());
         for (nth, entry) in entries.iter().enumerate() {
             grown.extend(std::slice::from_ref(entry));
             let mut anew = History::default();
@@ -420,8 +424,10 @@ mod tests {
                 assert_eq!(grown.conversation(last), anew.conversation(last), "entry {}, up to {last}", entry.seq);
             }
             assert_eq!(grown.bytes, anew.bytes);
+            begins.insert(grown.said[0].seq);
         }
-        assert_eq!(grown.said.len(), MESSAGES_MAX);
+        assert_eq!(grown.said.len(), 205 - MESSAGES_GONE);
+        assert_eq!(begins.len(), 2, "five messages too many have moved the beginning once: {begins:?}");
     }
 
     /// A message behind a place that is missing would keep out the one that belongs there.
