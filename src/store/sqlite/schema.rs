@@ -86,6 +86,9 @@ pub(super) fn version(connection: &Connection, migrations: &[&str]) -> Result<us
 /// Applies what the file has not had yet, each migration in a transaction with its version number.
 fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenError> {
     let version = version(connection, migrations)?;
+    if (1..migrations.len()).contains(&version) {
+        tracing::info!(version, newest = migrations.len(), "database is brought to the newest version");
+    }
     // A table that is made anew must not take along what refers to it.
     connection.pragma_update(None, "foreign_keys", false)?;
     for (migration, version) in migrations.iter().zip(1_usize..).skip(version) {
