@@ -24,9 +24,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between an answer and the next request of the same pair.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The same where messages are stored. A conversation stays short, as most are, though each message is sent to the model
-/// with all before it; and one core has time left.
-const PAUSE_STORED: Duration = Duration::from_millis(500);
 /// Messages of fan-out in a second.
 const PER_SECOND: f64 = 20.0;
 /// Connections that are there before memory is read: what the first ones allocate is shared.
@@ -53,7 +50,6 @@ impl Profile {
         let settings = [
             ("pairs", self.pairs.to_string()),
             ("pause_ms", PAUSE.as_millis().to_string()),
-            ("pause_stored_ms", PAUSE_STORED.as_millis().to_string()),
             ("payload_bytes", crate::frames::PAYLOAD_BYTES.to_string()),
             ("subscribers", self.subscribers.to_string()),
             ("fanout_per_second", PER_SECOND.to_string()),
@@ -136,7 +132,7 @@ pub(crate) async fn sample(
 async fn exchanges(server: &Running, peer: Peer, task: Task, profile: &Profile) -> anyhow::Result<Row> {
     let pairs = contest::pairs(server, peer, task, profile.pairs).await?;
     let stored = matches!(task, Task::Stored | Task::StoredQuic);
-    let plan = profile.plan(Pace::Paced(if stored { PAUSE_STORED } else { PAUSE }));
+    let plan = profile.plan(Pace::Paced(PAUSE));
     let mut row = match pairs {
         Pairs::Echo(pairs) => run(server, pairs, &plan, 1).await,
         Pairs::Relay(pairs) => run(server, pairs, &plan, 1).await,
