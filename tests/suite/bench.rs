@@ -87,7 +87,11 @@ async fn fanout_delivers_every_piece_to_every_watcher() {
 async fn ttft_durable_and_storm_count_what_they_asked() {
     let _alone = ALONE.acquire().await;
     let parts = ["of it until the model is asked", "of it from the model's first piece"];
-    both(&report("ttft"), &["4 answers at a time", parts[0], parts[1], "4 asked at once", "pieces of answers of 50"]);
+    let pieces = ["pieces of answers of 50", "pieces of answers of 50, to 5 devices"];
+    let ttft = report("ttft");
+    both(&ttft, &["4 answers at a time", parts[0], parts[1], "4 asked at once", pieces[0], pieces[1]]);
+    let long = ttft.rows.iter().filter(|row| row.variant == pieces[1]);
+    assert!(long.clone().count() == 2 && long.clone().all(|row| row.n > 0 && row.n % 250 == 0), "{:?}", ttft.rows);
     both(&report("durable"), &["acknowledged"]);
     let storm = report("storm");
     assert_eq!(variants(&storm, "webtransport"), ["full", "resumed"]);

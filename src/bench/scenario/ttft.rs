@@ -3,14 +3,16 @@
 //!
 //! Twice: people who ask on their own, at moments of their own; and all of them at the same moment, again and again.
 //! For the first, its two parts as well: until the model has the whole request, and from the model's first piece on.
-//! And what a piece costs: the server's CPU time for long answers, shared out among their pieces.
+//! And what a piece costs: the server's CPU time for long answers, shared out among their pieces; and once more where
+//! each person has several devices, among all that get them.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use tokio::task::JoinSet;
 
 use super::{Bench, Pace, Pair, Row, Unit, Via, person};
 use crate::bench::{
@@ -31,6 +33,9 @@ const LENGTHS: [usize; 7] = [20, 14, 26, 17, 23, 15, 25];
 /// How many pieces an answer has whose cost is that of its pieces: question and ends are a small part of it.
 const LONG: usize = 50;
 const LONG_PAUSE: Duration = Duration::from_millis(4);
+
+/// Devices of each person that see a long answer, with the one that asks.
+const DEVICES: usize = 5;
 
 #[derive(Default)]
 struct Added {
@@ -86,10 +91,21 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
     let target = bench.target(&model.settings()).await?;
     let mut meter = target.meter()?;
     let answers = bench.sizes.answers;
-    let people = (0..answers).map(|number| person("ttft", number)).collect();
-    let mut devices = bench.devices(&target, via, people).await?;
+    let people: Vec<_> = (0..answers).map(|number| person("ttft", number)).collect();
+    let mut devices = bench.devices(&target, via, people.clone()).await?;
+    let mut watching = JoinSet::new();
     let mut rows = Vec::new();
-    for (apart, pieces, pause) in [(true, PIECES, PAUSE), (false, PIECES, PAUSE), (true, LONG, LONG_PAUSE)] {
+    let (own, shared) = (1, DEVICES);
+    for (apart, pieces, pause, seen_by) in [
+        (true, PIECES, PAUSE, own),
+        (false, PIECES, PAUSE, own),
+        (true, LONG, LONG_PAUSE, own),
+        (true, LONG, LONG_PAUSE, shared),
+    ] {
+        for _other in own..seen_by {
+            let others = bench.devices(&target, via, people.clone()).await?;
+            others.into_iter().for_each(|other| drop(watching.spawn(watch(other))));
+        }
         let added = Arc::new(Mutex::new(Added::default()));
         let span = pause * u32::try_from(pieces).unwrap_or(0);
         let asker = |(place, device)| Asker {
@@ -113,7 +129,7 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
             ..whole.clone()
         };
         match (apart, pieces) {
-            (_, LONG) => rows.push(of_pieces(whole)),
+            (_, LONG) => rows.push(of_pieces(whole, seen_by)),
             (false, _) => rows.push(row(format!("{answers} asked at once"), &all)),
             (true, _) => {
                 rows.push(row(format!("{answers} answers at a time"), &all));
@@ -122,17 +138,31 @@ pub(super) async fn run(bench: &Bench, via: Via) -> anyhow::Result<Vec<Row>> {
             }
         }
     }
+    // One whose watch has ended would have made the others cheap.
+    ensure!(watching.try_join_next().is_none(), "a watch has ended before its answers");
+    watching.shutdown().await;
     super::close(devices).await;
     Ok(rows)
 }
 
-/// The row of long answers by their pieces.
-fn of_pieces(answers: Row) -> Row {
-    let pieces = super::number(super::count(LONG));
+/// Reads what a device watches, until the server ends it.
+async fn watch(mut device: Device) -> anyhow::Result<()> {
+    while device.watch.next().await?.is_some() {}
+    Ok(())
+}
+
+/// The row of long answers by their pieces, each as often as a device gets it.
+fn of_pieces(answers: Row, seen_by: usize) -> Row {
+    let each = super::count(LONG * seen_by);
+    let pieces = super::number(each);
+    let (whom, unit) = match seen_by {
+        1 => (String::new(), Unit::Piece),
+        devices => (format!(", to {devices} devices"), Unit::Delivery),
+    };
     Row {
-        variant: format!("pieces of answers of {LONG}"),
-        unit: Unit::Piece,
-        n: answers.n * super::count(LONG),
+        variant: format!("pieces of answers of {LONG}{whom}"),
+        unit,
+        n: answers.n * each,
         latency: None,
         cpu_us: answers.cpu_us.map(|cpu_us| cpu_us / pieces),
         per_second: answers.per_second.map(|answers| answers * pieces),
