@@ -94,7 +94,7 @@ impl Device {
     /// Sends a message and reads its answer to the end, which must be complete.
     pub(super) async fn say(&mut self, content: &str) -> anyhow::Result<Said> {
         let frame = json!({
-            "type": "user_message", "id": Uuid::new_v4(), "session_id": self.session, "content": content,
+            "type": "user_message", "id": Uuid::now_v7(), "session_id": self.session, "content": content,
         });
         let frame = Bytes::from(frame.to_string());
         let began = Instant::now();

@@ -56,7 +56,7 @@ fn message(session: &Session) -> NewEntry {
         session_id: session.id,
         owner: session.user_id.clone(),
         id: EntryId::new(),
-        client_id: Some(RequestId::new_v4()),
+        client_id: Some(RequestId::now_v7()),
         user_id: session.user_id.clone(),
         sender: Sender::User,
         kind: EntryKind::Text,

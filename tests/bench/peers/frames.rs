@@ -46,7 +46,7 @@ pub(crate) const ANSWER: &str = "1";
 
 /// A message to the model.
 pub(crate) fn message() -> String {
-    let id = uuid::Uuid::new_v4();
+    let id = uuid::Uuid::now_v7();
     padded(&format!("{{\"type\":\"user_message\",\"id\":\"{id}\",\"content\":\""), "\"}")
 }
 
