@@ -9,8 +9,9 @@ export class Composer {
   #limit = 10_000;
 
   /**
+   * `submit` says whether it has taken the text: else it stays.
    * @param {{form: HTMLFormElement, text: HTMLTextAreaElement, send: HTMLButtonElement, counter: HTMLElement}} elements
-   * @param {{submit: (content: string) => void, typed: (empty: boolean) => void}} owner
+   * @param {{submit: (content: string) => boolean, typed: (empty: boolean) => void}} owner
    */
   constructor({ form, text, send, counter }, owner) {
     this.text = text;
@@ -46,11 +47,9 @@ export class Composer {
   }
 
   #submit() {
-    const content = this.text.value;
-    if (!this.#valid()) return;
+    if (!this.#valid() || !this.owner.submit(this.text.value)) return;
     this.text.value = '';
     this.#changed();
-    this.owner.submit(content);
   }
 
   #valid() {

@@ -92,14 +92,17 @@ function converse() {
     }
   }
 
+  /** @returns {boolean} whether it is on its way */
   function say(content) {
     alertLine(null);
     try {
       chat.send(content);
-      log.toBottom();
     } catch (err) {
-      alertLine(err.message);
+      alertLine(`Your message was not sent: ${err.message}.`);
+      return false;
     }
+    log.toBottom();
+    return true;
   }
 
   async function regenerate(turn) {

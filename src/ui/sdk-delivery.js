@@ -93,12 +93,13 @@ export class Delivery {
   /** The open session exists no more. What waited for it waits for somebody who says where it shall go. */
   bury(err) {
     const dead = this.#session_id;
+    const reason = new ChatboxError(err.code, 'its conversation is not there any more');
     this.leave(err);
     for (const message of this.#outbox) {
       if (message.session_id !== dead) continue;
       // It may go to another session, once somebody says so.
       message.session_id = null;
-      this.#reject(message, message.error ?? err);
+      this.#reject(message, message.error ?? reason);
     }
   }
 
@@ -205,7 +206,8 @@ export class Delivery {
     }
     const known = message.user_id && message.session_id;
     message.user_id = this.#user_id;
-    message.session_id ??= this.#session_id;
+    // Where a refused one shall go now, somebody has to say.
+    if (message.state !== 'failed') message.session_id ??= this.#session_id;
     if (!known) this.#keep(message);
   }
 
@@ -233,7 +235,8 @@ export class Delivery {
         continue;
       }
       const message = new Message(row.content, row.id);
-      Object.assign(message, { user_id, timestamp: row.timestamp, session_id: row.session_id ?? this.#session_id });
+      const session_id = row.session_id ?? (row.error ? null : this.#session_id);
+      Object.assign(message, { user_id, timestamp: row.timestamp, session_id });
       if (row.error) message.fail(new ChatboxError(row.error.code, row.error.message));
       messages.push(message);
     }

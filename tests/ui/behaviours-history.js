@@ -54,6 +54,48 @@ export function history(page) {
   });
 
   page(
+    'what was typed for a conversation that is deleted meanwhile is at hand in the next one',
+    async (page, server) => {
+      await open(page, server);
+      await say(page, 'count to 3');
+      await page.until(shown.finished, 1);
+      await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
+      await say(page, 'count to 4');
+      await page.until(shown.ownState, 'queued');
+      const [{ id }] = (await api(server, 'GET', 'sessions')).sessions;
+      await api(server, 'DELETE', `sessions/${id}`);
+      await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
+      await page.until(() => !document.getElementById('gone').hidden);
+      const refused = () => document.querySelector('.own .mark')?.textContent === 'Not sent: its conversation is not there any more';
+      await page.click('#gone-new');
+      await page.until(refused);
+      await page.reload();
+      await page.until(refused);
+      await page.click('.own .retry');
+      await page.until(shown.finished, 1);
+      assert.equal(await page.evaluate(shown.listLength), 4);
+      assert.deepEqual(await page.faults(), []);
+    },
+    quick,
+  );
+
+  page('a text that the page cannot take stays where it was typed', async (page, server) => {
+    await open(page, server);
+    await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
+    await page.evaluate(() => {
+      const text = document.getElementById('text');
+      for (let count = 0; count <= 100; count += 1) {
+        text.value = `thought ${count}`;
+        text.dispatchEvent(new Event('input'));
+        document.getElementById('send').click();
+      }
+    });
+    assert.equal(await page.evaluate(() => document.getElementById('text').value), 'thought 100');
+    assert.match(await page.evaluate(() => document.querySelector('[role=alert]').textContent), /^\s*Your message was not sent: 100 messages wait/);
+    assert.deepEqual(await page.faults(), []);
+  });
+
+  page(
     'a name that is given elsewhere shows in the bar',
     async (page, server) => {
       await open(page, server);
