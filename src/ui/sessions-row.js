@@ -6,6 +6,9 @@ import { ago } from './page-time.js';
 const NAME_CHARS_MAX = 100;
 
 export class Row {
+  /** whether its name is being written */
+  writing = false;
+
   /**
    * @param {object} meta as the list tells it
    * @param {string} words what was searched for
@@ -37,23 +40,31 @@ export class Row {
 
   paint() {
     const { name, match, message_count: count } = this.meta;
-    const label = this.element.querySelector('.row-name');
+    // While the name is written, the link is out of the row.
+    const { link } = this;
+    const label = link.querySelector('.row-name');
     label.textContent = this.title;
     label.classList.toggle('muted', !name);
     this.button.setAttribute('aria-label', `Actions for ${this.title}`);
-    const snippet = this.element.querySelector('.row-match');
+    const snippet = link.querySelector('.row-match');
     snippet.hidden = !match;
     snippet.replaceChildren(...marked(match ?? '', this.words));
-    this.element.querySelector('.row-count').textContent = count === 1 ? '1 message' : `${count ?? 0} messages`;
-    const facts = this.element.querySelector('.row-facts');
+    link.querySelector('.row-count').textContent = count === 1 ? '1 message' : `${count ?? 0} messages`;
+    const facts = link.querySelector('.row-facts');
     facts.querySelectorAll('.badge').forEach((badge) => badge.remove());
     facts.append(...this.#badges());
     this.tick();
   }
 
+  /** Takes the row out of the list. */
+  remove() {
+    this.writing = false;
+    this.element.remove();
+  }
+
   /** Says again how long ago it was. */
   tick() {
-    ago(this.element.querySelector('time'), this.meta.last_activity);
+    ago(this.link.querySelector('time'), this.meta.last_activity);
   }
 
   #badges() {
@@ -67,18 +78,19 @@ export class Row {
   }
 
   /**
-   * Lets the name be written in place: Enter and leaving keep it, Escape does not.
-   * @param {(name: string) => Promise<void>} save
+   * Lets the name be written in place: Enter and leaving keep it, Escape and `remove` do not.
+   * @param {(name: string) => Promise<void>} save @param {() => void} written called when that is over
    */
-  rename(save) {
+  rename(save, written) {
+    this.writing = true;
     const before = this.meta.name ?? '';
     const field = make('input', { className: 'field row-field', value: before, maxLength: NAME_CHARS_MAX, 'aria-label': 'Name' });
-    let over = false;
     const end = async (keeps, back) => {
-      if (over) return;
-      over = true;
+      if (!this.writing) return;
+      this.writing = false;
       const name = field.value.trim();
       field.replaceWith(this.link);
+      written();
       if (back) this.link.focus();
       if (!keeps || !name || name === before) return;
       this.update({ name });

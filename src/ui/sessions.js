@@ -46,7 +46,11 @@ async function attempt(fault, action) {
 }
 
 const actions = {
-  rename: (row) => row.rename((name) => attempt('The name was not changed', () => sessions.rename(row.meta.id, name))),
+  rename: (row) =>
+    row.rename(
+      (name) => attempt('The name was not changed', () => sessions.rename(row.meta.id, name)),
+      () => place(row),
+    ),
   share: (row) =>
     openShare({
       share: (options) => sessions.share(row.meta.id, options),
@@ -92,11 +96,14 @@ function put(meta) {
   place(fresh);
 }
 
-/** The latest activity comes first; what was found stays in the order in which it was found. */
+/**
+ * The latest activity comes first; what was found stays in the order in which it was found, and what is written in a row
+ * would be lost if it moved.
+ */
 function place(row) {
   const list = $('list');
   const { element } = row;
-  if (words && element.isConnected) return;
+  if ((words && element.isConnected) || row.writing) return;
   const focused = element.contains(document.activeElement) ? document.activeElement : null;
   element.remove();
   const before = words ? null : [...list.children].find((other) => older(other.sessionRow.meta, row.meta));
@@ -113,7 +120,7 @@ function drop(id) {
   const row = rows.get(id);
   if (!row) return;
   rows.delete(id);
-  row.element.remove();
+  row.remove();
   if (total) total -= 1;
   show();
 }

@@ -11,6 +11,15 @@ const CUT = /WebTransport|QUIC|WebSocket|ERR_|NetworkError|Failed to load resour
 const names = () => [...document.querySelectorAll('.row-name')].map((name) => name.textContent);
 const rows = (count) => document.querySelectorAll('.row').length === count;
 
+/** Says something in a conversation that has ended, as another device does. */
+async function goOn({ base, token, session_id }) {
+  const { Chatbox } = await import(`${base}sdk.js`);
+  const chat = new Chatbox({ base, getToken: () => token, outbox: false });
+  await chat.open({ session_id, reopen: true });
+  await chat.send('count to 5').reply;
+  chat.close();
+}
+
 export function sessions(page) {
   page('before the first conversation the list says so, and begins one', async (page, server) => {
     await openList(page, server);
@@ -124,6 +133,34 @@ export function sessions(page) {
       assert.equal(await page.evaluate(() => document.activeElement.textContent.includes('count to 3')), true);
       const { sessions: left } = await api(server, 'GET', 'sessions');
       assert.deepEqual(left.map(({ name }) => name), ['count to 3']);
+      assert.deepEqual(await page.faults(), []);
+    },
+    quick,
+  );
+
+  page(
+    'a name is written to its end, whatever happens to the conversation meanwhile',
+    async (page, server) => {
+      await openList(page, server);
+      await converse(page, server, ['count to 3', 'count to 4']);
+      await page.until(rows, 2);
+      const { sessions } = await api(server, 'GET', 'sessions');
+      const { id } = sessions.find(({ name }) => name === 'count to 3');
+      await page.evaluate(() => document.querySelectorAll('.row-link')[1].focus());
+      await page.press('F2');
+      await page.type('Sums');
+      await page.evaluate(goOn, { base: server.base, token: await server.token(LOCAL_USER), session_id: id });
+      await page.type(' of numbers');
+      await page.press('Enter');
+      await page.until((first) => document.querySelector('.row-name')?.textContent === first, 'Sums of numbers');
+      assert.match(await page.evaluate(() => document.querySelector('.row-facts').innerText), /4 messages/);
+      assert.equal(await page.evaluate(() => document.activeElement.className), 'row-link');
+      await page.press('F2');
+      await page.type('Never');
+      await api(server, 'DELETE', `sessions/${id}`);
+      await page.until(rows, 1);
+      assert.equal(await page.evaluate(() => document.getElementById('alert').hidden), true);
+      assert.deepEqual(await page.evaluate(names), ['count to 4']);
       assert.deepEqual(await page.faults(), []);
     },
     quick,
