@@ -22,6 +22,9 @@ const PLACEHOLDERS: [&str; 5] = ["REPLACE_WITH", "PLACEHOLDER", "CHANGE-ME", "CH
 /// Smallest and largest frame that may be configured, in bytes: a message of the longest accepted text must fit.
 const FRAME_BYTES: std::ops::RangeInclusive<usize> = 65_536..=16 * 1024 * 1024;
 
+/// A shorter lease runs out between two writes of a turn's log, and its answer is lost.
+const TURN_LEASE_MIN: Duration = Duration::from_secs(1);
+
 /// The mark by which a text is known as a template's.
 pub(super) fn placeholder(text: &str) -> Option<&'static str> {
     let upper = text.to_uppercase();
@@ -214,13 +217,17 @@ fn numbers(config: &Config, fault: Report<'_>) {
     }
     for (key, value) in [
         ("sessions.idle_end", config.sessions.idle_end),
-        ("sessions.turn_lease", config.sessions.turn_lease),
+        ("sessions.compare_interval", config.sessions.compare_interval),
         ("drain.timeout", config.drain.timeout),
         ("limits.write_timeout", limits.write_timeout),
     ] {
         if value == Duration::ZERO {
             fault(key, "`0s` is not accepted: it must be longer".to_owned());
         }
+    }
+    if config.sessions.turn_lease < TURN_LEASE_MIN {
+        let is = humantime::format_duration(config.sessions.turn_lease);
+        fault("sessions.turn_lease", format!("`{is}` is not accepted: it must be at least 1s"));
     }
 }
 

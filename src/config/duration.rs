@@ -1,8 +1,8 @@
 //! Durations as people write them: `2s`, `250ms`, `1h 30m`; at most [`MAX`].
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serializer};
+use serde::{Deserializer, Serializer, de::Visitor};
 
 /// Longest duration that is accepted: ten years. A deadline far beyond it has no place on the system's clock.
 pub const MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -12,11 +12,25 @@ pub const MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// # Errors
 /// When the text is not a duration; the error names it and what is accepted.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let text = deserializer.deserialize_str(Written)?;
     let wrong =
         |why: &str| serde::de::Error::custom(format!("`{text}` is not a duration such as `2s` or `1h 30m`: {why}"));
     let duration = humantime::parse_duration(&text).map_err(|err| wrong(&err.to_string()))?;
     if duration > MAX { Err(wrong("it is longer than ten years")) } else { Ok(duration) }
+}
+
+struct Written;
+
+impl Visitor<'_> for Written {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration such as `2s` or `1h 30m`, as a text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
 }
 
 /// Writes a duration as [`deserialize`] reads it; for `#[serde(with)]`.

@@ -21,6 +21,10 @@ use super::{
 /// Largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// What is accepted as encryption keys; in the environment and in flags it is JSON.
+const ENCRYPTION_KEYS: &str = "a list such as `[{id = 1, key = \"...\"}]`, in the environment and in flags \
+                               `[{\"id\": 1, \"key\": \"...\"}]`, with what `openssl rand -base64 32` prints";
+
 /// A configuration without faults.
 #[derive(Debug)]
 pub struct Loaded {
@@ -155,11 +159,17 @@ impl Merged {
     /// What is wrong with a value, with the value shown as far as it may be.
     fn problem(&self, path: &[String], message: &str) -> String {
         if environment::secret(path) {
-            return "is not a text (its value is not shown)".to_owned();
+            let keys = path.last().is_some_and(|key| key.ends_with("_keys"));
+            let accepted = if keys { ENCRYPTION_KEYS } else { "a text" };
+            return format!("is not {accepted} (its value is not shown)");
         }
         let message = ["u16", "u32", "u64", "usize"].iter().fold(message.to_owned(), |message, number| {
             message.replace(&format!("expected {number}"), "expected a whole number that is not negative")
         });
+        let message = match message.split_once("expected struct ") {
+            Some((before, _name)) => format!("{before}expected a table"),
+            None => message.replace("relative URL without a base", "not a URL such as `https://chat.example.com`"),
+        };
         match self.tree.find(path) {
             Some(Value::Text(text) | Value::Untyped(text)) if text.contains('@') => message.replace(text, REDACTED),
             _ => message,

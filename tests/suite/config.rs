@@ -240,6 +240,8 @@ fn values_out_of_range_name_their_key() {
         ("sessions.active_per_user", "0"),
         ("sessions.idle_end", "0s"),
         ("sessions.turn_lease", "soon"),
+        ("sessions.turn_lease", "999ms"),
+        ("sessions.compare_interval", "0s"),
         ("drain.timeout", "0s"),
         ("drain.spread", "6m"),
         ("limits.write_timeout", "0s"),
@@ -277,6 +279,26 @@ fn values_out_of_range_name_their_key() {
         assert!(keys[0].starts_with(key), "`{key}` = `{value}`: {text}");
         assert!(text.contains("(set by a flag)"), "`{key}` = `{value}`: {text}");
     }
+}
+
+#[test]
+fn a_value_of_another_kind_is_told_what_is_accepted() {
+    for (file, told) in [
+        ("sessions = 5", "`sessions` (set by FILE): invalid type: integer `5`, expected a table"),
+        ("sessions.idle_end = 3600", "integer `3600`, expected a duration such as `2s` or `1h 30m`, as a text"),
+        ("llm.timeout = true", "boolean `true`, expected a duration such as `2s` or `1h 30m`, as a text"),
+        ("public_url = \"chat\"", "not a URL such as `https://chat.example.com`: \"chat\""),
+        ("store.encryption_keys = \"hunter2\"", "is not a list such as `[{id = 1, key = \"...\"}]`"),
+        ("store.encryption_keys = [{id = 1, key = \"hunter2\", old = 3}]", "is not a list such as"),
+        ("cluster_secret = 7", "`cluster_secret` (set by FILE): is not a text (its value is not shown)"),
+    ] {
+        let (keys, text) = refused(from(file, &[], &[]));
+        assert_eq!(keys.len(), 1, "{text}");
+        let told = told.replace("FILE", text.split("(set by ").nth(1).unwrap().split(')').next().unwrap());
+        assert!(text.contains(&told) && !text.contains("hunter2"), "`{file}`: {text}");
+    }
+    let (_keys, text) = refused(environment(&[("CHATBOX_STORE__ENCRYPTION_KEYS", "hunter2")]));
+    assert!(text.contains(r#"`[{"id": 1, "key": "..."}]`"#) && !text.contains("hunter2"), "{text}");
 }
 
 // checklist 10
