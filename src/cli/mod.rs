@@ -124,6 +124,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         // What the client of NATS has to say is said by the bus.
         _ => "info,async_nats=off",
     };
+    all_text()?;
     start_log(&cli.global, usual)?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {
         Command::Serve => serve::run(&cli.global),
@@ -151,6 +152,16 @@ impl Global {
         }
         Ok(loaded.config)
     }
+}
+
+/// Refuses a setting that is no text: it would count as not set.
+fn all_text() -> Result<(), BadUsage> {
+    for (name, value) in std::env::vars_os() {
+        if let Some(name) = name.to_str().filter(|name| environment::ours(name) && value.to_str().is_none()) {
+            return Err(BadUsage(format!("{name} is not UTF-8")));
+        }
+    }
+    Ok(())
 }
 
 /// The environment of this process. A variable that is not UTF-8 is none of ours.

@@ -115,6 +115,11 @@ pub(super) fn variable(path: &[String]) -> String {
     format!("{PREFIX}{}", path.join("__").to_uppercase())
 }
 
+/// Whether a variable is a setting of this product, or of its predecessor.
+pub(crate) fn ours(name: &str) -> bool {
+    name.starts_with(PREFIX) || known(name)
+}
+
 /// Whether the predecessor knew this variable.
 fn known(name: &str) -> bool {
     const NAMES: [&str; 25] = [

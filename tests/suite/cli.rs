@@ -3,8 +3,10 @@
 mod doctor; // what `check-config` and `doctor` find, and what they say about it
 
 use std::{
+    ffi::OsStr,
     io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
+    os::unix::ffi::OsStrExt,
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
@@ -121,6 +123,17 @@ fn every_fault_of_a_bad_file_is_reported_with_its_key() {
     let mut keys: Vec<_> = printed["faults"].as_array().unwrap().iter().map(|it| it["key"].as_str().unwrap()).collect();
     keys.sort_unstable();
     assert_eq!(keys, ["bus.url", "drain.timeout", "limits.streams", "path_prefix", "typo"], "{}", ended.stderr);
+}
+
+#[test]
+fn a_setting_that_is_no_text_is_refused_and_a_foreign_one_passed_over() {
+    let home = tempfile::tempdir().unwrap();
+    let bytes = OsStr::from_bytes(b"/chat\xff");
+    for (name, code) in [("CHATBOX_PATH_PREFIX", 64), ("JWT_SECRET", 64), ("PATH_PREFIX", 0)] {
+        let ended = run(chatbox(home.path(), &["check-config", "--offline"]).env(name, bytes));
+        assert_eq!(ended.code, Some(code), "{name}: {}", ended.stderr);
+        assert_eq!(ended.stderr.contains(&format!("{name} is not UTF-8")), code != 0, "{}", ended.stderr);
+    }
 }
 
 #[test]
