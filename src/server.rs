@@ -90,7 +90,8 @@ impl Server {
     }
 
     async fn opened(config: Config, metrics: Arc<Metrics>, bus: Arc<dyn Bus>) -> anyhow::Result<Self> {
-        let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics)).await?;
+        let store = store::open(&config.store, &config.data_dir, Arc::clone(&metrics)).await;
+        let store = store.with_context(|| format!("open the store `{}`", config.store.place(&config.data_dir)))?;
         Self::assemble(config, metrics, Shared { store, bus }).await
     }
 

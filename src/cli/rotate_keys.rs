@@ -39,7 +39,7 @@ pub(super) fn run(global: &Global) -> anyhow::Result<()> {
     let progress = runtime.block_on(async {
         match store::open(&config.store, &config.data_dir, Metrics::new()).await {
             Ok(store) => here(&*store).await,
-            Err(OpenError::Locked(_)) => there(&config, key).await,
+            Err(OpenError::Locked) => there(&config, key).await,
             Err(err) => Err(anyhow::Error::from(err).context("open the store")),
         }
     })?;

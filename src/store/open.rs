@@ -44,8 +44,8 @@ pub enum OpenError {
     #[error(transparent)]
     Sealed(#[from] seal::check::Unreadable),
     /// the lock file is held
-    #[error("database `{}` is open in another process", .0.display())]
-    Locked(PathBuf),
+    #[error("it is open in another process")]
+    Locked,
     /// written by a later version of chatbox
     #[error("the database has version {found}, this chatbox knows versions up to {known}")]
     Newer {
@@ -104,6 +104,12 @@ impl Config {
             _ if self.url.starts_with(SRV) => Err(OpenError::Srv),
             _ => Err(OpenError::Url(self.shown())),
         }
+    }
+
+    /// Where it is, for people: the file, or else the URL without what is secret in it.
+    #[must_use]
+    pub fn place(&self, data_dir: &Path) -> String {
+        self.path(data_dir).map_or_else(|_no_file| self.shown(), |path| path.display().to_string())
     }
 
     /// Whether nodes share the store.

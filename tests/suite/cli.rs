@@ -225,3 +225,18 @@ fn a_taken_port_ends_the_start_with_1() {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
     assert!(ended.stderr.contains("listen.http"), "{}", ended.stderr);
 }
+
+#[test]
+fn a_database_that_does_not_open_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("notes.db"), "these are notes, and no database at all".repeat(100)).unwrap();
+    std::fs::write(home.path().join("file"), "").unwrap();
+    for (set, named) in [
+        ("store.url=sqlite:notes.db", "open the store `notes.db`: the database cannot be used"),
+        ("data_dir=file", "open the store `file/chatbox.db`: the database's files cannot be used"),
+    ] {
+        let ended = run(&mut chatbox(home.path(), &["--set", set]));
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+        assert!(ended.stderr.contains(named), "{}", ended.stderr);
+    }
+}

@@ -313,7 +313,7 @@ fn lock(path: &Path) -> std::result::Result<Lock, OpenError> {
     let file = options.open(lock_name(path)).map_err(OpenError::Io)?;
     match file.try_lock() {
         Ok(()) => Ok(Lock(file)),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked),
         Err(TryLockError::Error(err)) => Err(OpenError::Io(err)),
     }
 }

@@ -55,10 +55,10 @@ async fn second_opener_is_refused_until_the_first_one_closes() {
     let shelf = Shelf::file();
     let first = shelf.open().await;
     let error = shelf.try_open(&[]).await.unwrap_err();
-    assert_eq!(error.to_string(), format!("database `{}` is open in another process", shelf.path().display()));
+    assert_eq!(error.to_string(), "it is open in another process");
     first.close().await;
     let second = shelf.try_open(&[]).await.unwrap();
-    assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Locked(_))));
+    assert!(matches!(shelf.try_open(&[]).await, Err(OpenError::Locked)));
     drop(second);
     shelf.try_open(&[]).await.unwrap();
 }
