@@ -28,10 +28,10 @@ fn chat(server: &Process, arguments: &[&str]) -> Command {
 }
 
 /// Gives a command its input, and waits for its end.
-async fn talk(mut command: Command, input: &str) -> Ended {
+async fn talk(mut command: Command, input: impl AsRef<[u8]>) -> Ended {
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(input.as_bytes()).await.unwrap();
+    stdin.write_all(input.as_ref()).await.unwrap();
     drop(stdin);
     let output = timeout(PATIENCE, child.wait_with_output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -54,6 +54,27 @@ async fn each_line_is_a_message_and_its_answer_is_printed() {
         assert_eq!(ended.stdout, "re: one\nre: Größe 漢字\n", "{}", ended.stderr);
         assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_is_no_text_is_told_and_those_behind_it_are_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start_by(|request| {
+        let (_, asked) = *request.messages().last().unwrap();
+        Script::answer(["re: ", asked])
+    });
+    let provider = provider.await;
+    let server = Process::start(dir.path(), &provider).await;
+    let command = |arguments: &[&str]| {
+        let mut command = chat(&server, arguments);
+        command.env("CHATBOX_TOKEN", server.token("ann"));
+        command
+    };
+    let ended = talk(command(&[]), b"one\ntw\xff\nthree\n").await;
+    assert_eq!((ended.stdout.as_str(), ended.status.code()), ("re: one\nre: three\n", Some(1)), "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("error: read a line of the input: "), "{}", ended.stderr);
+    let ended = talk(command(&["--json"]), b"tw\xff\n").await;
+    assert!(ended.stdout.contains(r#"{"error":"read a line of the input: "#), "{}", ended.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! Without a terminal: each line of standard input is a message, and its answer goes to standard output. With `--json`,
 //! one object a line for everything that happens.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, ErrorKind, Write};
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -27,9 +27,15 @@ pub(super) async fn run(client: &Client, open: Open, as_json: bool) -> anyhow::R
     let reader = std::thread::spawn(move || read_lines(&lines));
     let mut failures = 0_u32;
     while let Some(line) = read.recv().await {
-        if line.trim().is_empty() {
-            continue;
-        }
+        let line = match line {
+            Ok(line) if line.trim().is_empty() => continue,
+            Ok(line) => line,
+            Err(err) => {
+                failures += 1;
+                told(as_json, &err.context("read a line of the input"))?;
+                continue;
+            }
+        };
         let message = session.send(line)?;
         let answered =
             if as_json { events(client, &mut session, message).await } else { answer(&session, message).await };
@@ -60,10 +66,11 @@ fn told(as_json: bool, err: &anyhow::Error) -> anyhow::Result<()> {
 }
 
 /// Reads until the input ends or nobody waits for it.
-fn read_lines(lines: &mpsc::Sender<String>) {
+fn read_lines(lines: &mpsc::Sender<anyhow::Result<String>>) {
     for line in std::io::stdin().lock().lines() {
-        let Ok(line) = line else { return };
-        if lines.blocking_send(line).is_err() {
+        // What is not UTF-8 is left behind; after any other fault there is nothing to be read.
+        let goes_on = line.as_ref().map_or_else(|err| err.kind() == ErrorKind::InvalidData, |_line| true);
+        if lines.blocking_send(line.map_err(Into::into)).is_err() || !goes_on {
             return;
         }
     }
