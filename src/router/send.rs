@@ -191,7 +191,10 @@ impl Router {
             let before = self.made_before(principal, ask.client_id).await?;
             return before.as_ref().and_then(regenerated).map(|regenerated| (regenerated, None)).ok_or(refusal);
         }
-        let gone = || Refusal::new(ErrorCode::TurnNotFound);
+        let gone = || Refusal {
+            message: "only the last answer can be asked for again, and only once it has ended".into(),
+            ..Refusal::new(ErrorCode::TurnNotFound)
+        };
         let turn = self.0.parts.store.turn(ask.turn_id).await?.ok_or_else(gone)?;
         let follow = self.follow(turn.session_id, ask.new).await;
         let ask = store::Regenerate {

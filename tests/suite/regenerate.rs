@@ -119,7 +119,9 @@ async fn only_the_last_turn_that_has_ended_is_written_again(via: Via) {
     let first = client.say("a").await.reply().await.1;
     let second = client.say("b").await.reply().await.1;
     let refused = async |client: &mut Client, turn: &Value| {
-        client.exchange(regenerate(turn)).await.until("error").await["error"]["code"].clone()
+        let error = client.exchange(regenerate(turn)).await.until("error").await["error"].clone();
+        assert_eq!(error["message"], "only the last answer can be asked for again, and only once it has ended");
+        error["code"].clone()
     };
     assert_eq!(refused(&mut client, &first["turn_id"]).await, "TURN_NOT_FOUND", "an earlier one");
     assert_eq!(refused(&mut client, &json!(id())).await, "TURN_NOT_FOUND", "none");
