@@ -180,11 +180,11 @@ impl Connection {
         }
     }
 
-    /// The `error` frame for a frame above [`Gate::frame_bytes_max`].
+    /// The `error` frame for a frame above [`Gate::frame_bytes_max`]; `ends`: the connection is closed behind it.
     #[must_use]
-    pub fn too_large(&self) -> Encoded {
+    pub fn too_large(&self, ends: bool) -> Encoded {
         let message = format!("the frame is larger than {} bytes", self.0.gate.frame_bytes_max()).into();
-        self.0.gate.error(None, &Refusal { message, ..Refusal::new(ErrorCode::FrameTooLarge) }, true)
+        self.0.gate.error(None, &Refusal { message, ..Refusal::new(ErrorCode::FrameTooLarge) }, !ends)
     }
 
     /// Resolves when the connection has to end: its token expired, or the server's drain is over. Cancel safe.

@@ -291,12 +291,12 @@ impl Stream {
         match unread {
             Unread::TooLarge if attached => {
                 self.reader.receive.stop(0);
-                let frame = self.connection.too_large();
+                let frame = self.connection.too_large(false);
                 let written = self.writer.write(&[frame]).await;
                 self.finish(written)
             }
             Unread::TooLarge => {
-                let frame = self.connection.too_large();
+                let frame = self.connection.too_large(true);
                 self.last(Some(frame), CloseCode::FrameTooLarge).await
             }
             // Before it is attached the client has one stream, and five seconds.
@@ -366,7 +366,7 @@ impl Stream {
             Unread::Broken => Ended::Continue(()),
             Unread::Late => Ended::Break(CloseCode::ProtocolError),
             Unread::TooLarge => {
-                let frame = self.connection.too_large();
+                let frame = self.connection.too_large(true);
                 self.last(Some(frame), CloseCode::FrameTooLarge).await
             }
         }

@@ -221,7 +221,7 @@ async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
     if old {
         driver.begin(Asked { id: None, frame: ClientFrame::Attach(Box::default()) });
     }
-    let code = driver.run(connection.over(), endpoint.lifecycle.stopping(), || connection.too_large()).await;
+    let code = driver.run(connection.over(), endpoint.lifecycle.stopping(), || connection.too_large(true)).await;
     connection.closed(code);
 }
 
