@@ -38,6 +38,7 @@ over_both!(
     a_token_is_renewed_before_it_expires,
     a_bad_token_is_told,
     a_session_of_somebody_else_is_refused_alone,
+    a_session_that_is_deleted_ends_and_the_connection_stays,
 );
 
 /// Short enough to wait for, long enough for a machine on which the other tests run.
@@ -308,6 +309,23 @@ async fn a_session_of_somebody_else_is_refused_alone(via: Via) {
     let refused = ann.open(Open { session_id, ..Open::default() }).await.unwrap_err();
     assert!(matches!(&refused, Error::Answered(error) if error.code == ErrorCode::NotFound), "got {refused:?}");
     assert!(own.send("hello").unwrap().reply().await.unwrap().unwrap().verified);
+}
+
+async fn a_session_that_is_deleted_ends_and_the_connection_stays(via: Via) {
+    let server = Server::start().await;
+    let client = Client::new(options(&server, via, "ann"));
+    let mut session = open(&client, Open::default()).await;
+    assert!(session.send("count to 2").unwrap().reply().await.unwrap().unwrap().verified);
+    client.delete(session.id()).await.unwrap();
+    let mut deleted = false;
+    while let Some(event) = timeout(PATIENCE, session.next()).await.expect("an end in time") {
+        deleted |= matches!(event, Event::Update(update) if update.deleted);
+    }
+    assert!(deleted, "the end comes with its reason");
+    let another = open(&client, Open::default()).await;
+    assert!(another.send("count to 3").unwrap().reply().await.unwrap().unwrap().verified);
+    let status = client.status().borrow().clone();
+    assert_eq!((status.state, status.reconnects, status.reason), (State::Connected, 0, None));
 }
 
 /// Where UDP is refused or lost, a WebSocket is there within 3 seconds, and is tried first from then on.

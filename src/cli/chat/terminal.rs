@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::screen::Screen;
 use crate::{
     chat::TurnId,
-    client::{Client, Error, Event, Message, Open, Page, Session, Stored},
+    client::{Client, Error, Event, Message, Open, Page, Session, State, Stored},
 };
 
 /// Entries that come at first, and with each look further back.
@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The screen is drawn this often at most.
 const FRAME: Duration = Duration::from_millis(33);
+
+/// What is said of a conversation that was deleted elsewhere.
+const GONE: &str = "this conversation is not there any more · ^N new";
 
 /// Keys that wait to be handled.
 const KEYS: usize = 256;
@@ -147,8 +150,9 @@ impl<'a> Chat<'a> {
     fn event(&mut self, event: Option<Event>) {
         let Some(event) = event else {
             self.session = None;
-            let reason = self.client.status().borrow().reason.clone();
-            self.screen.notice = Some(reason.unwrap_or_else(|| "the conversation is gone".to_owned()));
+            let status = self.client.status().borrow().clone();
+            let closed = status.reason.filter(|_reason| status.state == State::Closed);
+            self.screen.notice = Some(closed.unwrap_or_else(|| GONE.to_owned()));
             return;
         };
         match &event {
@@ -262,7 +266,8 @@ impl<'a> Chat<'a> {
 
     fn send(&mut self) {
         let Some(session) = &self.session else {
-            self.screen.notice = Some("there is no conversation yet".to_owned());
+            let gone = self.screen.session.is_some();
+            self.screen.notice = Some(if gone { GONE } else { "there is no conversation yet" }.to_owned());
             return;
         };
         if self.screen.composer.text().trim().is_empty() {

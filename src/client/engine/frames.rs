@@ -211,10 +211,13 @@ impl Engine {
         }
     }
 
-    /// An exchange has ended. One that told less than it should is made good by attaching again.
+    /// A stream has ended. An exchange that told less than it should is made good by attaching again.
     fn over(&mut self, source: Source) {
-        let Source::Exchange(id, key) = source else {
-            return self.resume(&Error::Protocol("a watch has ended"));
+        let (id, key) = match source {
+            Source::Exchange(id, key) => (id, key),
+            // The watch of a session that was deleted ends with it.
+            Source::Watch(key) if !self.watches.contains_key(&key) => return,
+            Source::Watch(_) => return self.resume(&Error::Protocol("a watch has ended")),
         };
         if let Some(live) = &mut self.live {
             live.exchanges = live.exchanges.saturating_sub(1);
