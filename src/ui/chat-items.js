@@ -14,6 +14,12 @@ const ENDINGS = {
   failed: 'Failed',
 };
 
+/** How a reply ended, where it did not by itself. */
+export function ending({ state, error }) {
+  const words = ENDINGS[state];
+  return words && error?.message ? `${words}: ${error.message}` : words;
+}
+
 class Item {
   element = null;
 
@@ -216,8 +222,7 @@ export class Reply extends Item {
 
   #paintFacts({ state, timestamp, usage, model_id, segments, verified, error }) {
     const { element } = this;
-    const ending = ENDINGS[state] && (error?.message ? `${ENDINGS[state]}: ${error.message}` : ENDINGS[state]);
-    const fault = verified === false ? 'The text differs from what the server has' : ending;
+    const fault = verified === false ? 'The text differs from what the server has' : ending({ state, error });
     element.querySelector('.mark').replaceChildren(...(fault ? [icon(state === 'stopped' ? 'stop' : 'alert'), fault] : []));
     time(element.querySelector('time'), timestamp);
     const tokens = usage && `${usage.estimated ? '≈ ' : ''}${usage.completion_tokens} tokens`;

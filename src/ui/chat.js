@@ -6,6 +6,7 @@ import { openShare } from './page-share.js';
 import { fragment, showSignIn, tokenSource } from './page-signin.js';
 import { alertLine, showStatus } from './page-status.js';
 import { Composer } from './chat-composer.js';
+import { ending } from './chat-items.js';
 import { Log } from './chat-log.js';
 import { gone, showShared } from './chat-shared.js';
 import { Typing } from './chat-typing.js';
@@ -232,7 +233,8 @@ function converse() {
     const live = log.reply(detail);
     running.delete(detail.turn_id);
     showStop();
-    if (live) announce(`Answer: ${detail.text.slice(0, ANNOUNCED_CHARS_MAX)}`);
+    const said = detail.text && `Answer: ${detail.text.slice(0, ANNOUNCED_CHARS_MAX)}`;
+    if (live) announce([said, ending(detail)].filter(Boolean).join('\n'));
   });
   chat.addEventListener('typing', ({ detail }) => typing.show(detail));
   chat.addEventListener('update', ({ detail }) => {

@@ -98,6 +98,7 @@ export function failover(page) {
         await say(page, 'Why is the sky blue?');
         await page.until(shown.finished, 1);
         assert.equal(await page.evaluate(mark), live);
+        assert.match(await page.evaluate(shown.announced), new RegExp(`^Answer: Sunlight is.*\n${live}$`), 'a screen reader says so too');
         assert.match(await page.evaluate(() => document.querySelector('.reply .body').textContent), /^Sunlight is/);
         await page.reload();
         await page.until(shown.finished, 1);

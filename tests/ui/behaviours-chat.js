@@ -73,6 +73,7 @@ export function conversation(page) {
     const kept = await page.evaluate(shown.listLength);
     assert.ok(kept >= 5 && kept < 500, `${kept} lines are kept`);
     assert.equal(await page.evaluate(() => document.getElementById('stop').hidden), true);
+    assert.match(await page.evaluate(shown.announced), /^Answer: 1\. line\n[^]*\nStopped$/);
     assert.deepEqual(await page.faults(), []);
   });
 

@@ -7,6 +7,8 @@ export const connectedOver = (transport) => {
 
 export const status = () => document.getElementById('status').textContent.trim();
 
+export const announced = () => document.getElementById('announcer').textContent;
+
 export const streamed = () => document.querySelector('.streaming')?.textContent;
 
 export const ownState = (state) => [...document.querySelectorAll('.own')].at(-1)?.dataset.state === state;
