@@ -95,5 +95,7 @@ async function read(response) {
 function broken(err) {
   if (err instanceof ChatboxError) return err;
   if (err.name === 'TimeoutError') return new ChatboxError('TIMEOUT', `no answer within ${DEADLINE_MS} ms`);
+  // What browsers say of it is different in each, and means nothing to people.
+  if (err instanceof TypeError) return new ChatboxError('CONNECTION_LOST', 'the server cannot be reached');
   return new ChatboxError('CONNECTION_LOST', String(err?.message ?? err));
 }

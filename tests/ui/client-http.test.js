@@ -66,7 +66,10 @@ test('what is no JSON, and what is no server, are errors with a code too', async
   const requests = new Http(base, new Tokens({ token: 'x' }));
   await assert.rejects(requests.get('/bad'), { code: 'SERVICE_ERROR', status: 502 });
   await assert.rejects(requests.get('/odd'), { code: 'SERVICE_ERROR' });
-  await assert.rejects(new Http('http://localhost:1', new Tokens({ token: 'x' })).get(''), { code: 'CONNECTION_LOST' });
+  await assert.rejects(new Http('http://localhost:1', new Tokens({ token: 'x' })).get(''), {
+    code: 'CONNECTION_LOST',
+    message: 'the server cannot be reached',
+  });
   await assert.rejects(new Http(base, new Tokens({ getToken: () => null })).get('/x'), { code: 'UNAUTHORIZED' });
 });
 
