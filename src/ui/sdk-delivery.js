@@ -10,12 +10,16 @@ import { Recent, Turn } from './sdk-log.js';
 /** A database that takes longer must not hold up what is typed now. */
 const RESTORE_MS = 1500;
 
+/** A message that may be sent again within so long goes by itself, and those behind it wait for that. */
+const PATIENCE_MS = 30_000;
+
 export class Delivery {
   #outbox = new Outbox();
   #seen = new Recent();
   #session_id = null;
   #user_id = null;
   #ready = false;
+  #paused = false;
   #closure = null;
   #parts;
 
@@ -146,7 +150,7 @@ export class Delivery {
 
   async flush() {
     const { connection, replies } = this.#parts;
-    const message = this.#ready && this.#session_id && connection.room && this.#outbox.next;
+    const message = this.#ready && !this.#paused && this.#session_id && connection.room && this.#outbox.next;
     if (!message) return;
     message.state = 'sent';
     this.#tell(message);
@@ -180,6 +184,10 @@ export class Delivery {
       message.state = 'queued';
       this.#tell(message);
       this.#parts.connection.drain(err.retry_after);
+    } else if (err.code === 'TOO_MANY_REQUESTS' && message.lasting && err.retry_after <= PATIENCE_MS) {
+      message.state = 'queued';
+      this.#tell(message);
+      this.#pause(err.retry_after);
     } else if (err.code === 'NOT_FOUND' && here && message.lasting) {
       this.#parts.gone(err);
     } else if (message.lasting) {
@@ -190,6 +198,14 @@ export class Delivery {
     }
     this.flush();
     return !message.lasting;
+  }
+
+  #pause(ms) {
+    this.#paused = true;
+    setTimeout(() => {
+      this.#paused = false;
+      this.flush();
+    }, ms);
   }
 
   #dropWishes(err) {

@@ -106,6 +106,23 @@ function outbox(page) {
   );
 
   page(
+    'what comes faster than the server takes it waits, and is sent by itself and in order',
+    async (page, server) => {
+      const ann = await server.user('ann');
+      await start(page, ann);
+      const texts = Array.from({ length: 33 }, (_, nth) => `message ${nth}`);
+      for (const text of texts) await page.evaluate(client.send, text);
+      await page.until(client.replied, texts.length);
+      const { messages } = await page.evaluate(client.seen);
+      const again = Object.values(messages).filter(({ states }) => states.filter((state) => state === 'sent').length > 1);
+      assert.ok(again.length > 0, 'the server has refused one');
+      assert.ok(Object.values(messages).every(({ state, states }) => state === 'accepted' && !states.includes('failed')));
+      assert.deepEqual(said(await page.evaluate(client.readLog, ann)), texts);
+    },
+    (context) => straight(context, { ...QUICK, CHATBOX_LIMITS__MESSAGES_PER_MINUTE: '30' }),
+  );
+
+  page(
     'a message of a tab that is closed is sent by another one, and only then',
     async (page, server) => {
       const ann = await server.user('ann');
