@@ -24,7 +24,7 @@ pub(crate) struct Woken<F> {
 
 /// Tells which of the things that a task waits for has woken it.
 #[derive(Debug)]
-struct Bell {
+pub(crate) struct Bell {
     flag: Arc<Flag>,
     /// rings it
     waker: Waker,
@@ -55,19 +55,24 @@ impl Wake for Flag {
 
 impl Bell {
     /// One that has rung: the first look asks.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let flag = Arc::new(Flag { woken: AtomicBool::new(true), task: Mutex::new(None) });
         Self { waker: Waker::from(Arc::clone(&flag)), flag, task: None }
     }
 
     /// Whether it has rung since the last look; from now on it wakes this task when it does.
-    fn rung(&mut self, cx: &Context<'_>) -> bool {
+    pub(crate) fn rung(&mut self, cx: &Context<'_>) -> bool {
         if !self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
             // Before the look: whoever sets the flag after it wakes this task.
             self.flag.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.task);
         }
         self.flag.woken.load(Ordering::Acquire) && self.flag.woken.swap(false, Ordering::Acquire)
+    }
+
+    /// What rings it.
+    pub(crate) const fn waker(&self) -> &Waker {
+        &self.waker
     }
 }
 

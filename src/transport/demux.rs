@@ -98,25 +98,46 @@ impl Demux {
 
     /// Takes in what has arrived. Only an error of the connection ends it.
     fn poll(&mut self, cx: &mut Context<'_>) -> Result<(), ConnectionErrorIncoming> {
-        while let Poll::Ready(accepted) = self.incoming_bi.poll(cx) {
-            let (send, receive) = accepted.map_err(connection_error)?;
-            self.incoming_bi.set(accept_bi(self.quic_conn.clone()));
-            self.take(Header::new(wire::BIDIRECTIONAL), Some(send), receive);
-        }
+        self.recognise_waiting(cx);
+        while self.accept_bidirectional(cx)? {}
         while let Poll::Ready(accepted) = self.incoming_uni.poll(cx) {
             let receive = accepted.map_err(connection_error)?;
             self.incoming_uni.set(accept_uni(self.quic_conn.clone()));
-            self.take(Header::new(wire::UNIDIRECTIONAL), None, receive);
-        }
-        for stream in std::mem::take(&mut self.waiting) {
-            self.recognise(stream, cx);
+            self.recognise(Waiting::new(wire::UNIDIRECTIONAL, None, receive), cx);
         }
         self.expire(cx);
         Ok(())
     }
 
-    fn take(&mut self, header: Header, send: Option<quinn::SendStream>, receive: quinn::RecvStream) {
-        self.waiting.push(Waiting { header, since: Instant::now(), send, receive });
+    /// The next WebTransport stream, without a look at what only h3 waits for.
+    pub(crate) fn poll_peeled(&mut self, cx: &mut Context<'_>) -> Poll<Result<Peeled, ConnectionErrorIncoming>> {
+        self.recognise_waiting(cx);
+        while self.peeled.is_empty() && self.accept_bidirectional(cx)? {}
+        if let Some(peeled) = next(&mut self.peeled) {
+            return Poll::Ready(Ok(peeled));
+        }
+        self.expire(cx);
+        Poll::Pending
+    }
+
+    /// Whether a stream was recognised that h3 has not taken.
+    pub(crate) fn holds_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// Whether a stream had arrived.
+    fn accept_bidirectional(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionErrorIncoming> {
+        let Poll::Ready(accepted) = self.incoming_bi.poll(cx) else { return Ok(false) };
+        let (send, receive) = accepted.map_err(connection_error)?;
+        self.incoming_bi.set(accept_bi(self.quic_conn.clone()));
+        self.recognise(Waiting::new(wire::BIDIRECTIONAL, Some(send), receive), cx);
+        Ok(true)
+    }
+
+    fn recognise_waiting(&mut self, cx: &mut Context<'_>) {
+        for stream in std::mem::take(&mut self.waiting) {
+            self.recognise(stream, cx);
+        }
     }
 
     fn recognise(&mut self, mut stream: Waiting, cx: &mut Context<'_>) {
@@ -184,6 +205,10 @@ impl Demux {
 }
 
 impl Waiting {
+    fn new(marker: u64, send: Option<quinn::SendStream>, receive: quinn::RecvStream) -> Self {
+        Self { header: Header::new(marker), since: Instant::now(), send, receive }
+    }
+
     /// `None` when the stream ended before its header did.
     fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Option<Kind>> {
         let mut buffer = [0; 8];

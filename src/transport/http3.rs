@@ -193,6 +193,11 @@ impl Http3 {
         }
     }
 
+    /// Where the streams of a chat connection come from. What else comes is only seen by [`Self::next`].
+    pub(crate) const fn streams(&mut self) -> &mut Demux {
+        &mut self.server.inner.conn
+    }
+
     fn arm_idle(&mut self, busy: bool) {
         if busy || self.purpose == Purpose::Chat {
             self.idle = None;
@@ -290,10 +295,8 @@ fn poll_server(
             tracing::debug!(error = &error as &dyn std::error::Error, "HTTP/3 connection over");
             return Poll::Ready(Incoming::Over);
         }
+        Poll::Pending if purpose == Purpose::Undecided => return Poll::Pending,
         Poll::Pending => {}
-    }
-    if purpose == Purpose::Undecided {
-        return Poll::Pending;
     }
     demux::next(&mut server.inner.conn.peeled).map_or(Poll::Pending, |stream| Poll::Ready(Incoming::Stream(stream)))
 }

@@ -4,12 +4,14 @@
 //! It knows nothing of frames or chats: a [`Host`] says whether a session is welcome and serves it.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     net::IpAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -24,6 +26,7 @@ use super::{
     http3::{Connect, Event, Http3},
     wire::{self, Capsules, Close},
 };
+use crate::woken::Bell;
 
 /// How long the answer to a CONNECT, or a CLOSE capsule, may take to leave.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
@@ -96,6 +99,8 @@ struct State {
     receive: RequestStream<Receive, Bytes>,
     capsules: Capsules,
     credit: Credit,
+    /// rings for everything but streams
+    rest: Bell,
 }
 
 /// What happens on a session.
@@ -126,7 +131,8 @@ impl Session {
         let id = stream.send_id().into_inner();
         let credit = Credit(Arc::new((http3.quic_conn().clone(), AtomicU32::new(0))));
         let (send, receive) = stream.split();
-        Some(Self(Box::new(State { http3, id, send, receive, capsules: Capsules::default(), credit })))
+        let (capsules, rest) = (Capsules::default(), Bell::new());
+        Some(Self(Box::new(State { http3, id, send, receive, capsules, credit, rest })))
     }
 
     /// How many streams the client may have open; for the tasks that serve them.
@@ -144,20 +150,37 @@ impl Session {
     /// The next stream, or the end. Serves what else is asked on the connection meanwhile. Cancel safe. Must not
     /// be called again after the end.
     pub async fn next(&mut self) -> Incoming {
-        let State { http3, id, receive, capsules, .. } = &mut *self.0;
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Streams come with each exchange, and everything else hardly ever: it is asked when it has rung.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
+        let State { http3, id, receive, capsules, rest, .. } = &mut *self.0;
         loop {
-            tokio::select! {
-                biased;
-                end = read_capsules(receive, capsules) => return Incoming::Ended(end),
-                event = http3.next() => match event {
-                    Event::Stream(Peeled { session, send, receive }) if session == *id => {
-                        let send = SendStream { stream: send, ended: false };
-                        return Incoming::Stream(send, RecvStream { stream: receive, ended: false });
-                    }
-                    Event::Stream(stream) => stream.reject(),
-                    // Http3 hands out no CONNECT on a chat connection.
-                    Event::Connect(_) | Event::Over => return Incoming::Ended(End::Lost),
-                },
+            let mut event = Poll::Pending;
+            if rest.rung(cx) || http3.streams().holds_requests() {
+                let cx = &mut Context::from_waker(rest.waker());
+                if let Poll::Ready(end) = pin!(read_capsules(receive, capsules)).poll(cx) {
+                    return Poll::Ready(Incoming::Ended(end));
+                }
+                event = pin!(http3.next()).poll(cx);
+                if event.is_ready() {
+                    rest.waker().wake_by_ref();
+                }
+            }
+            if event.is_pending() {
+                event = http3.streams().poll_peeled(cx).map(|stream| stream.map_or(Event::Over, Event::Stream));
+            }
+            match event {
+                Poll::Ready(Event::Stream(Peeled { session, send, receive })) if session == *id => {
+                    let send = SendStream { stream: send, ended: false };
+                    return Poll::Ready(Incoming::Stream(send, RecvStream { stream: receive, ended: false }));
+                }
+                Poll::Ready(Event::Stream(stream)) => stream.reject(),
+                // Http3 hands out no CONNECT on a chat connection.
+                Poll::Ready(Event::Connect(_) | Event::Over) => return Poll::Ready(Incoming::Ended(End::Lost)),
+                Poll::Pending if http3.streams().holds_requests() => {}
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
