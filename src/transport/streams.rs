@@ -14,6 +14,7 @@ use std::{
     ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -163,8 +164,8 @@ impl Driver {
     fn begin(&mut self, send: SendStream, receive: RecvStream) {
         let stream = Stream {
             writer: Writer {
-                stopped: Woken::new(send.stopped().boxed().fuse()),
                 send,
+                stopped: None,
                 timeout: self.write_timeout,
                 copies: Arc::clone(&self.copies),
                 sent: self.sent.clone(),
@@ -319,7 +320,7 @@ impl Stream {
             && self.writer.write(&[frame]).await.is_ok()
         {
             self.writer.send.finish();
-            drop(timeout(LAST_FRAME_DEADLINE, &mut self.writer.stopped).await);
+            drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped()).await);
         }
         // Not before: Firefox discards what it has not read of a stream on which it may send no more.
         self.reader.receive.stop(0);
@@ -348,7 +349,7 @@ impl Stream {
             Request::Unheard => {
                 if written.is_ok() {
                     self.writer.send.finish();
-                    drop(timeout(LAST_FRAME_DEADLINE, &mut self.writer.stopped).await);
+                    drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped()).await);
                 }
                 self.reader.receive.stop(0);
                 self.finish(written)
@@ -411,11 +412,13 @@ async fn read_requests(
     }
 }
 
+type Stopped = Woken<Fuse<BoxFuture<'static, Option<StreamError>>>>;
+
 /// Writes frames.
 struct Writer {
     send: SendStream,
-    /// Asked for each frame, and takes the connection's lock: only when it was woken.
-    stopped: Woken<Fuse<BoxFuture<'static, Option<StreamError>>>>,
+    /// Made by the first wait. Asked for each frame, and takes the connection's lock: only when it was woken.
+    stopped: Option<Stopped>,
     timeout: Duration,
     copies: Arc<Copies>,
     sent: IntCounter,
@@ -459,11 +462,17 @@ impl Writer {
 
     /// Waits for what comes next unless the client stops the stream before.
     async fn wanted<T>(&mut self, next: impl Future<Output = T>) -> Result<T, Unwritten> {
-        tokio::select! {
-            biased;
-            _stopped = &mut self.stopped => Err(Unwritten::Unwanted),
-            next = next => Ok(next),
-        }
+        let mut next = pin!(next);
+        poll_fn(|cx| match next.as_mut().poll(cx) {
+            Poll::Ready(next) => Poll::Ready(Ok(next)),
+            Poll::Pending => self.stopped().poll_unpin(cx).map(|_stopped| Err(Unwritten::Unwanted)),
+        })
+        .await
+    }
+
+    /// Resolves when the client stops the stream, or has all of it.
+    fn stopped(&mut self) -> &mut Stopped {
+        self.stopped.get_or_insert_with(|| Woken::new(self.send.stopped().boxed().fuse()))
     }
 
     /// Writes frames. The client is slow when it takes nothing at all for `limits.write_timeout`.
