@@ -1,5 +1,7 @@
 //! Lines of a byte stream: NDJSON frames, however the stream cuts them.
 
+use std::io::BufRead as _;
+
 use bytes::{Bytes, BytesMut};
 
 /// Collects bytes and gives out whole lines, without their line feeds. Keeps at most one line and one chunk.
@@ -47,7 +49,7 @@ impl Lines {
     pub fn next_line(&mut self) -> Result<Option<Bytes>, TooLong> {
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
-            let Some(end) = unsearched.iter().position(|byte| *byte == b'\n') else {
+            let Some(end) = line_feed(unsearched) else {
                 self.searched = self.buffer.len();
                 return if self.searched > self.bytes_max { Err(TooLong) } else { Ok(None) };
             };
@@ -74,6 +76,12 @@ impl Lines {
         let line = std::mem::take(&mut self.buffer).freeze();
         (!line.trim_ascii().is_empty()).then_some(line)
     }
+}
+
+/// Where the first line feed is. The search of the standard library looks at many bytes at a time.
+fn line_feed(bytes: &[u8]) -> Option<usize> {
+    let length = { bytes }.skip_until(b'\n').ok()?;
+    bytes.get(..length)?.strip_suffix(b"\n").map(<[u8]>::len)
 }
 
 #[cfg(test)]
