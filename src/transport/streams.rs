@@ -307,7 +307,7 @@ impl Stream {
 
     fn finish(&mut self, written: Result<(), Unwritten>) -> Ended {
         match written {
-            Ok(()) => self.writer.send.finish(),
+            Ok(()) => self.credit.finish(&mut self.writer.send),
             Err(Unwritten::Unwanted) => {}
             Err(Unwritten::Slow) => return Ended::Break(CloseCode::SlowConsumer),
         }

@@ -7,10 +7,7 @@ use std::{
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -129,7 +126,7 @@ impl Session {
         response.headers_mut().insert(DRAFT.0, DRAFT.1);
         timeout(SEND_DEADLINE, stream.send_response(response)).await.ok()?.ok()?;
         let id = stream.send_id().into_inner();
-        let credit = Credit(Arc::new((http3.quic_conn().clone(), AtomicU32::new(0))));
+        let credit = Credit(Arc::new((http3.quic_conn().clone(), Mutex::new(0))));
         let (send, receive) = stream.split();
         let (capsules, rest) = (Capsules::default(), Bell::new());
         Some(Self(Box::new(State { http3, id, send, receive, capsules, credit, rest })))
@@ -229,24 +226,50 @@ async fn read_capsules(receive: &mut RequestStream<Receive, Bytes>, capsules: &m
     }
 }
 
+/// From so many streams on, CONNECT included, quinn tells of several at once what is free again.
+const TOLD_TOGETHER: u32 = 8;
+
 /// The stream credit of a session's connection. Cheap to clone.
 #[derive(Clone)]
-pub struct Credit(Arc<(quinn::Connection, AtomicU32)>);
+pub struct Credit(Arc<(quinn::Connection, Mutex<u32>)>);
 
 impl Credit {
     /// Lets the client have `streams` bidirectional streams at a time beside the CONNECT. Only ever raises: what
     /// has been granted cannot be taken back.
     pub fn raise(&self, streams: u32) {
-        let (quic_conn, granted) = &*self.0;
-        if granted.fetch_max(streams, Ordering::Relaxed) < streams {
-            quic_conn.set_max_concurrent_bi_streams(streams.saturating_add(1).into());
+        let mut granted = self.granted();
+        if *granted < streams {
+            *granted = streams;
+            self.set(streams.saturating_add(1));
         }
     }
 
     /// Whether it was ever raised.
     #[must_use]
     pub fn raised(&self) -> bool {
-        self.0.1.load(Ordering::Relaxed) > 0
+        *self.granted() > 0
+    }
+
+    /// Finishes a stream, and gives its credit back at once where there is little. Otherwise that would follow when the
+    /// client has acknowledged the end, in a packet of its own, with an acknowledgement of its own. Only one stream is
+    /// ahead at a time, so a client that acknowledges nothing gains one.
+    pub fn finish(&self, stream: &mut SendStream) {
+        stream.finish();
+        let granted = self.granted();
+        let streams = granted.saturating_add(1);
+        if (2..TOLD_TOGETHER).contains(&streams) {
+            // The second takes nothing back: the next stream that is free then is not granted again.
+            self.set(streams + 1);
+            self.set(streams);
+        }
+    }
+
+    fn set(&self, streams: u32) {
+        self.0.0.set_max_concurrent_bi_streams(streams.into());
+    }
+
+    fn granted(&self) -> MutexGuard<'_, u32> {
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -166,6 +166,38 @@ async fn one_stream_beside_the_connect_until_credit_is_raised() {
     assert_eq!(ask(&session, "credit is back").await, "credit is back");
 }
 
+/// In a packet of its own it would be acknowledged by another one.
+#[tokio::test]
+async fn credit_comes_back_with_the_end_of_the_answer_and_not_twice() {
+    const ASKED: u64 = 10;
+    let mut site = Site::start();
+    let session = site.session().await;
+    assert_eq!(ask(&session, "raise 3").await, "raise 3");
+    // What is discovered about the path takes packets too.
+    assert!(timeout(MOMENT, session.closed()).await.is_err(), "the session stays open");
+    let received = || quinn::Connection::stats(&session).udp_rx.datagrams;
+    let before = received();
+    for _ in 0..ASKED {
+        assert_eq!(ask(&session, "hello").await, "hello");
+        // Longer than an acknowledgement may be delayed.
+        assert!(timeout(Duration::from_millis(60), session.closed()).await.is_err(), "the session stays open");
+    }
+    let packets = received() - before;
+    assert!((ASKED..ASKED * 3 / 2).contains(&packets), "{packets} packets for {ASKED} answers");
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let (mut send, recv) = timeout(PATIENCE, session.open_bi()).await.expect("credit").unwrap();
+        send.write_all(b"hold").await.unwrap();
+        send.finish().unwrap();
+        held.push(recv);
+    }
+    assert!(timeout(MOMENT, session.open_bi()).await.is_err(), "a fourth stream must wait for credit");
+    for mut recv in held {
+        recv.stop(9).unwrap();
+        assert_eq!(site.told().await, "stopped Some(Ended(Some(9)))");
+    }
+}
+
 /// hyperium/h3 issue 348: one such stream would stop all that come later.
 #[tokio::test]
 async fn half_written_header_disturbs_no_other_stream() {

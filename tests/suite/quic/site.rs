@@ -314,7 +314,7 @@ async fn obey(
         _ => {}
     }
     write(&mut send, &order).await.unwrap();
-    send.finish();
+    credit.finish(&mut send);
     None
 }
 
