@@ -18,12 +18,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_channel::mpsc;
 use futures_util::{
     FutureExt as _, SinkExt as _, StreamExt as _,
     future::{BoxFuture, Fuse},
-    stream::ReadyChunks,
 };
 use http::StatusCode;
 use prometheus::IntCounter;
@@ -49,9 +47,6 @@ use crate::{
     protocol::{CloseCode, Encoded},
     woken::Woken,
 };
-
-/// Answers that are ready together are written together, up to this many frames.
-const FRAMES_AT_ONCE: usize = 16;
 
 /// Answers to requests on an attach stream that wait to be written; then the stream is read no further.
 const INLINE_ANSWERS_MAX: usize = 4;
@@ -293,7 +288,7 @@ impl Stream {
             Unread::TooLarge if attached => {
                 self.reader.receive.stop(0);
                 let frame = self.connection.too_large(false);
-                let written = self.writer.write(&[frame]).await;
+                let written = self.writer.write(&frame).await;
                 self.finish(written)
             }
             Unread::TooLarge => {
@@ -317,7 +312,7 @@ impl Stream {
     /// Writes a last frame and waits for a moment until the client has it.
     async fn last(&mut self, frame: Option<Encoded>, code: CloseCode) -> Ended {
         if let Some(frame) = frame
-            && self.writer.write(&[frame]).await.is_ok()
+            && self.writer.write(&frame).await.is_ok()
         {
             self.writer.send.finish();
             drop(timeout(LAST_FRAME_DEADLINE, self.writer.stopped()).await);
@@ -427,35 +422,33 @@ struct Writer {
 
 impl Writer {
     /// Writes all answers of an exchange. Gives up at once when the client stops the stream.
-    async fn write_all(&mut self, answers: Answers) -> Result<(), Unwritten> {
-        let mut answers = answers.ready_chunks(FRAMES_AT_ONCE);
-        while let Some(frames) = self.wanted(answers.next()).await? {
-            self.write(&frames).await?;
+    async fn write_all(&mut self, mut answers: Answers) -> Result<(), Unwritten> {
+        while let Some(frame) = self.wanted(answers.next()).await? {
+            self.write(&frame).await?;
         }
         Ok(())
     }
 
     /// Writes the events of a watch, and between them the answers to requests that came on its stream, until
     /// either ends.
-    async fn write_watch(&mut self, events: Answers, mut inline: mpsc::Receiver<Answers>) -> Result<(), Unwritten> {
-        let mut events: ReadyChunks<Answers> = events.ready_chunks(FRAMES_AT_ONCE);
+    async fn write_watch(&mut self, mut events: Answers, mut inline: mpsc::Receiver<Answers>) -> Result<(), Unwritten> {
         // The status is the answer to the request: it comes also where the client has finished its side already.
-        if let Some(frames) = self.wanted(events.next()).await? {
-            self.write(&frames).await?;
+        if let Some(frame) = self.wanted(events.next()).await? {
+            self.write(&frame).await?;
         }
         loop {
             let next = async {
                 tokio::select! {
                     biased;
                     answers = inline.next() => Next::Inline(answers),
-                    frames = events.next() => Next::Events(frames),
+                    frame = events.next() => Next::Event(frame),
                 }
             };
             match self.wanted(next).await? {
                 Next::Inline(Some(answers)) => self.write_all(answers).await?,
                 Next::Inline(None) => return Ok(()),
-                Next::Events(Some(frames)) => self.write(&frames).await?,
-                Next::Events(None) => return Ok(()),
+                Next::Event(Some(frame)) => self.write(&frame).await?,
+                Next::Event(None) => return Ok(()),
             }
         }
     }
@@ -475,26 +468,27 @@ impl Writer {
         self.stopped.get_or_insert_with(|| Woken::new(self.send.stopped().boxed().fuse()))
     }
 
-    /// Writes frames. The client is slow when it takes nothing at all for `limits.write_timeout`.
-    async fn write(&mut self, frames: &[Encoded]) -> Result<(), Unwritten> {
-        let mut lines: Vec<Bytes> = frames.iter().map(Encoded::line).collect();
-        let mut left = lines.as_mut_slice();
-        while !left.is_empty() {
-            let written = match timeout(self.timeout, self.send.write(left)).await {
-                Ok(Ok(written)) => written,
-                Ok(Err(_ended)) => return Err(Unwritten::Unwanted),
-                Err(_elapsed) => return Err(Unwritten::Slow),
+    /// Writes a frame. What is written before the task waits again leaves together. The client is slow when it takes
+    /// nothing at all for `limits.write_timeout`.
+    async fn write(&mut self, frame: &Encoded) -> Result<(), Unwritten> {
+        let mut line = [frame.line()];
+        loop {
+            // Mostly there is room, and no timer is needed.
+            let written = match self.send.write(&mut line).now_or_never() {
+                Some(written) => written,
+                None => timeout(self.timeout, self.send.write(&mut line)).await.map_err(|_elapsed| Unwritten::Slow)?,
             };
-            left = left.get_mut(written..).unwrap_or_default();
+            if written.map_err(|_ended| Unwritten::Unwanted)? == 1 {
+                break;
+            }
         }
-        self.copies.written(frames);
-        let count = u64::try_from(frames.len()).unwrap_or_default();
-        self.sent.inc_by(count);
+        self.copies.written(frame);
+        self.sent.inc();
         Ok(())
     }
 }
 
 enum Next {
     Inline(Option<Answers>),
-    Events(Option<Vec<Encoded>>),
+    Event(Option<Encoded>),
 }

@@ -117,11 +117,9 @@ impl Copies {
         Self { datagrams, metrics, waker: AtomicWaker::new(), state: Mutex::new(None) }
     }
 
-    /// Notes frames that were written to a stream just now.
-    pub(super) fn written(&self, frames: &[Encoded]) {
-        if frames.iter().all(|frame| frame.repeat().is_none()) {
-            return;
-        }
+    /// Notes a frame that was written to a stream just now.
+    pub(super) fn written(&self, frame: &Encoded) {
+        let Some(repeat) = frame.repeat() else { return };
         let now = Instant::now();
         let mut state = self.lock();
         let state = state.get_or_insert_with(|| Box::new(State::new(now)));
@@ -129,15 +127,12 @@ impl Copies {
             return;
         }
         let due = state.due();
-        for frame in frames {
-            match frame.repeat() {
-                Some(Repeat::Frame) => {
-                    let gone = state.frame(frame.message(), now);
-                    self.dropped("queue_full", gone.iter().count());
-                }
-                Some(Repeat::Text(piece)) => state.text(piece, now),
-                None => {}
+        match repeat {
+            Repeat::Frame => {
+                let gone = state.frame(frame.message(), now);
+                self.dropped("queue_full", gone.iter().count());
             }
+            Repeat::Text(piece) => state.text(piece, now),
         }
         if due.is_none_or(|due| due > now + DELAY) {
             self.waker.wake();
