@@ -176,8 +176,13 @@ impl Session {
                 Poll::Ready(Event::Stream(stream)) => stream.reject(),
                 // Http3 hands out no CONNECT on a chat connection.
                 Poll::Ready(Event::Connect(_) | Event::Over) => return Poll::Ready(Incoming::Ended(End::Lost)),
-                Poll::Pending if http3.streams().holds_requests() => {}
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    // h3 is asked for it in the task's next turn: in this one its budget may be used up.
+                    if http3.streams().holds_requests() {
+                        rest.waker().wake_by_ref();
+                    }
+                    return Poll::Pending;
+                }
             }
         }
     }
