@@ -1,6 +1,7 @@
 /** What can be done about a reply, and what the page says of messages that wait, fail, or are being typed. */
 
 import assert from 'node:assert/strict';
+import { setTimeout as pause } from 'node:timers/promises';
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { tcpProxy, freePort } from './harness/network.js';
@@ -103,10 +104,13 @@ export function replies(page) {
     assert.equal(await page.evaluate(rated), '');
     await page.click('.rate-up');
     assert.equal(await page.evaluate(rated), 'up');
+    await pause(500);
     await page.reload();
     await page.until(shown.finished, 1);
     assert.equal(await page.evaluate(rated), 'up');
     await page.click('.rate-down');
+    // What is still on its way when a page goes may be lost with it.
+    await pause(500);
     await page.reload();
     await page.until(shown.finished, 1);
     assert.equal(await page.evaluate(rated), 'down');
