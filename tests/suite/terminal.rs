@@ -38,14 +38,19 @@ async fn talk(mut command: Command, input: impl AsRef<[u8]>) -> Ended {
     Ended { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_line_is_a_message_and_its_answer_is_printed() {
-    let dir = tempfile::tempdir().unwrap();
+/// A model that says again what it was told.
+async fn repeating() -> Provider {
     let provider = Provider::start_by(|request| {
         let (_, asked) = *request.messages().last().unwrap();
         Script::answer(["re: ", asked])
     });
-    let provider = provider.await;
+    provider.await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_line_is_a_message_and_its_answer_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = repeating().await;
     let server = Process::start(dir.path(), &provider).await;
     for transport in ["webtransport", "websocket"] {
         let mut command = chat(&server, &["--transport", transport]);
@@ -59,11 +64,7 @@ async fn each_line_is_a_message_and_its_answer_is_printed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_that_is_no_text_is_told_and_those_behind_it_are_sent() {
     let dir = tempfile::tempdir().unwrap();
-    let provider = Provider::start_by(|request| {
-        let (_, asked) = *request.messages().last().unwrap();
-        Script::answer(["re: ", asked])
-    });
-    let provider = provider.await;
+    let provider = repeating().await;
     let server = Process::start(dir.path(), &provider).await;
     let command = |arguments: &[&str]| {
         let mut command = chat(&server, arguments);
