@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    TextEncoder, core::Collector,
 };
 
 macro_rules! metrics {
@@ -153,6 +153,14 @@ metrics! {
 }
 
 impl Metrics {
+    /// Has the text show one more, which is counted elsewhere.
+    ///
+    /// # Errors
+    /// When there is one of its name.
+    pub fn add(&self, collector: Box<dyn Collector>) -> prometheus::Result<()> {
+        self.registry.register(collector)
+    }
+
     /// Everything in the Prometheus text format.
     #[must_use]
     pub fn text(&self) -> String {

@@ -7,20 +7,20 @@ mod chat;
 mod check_config;
 mod doctor;
 mod healthcheck;
+mod log;
 mod ops;
 mod rotate_keys;
 mod serve;
 mod token;
 
 use std::{
-    io::{ErrorKind, IsTerminal, Write},
+    io::{ErrorKind, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::config::{self, Loaded, environment, fault::Faults};
 
@@ -125,9 +125,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         _ => "info,async_nats=off",
     };
     all_text()?;
-    start_log(&cli.global, usual)?;
+    let log = log::Log::start(&cli.global, usual)?;
     match cli.command.as_ref().unwrap_or(&Command::Serve) {
-        Command::Serve => serve::run(&cli.global),
+        Command::Serve => serve::run(&cli.global, log.dropped()),
         Command::Token(ask) => token::run(&cli.global, ask),
         Command::Chat(ask) => chat::run(&cli.global, ask),
         Command::CheckConfig(ask) => check_config::run(&cli.global, ask),
@@ -172,22 +172,6 @@ fn variables() -> impl Iterator<Item = (String, String)> {
 fn key_value(text: &str) -> Result<(String, String), BadUsage> {
     let (key, value) = text.split_once('=').ok_or_else(|| BadUsage(format!("`{text}` is not KEY=VALUE")))?;
     Ok((key.to_owned(), value.to_owned()))
-}
-
-fn start_log(global: &Global, usual: &str) -> anyhow::Result<()> {
-    let configured = variables().find(|(name, _)| name == environment::LOG).map(|(_, filter)| filter);
-    let filter = global.log.clone().or(configured).unwrap_or_else(|| usual.to_owned());
-    let filter = EnvFilter::try_new(&filter).map_err(|err| {
-        BadUsage(format!("log filter `{filter}` is not one such as `info` or `chatbox=debug`: {err}"))
-    })?;
-    let registry = tracing_subscriber::registry().with(filter);
-    let started = if global.json {
-        registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
-    } else {
-        let colours = std::io::stderr().is_terminal();
-        registry.with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr)).try_init()
-    };
-    started.context("start the log")
 }
 
 /// Prints a command's result.

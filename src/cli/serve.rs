@@ -3,22 +3,24 @@
 use std::{backtrace::Backtrace, future};
 
 use anyhow::Context;
+use prometheus::IntCounter;
 
 use super::Global;
 use crate::{config::Config, lifecycle, server::Server};
 
-pub(super) fn run(global: &Global) -> anyhow::Result<()> {
+pub(super) fn run(global: &Global, dropped: &IntCounter) -> anyhow::Result<()> {
     let config = global.load_and_warn()?;
     log_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    let served = runtime.block_on(serve(config, global.json));
+    let served = runtime.block_on(serve(config, global.json, dropped));
     // What the drain left behind was told to stop, and is dropped here without waiting for it.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
+async fn serve(config: Config, json: bool, dropped: &IntCounter) -> anyhow::Result<()> {
     let server = Server::bind(config).await.context("start the server")?;
+    server.metrics().add(Box::new(dropped.clone()))?;
     let signals = lifecycle::signals(server.lifecycle()).context("listen for signals")?;
     let url = server.url();
     // The one line that a person or a script waits for. Nobody has to read it for the server to run.

@@ -101,3 +101,30 @@ async fn tokens_and_texts_are_written_down_nowhere() {
         }
     }
 }
+
+/// The pipe is full, then what waits for it; from then on lines are dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Provider::start(Script::answer([ANSWERED])).await;
+    let ops = crate::harness::ports::reserve().to_string();
+    let rate = ("CHATBOX_LIMITS__MESSAGES_PER_MINUTE", "10000");
+    let env = [("CHATBOX_LOG", "trace"), ("CHATBOX_LISTEN__OPS", ops.as_str()), rate];
+    let mut server = Process::start_logged(dir.path(), &provider, &env, Stdio::piped()).await;
+    let dropped = async || {
+        let metrics = http().get(format!("http://{ops}/metrics")).send().await.unwrap().text().await.unwrap();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("chatbox_log_lines_dropped_total "));
+        line.unwrap_or_else(|| panic!("{metrics}")).parse::<f64>().unwrap()
+    };
+    let (mut client, _watch, _status) = Client::attached(&server, Via::WebTransport, "ann", json!({})).await;
+    for said in 0..1000 {
+        let (text, _end) = client.say(SAID).await.reply().await;
+        assert_eq!(text, ANSWERED, "message {said}");
+        if dropped().await > 0.0 {
+            server.signal("TERM");
+            assert!(server.ended().await, "it ends well");
+            return;
+        }
+    }
+    panic!("{} lines were dropped", dropped().await);
+}

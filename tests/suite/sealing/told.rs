@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     Client, Via,
     api::Api,
-    id, over_both,
+    eventually, id, over_both,
     process::Process,
     provider::{Provider, Script},
 };
@@ -68,12 +68,12 @@ async fn changed_value_is_an_error_to_its_readers_and_a_line_in_the_log(via: Via
         let attach = json!({"type": "attach", "id": id(), "token": server.token("ann"), "after_seq": 0});
         let frame = refusal(client.exchange(attach).await).await;
         assert_eq!(frame["error"]["code"], "DATABASE_ERROR", "{case}: {frame}");
+        let line = format!("stored entries.content of row {row} does not open: {why}");
+        let logged = async || std::fs::read_to_string(&log).unwrap().contains(&line);
+        eventually(&format!("{case}: `{line}` is in the log"), logged).await;
         server.kill().await;
         let said = format!("{frame}{}", reply.text);
         assert!(!said.contains("words") && !said.contains("forged") && !said.contains(&row), "{case}: {said}");
-        let log = std::fs::read_to_string(&log).unwrap();
-        let line = format!("stored entries.content of row {row} does not open: {why}");
-        assert!(log.contains(&line), "{case}: `{line}` is not in\n{log}");
     }
     sql(dir.path()).execute("UPDATE entries SET content = ?1 WHERE seq = 1", [&stored]).unwrap();
     let server = Process::start_with(dir.path(), &provider, &KEYS).await;
