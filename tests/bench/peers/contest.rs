@@ -25,8 +25,8 @@ pub(crate) enum Task {
     RelayQuic,
     /// web-transport-quinn sends back what comes on a stream, for each message a new one; chatbox answers a `ping`
     Streams,
-    /// chatbox alone: a message is stored, and answered in one piece by the model of the process. Four frames are
-    /// delivered, to the one device that is there: `accepted`, `loading`, and of the answer the piece and the end
+    /// A message is stored, and answered in one piece. Of chatbox by the model of the process, and four frames are
+    /// delivered to the one device that is there: `accepted`, `loading`, and of the answer the piece and the end
     Stored,
     /// the same over QUIC, on a stream for each message
     StoredQuic,
@@ -49,6 +49,10 @@ pub(crate) async fn pairs(server: &Running, peer: Peer, task: Task, count: usize
         (Peer::Chatbox, Task::Relay) => Pairs::Relay(each(count, |at| relay(server, at)).await?),
         (Peer::Chatbox, Task::Stored) => {
             let open = async |at| Ok(Stored(Socket::chatbox(server, &user(at), Dialect::Answer).await?.0));
+            Pairs::Stored(each(count, open).await?)
+        }
+        (Peer::Sqlite, Task::Stored) => {
+            let open = async |_| Ok(Stored(Socket::open(server, "/", Dialect::Answer).await?));
             Pairs::Stored(each(count, open).await?)
         }
         (Peer::Chatbox, Task::RelayQuic) => {

@@ -96,7 +96,7 @@ const QUICK: Profile = Profile {
 impl Scenario {
     /// Who takes part, and in what. Each comes once a round, in this order.
     fn entries(self) -> Vec<(Peer, Subject)> {
-        use Peer::{Axum, Chatbox, Fastwebsockets, Nats, SocketIo, TungsteniteTls, Uws, WebTransportQuinn, Ws};
+        use Peer::{Axum, Chatbox, Fastwebsockets, Nats, SocketIo, Sqlite, TungsteniteTls, Uws, WebTransportQuinn, Ws};
         let (fanout, quic) = (Subject::Fanout { quic: false }, Subject::Fanout { quic: true });
         match self {
             Self::Relay => {
@@ -104,7 +104,7 @@ impl Scenario {
                     .map(|peer| (peer, Subject::Pairs(Task::Relay)))
                     .into();
                 entries.extend([Fastwebsockets, Nats].map(|peer| (peer, Subject::Pairs(Task::Between))));
-                entries.push((Chatbox, Subject::Pairs(Task::Stored)));
+                entries.extend([Chatbox, Sqlite].map(|peer| (peer, Subject::Pairs(Task::Stored))));
                 entries
             }
             Self::Streams => [

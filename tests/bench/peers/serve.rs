@@ -5,6 +5,7 @@
 
 mod axum;
 mod fastwebsockets;
+mod sqlite;
 mod tungstenite;
 mod web_transport;
 
@@ -33,6 +34,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
 async fn serve(name: &str) -> anyhow::Result<()> {
     match name {
         "fastwebsockets" => fastwebsockets::serve(listen(None)?).await,
+        "SQLite" => sqlite::serve(listen(None)?).await,
         "axum" => axum::serve(listen(None)?).await,
         "tungstenite-tls" => {
             let identity = Identity::new()?;

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) enum Peer {
     Chatbox,
     Fastwebsockets,
+    /// the same, and what it is told is stored
+    Sqlite,
     Axum,
     TungsteniteTls,
     WebTransportQuinn,
@@ -43,6 +45,7 @@ impl fmt::Display for Peer {
         f.pad(match self {
             Self::Chatbox => "chatbox",
             Self::Fastwebsockets => "fastwebsockets",
+            Self::Sqlite => "SQLite",
             Self::Axum => "axum",
             Self::TungsteniteTls => "tungstenite-tls",
             Self::WebTransportQuinn => "web-transport-quinn",
@@ -118,7 +121,12 @@ impl Programs {
         let node = || Command::new("node").args(["-p", "process.versions.modules"]).output().ok();
         let missing = |path: &Path| (!path.exists()).then(|| format!("{} is missing", path.display()));
         match peer {
-            Peer::Chatbox | Peer::Fastwebsockets | Peer::Axum | Peer::TungsteniteTls | Peer::WebTransportQuinn => None,
+            Peer::Chatbox
+            | Peer::Fastwebsockets
+            | Peer::Sqlite
+            | Peer::Axum
+            | Peer::TungsteniteTls
+            | Peer::WebTransportQuinn => None,
             Peer::Nats => missing(&self.folder.join("nats-server")),
             Peer::Ws => missing(&self.folder.join("node_modules/ws")),
             Peer::SocketIo => missing(&self.folder.join("node_modules/socket.io")),
@@ -143,9 +151,9 @@ impl Programs {
                 command.arg(script).args(peer.script()).current_dir(&self.folder);
                 self.announced(command, home)
             }
-            Peer::Fastwebsockets | Peer::Axum | Peer::TungsteniteTls | Peer::WebTransportQuinn => {
+            Peer::Fastwebsockets | Peer::Sqlite | Peer::Axum | Peer::TungsteniteTls | Peer::WebTransportQuinn => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.arg("serve").arg(peer.to_string());
+                command.arg("serve").arg(peer.to_string()).current_dir(home.path());
                 self.announced(command, home)
             }
         }
