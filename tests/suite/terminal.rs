@@ -1,4 +1,7 @@
-use std::process::{ExitStatus, Stdio};
+use std::{
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tokio::{
@@ -9,6 +12,7 @@ use tokio::{
 
 use crate::harness::{
     client::{PATIENCE, sha256},
+    eventually,
     process::Process,
     provider::{Gate, Provider, Script},
 };
@@ -136,6 +140,30 @@ async fn an_answer_that_breaks_off_ends_with_1_too() {
     let ended = talk(chat(&server, &["--token", &server.token("ann")]), "hi\n").await;
     assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), "half \n"), "{}", ended.stderr);
     assert!(ended.stderr.contains("the model is not available"), "got {}", ended.stderr);
+}
+
+/// The server stands still until its lease of the answer has run out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_its_server_loses_ends_with_1_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["begun ", "never said"]).gated(&gate)).await;
+    let server = Process::start_with(dir.path(), &provider, &[("CHATBOX_SESSIONS__TURN_LEASE", "1s")]).await;
+    let mut child = chat(&server, &["--token", &server.token("ann")]).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"go\n").await.unwrap();
+    drop(stdin);
+    gate.release(1);
+    let mut shown = [0; 6];
+    timeout(PATIENCE, child.stdout.as_mut().unwrap().read_exact(&mut shown)).await.expect("a piece in time").unwrap();
+    server.signal("STOP");
+    let stopped = Instant::now();
+    eventually("the lease has run out", async || stopped.elapsed() > Duration::from_millis(1500)).await;
+    server.signal("CONT");
+    let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!((&shown[..], &*ended.stdout, ended.status.code()), (&b"begun "[..], &b"\n"[..], Some(1)), "{told}");
+    assert!(told.contains("the answer broke off"), "got {told}");
 }
 
 /// On loopback a token is made from the secret that the server keeps in its data folder.

@@ -9,8 +9,9 @@ use tokio::sync::mpsc;
 
 use super::opened;
 use crate::{
-    chat::TurnState,
+    chat::{ErrorCode, TurnState},
     client::{Client, Error, Event, Message, Open, Reply, Session, Status},
+    protocol::ErrorBody,
 };
 
 /// Lines that wait to be sent; whoever writes them waits meanwhile.
@@ -107,6 +108,11 @@ fn whole(reply: &Reply) -> anyhow::Result<()> {
     if reply.state == TurnState::Failed || reply.error.is_some() {
         let error = reply.error.clone();
         return Err(error.map_or(Error::Protocol("the answer failed"), Error::Answered).into());
+    }
+    if reply.state == TurnState::Interrupted {
+        let message = "the answer broke off: its server was cut off from it".to_owned();
+        let code = ErrorCode::ServiceError;
+        return Err(Error::Answered(ErrorBody { code, message, recoverable: true, retry_after: None }).into());
     }
     if reply.verified { Ok(()) } else { Err(Error::Protocol("the answer is not the one that the server has").into()) }
 }
