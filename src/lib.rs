@@ -184,6 +184,8 @@
 //! - **A store says what it is sealed with**: a row for each key id, with something that only that key opens. A start with
 //!   other keys is refused without reading rows, and once all is sealed a plain value is an error.
 //! - **Rotation is asked for, and begins again from the first row**: a value of the current key costs a look.
+//! - **The log is written by a thread of its own.** Whoever reads standard error may stop: a terminal that is held, a
+//!   collector that hangs. Lines that find no room are dropped and counted; nothing else waits.
 //! - **The signal turns readiness off, the drain follows `drain.delay` later.**
 //! - **The first frame of a connection that is no `attach` closes it**, after its one error: code 1 for another
 //!   request, code 5 for what is no request.
