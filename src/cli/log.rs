@@ -17,6 +17,8 @@ use crate::config::environment;
 
 /// Lines that wait to be written. More are dropped, and counted.
 const LINES_MAX: usize = 4096;
+/// How long a line waits for others: each write wakes this thread once.
+const GATHER: Duration = Duration::from_millis(5);
 /// How long the end of the process waits until the last ones are written.
 const END_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -58,8 +60,7 @@ impl Log {
         let (queue, waiting) = sync_channel::<Option<Vec<u8>>>(LINES_MAX);
         let (end, ended) = sync_channel(1);
         let write = move || {
-            // Lines that cannot be written are lost, as they would be without this thread.
-            waiting.iter().map_while(|line| line).for_each(|line| drop(stderr().write_all(&line)));
+            write(&waiting);
             end.send(())
         };
         std::thread::Builder::new().name("log".to_owned()).spawn(write).context("start the log")?;
@@ -80,6 +81,24 @@ impl Log {
     /// How many lines were dropped.
     pub(super) const fn dropped(&self) -> &IntCounter {
         &self.lines.dropped
+    }
+}
+
+/// Writes lines until the last one.
+#[expect(clippy::disallowed_methods, reason = "nothing tells that no other line follows")]
+fn write(waiting: &Receiver<Option<Vec<u8>>>) {
+    let mut ended = false;
+    while !ended && let Ok(Some(mut lines)) = waiting.recv() {
+        std::thread::sleep(GATHER);
+        for line in waiting.try_iter().take(LINES_MAX) {
+            let Some(line) = line else {
+                ended = true;
+                break;
+            };
+            lines.extend(line);
+        }
+        // What cannot be written is lost, as it would be without this thread.
+        drop(stderr().write_all(&lines));
     }
 }
 
