@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod client;
+pub(crate) mod fault;
 mod repeat;
 mod server;
 

@@ -39,7 +39,7 @@ impl Visitor<'_> for Any {
     type Value = Scalar;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, a number, true or false")
+        f.write_str("a string, a number or a boolean")
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Scalar, E> {
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(read.unwrap(), expected.map(|(key, value)| (key.to_owned(), value)).into());
         for other in [r#"{"a":null}"#, r#"{"a":[1]}"#, r#"{"a":{}}"#] {
             let refused = serde_json::from_str::<Metadata>(other).unwrap_err().to_string();
-            assert!(refused.contains("expected a text, a number, true or false"), "{refused}");
+            assert!(refused.contains("expected a string, a number or a boolean"), "{refused}");
         }
     }
 }

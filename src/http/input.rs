@@ -14,6 +14,7 @@ use super::{Parts, problem::Problem};
 use crate::{
     auth::{Denied, Principal},
     chat::{ErrorCode, SessionId},
+    protocol::fault,
 };
 
 /// Largest body of a request, in bytes.
@@ -112,7 +113,8 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Parts>> for Query<T> {
         let query: Result<AxumQuery<T>, QueryRejection> = AxumQuery::from_request_parts(request, parts).await;
         query.map(|query| Self(query.0)).map_err(|rejection| {
             let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
-            invalid(&format!("query: {cause}"))
+            let told = cause.split_once(": ").map(|(name, cause)| fault::tell(name, cause));
+            invalid(&format!("query: {}", told.unwrap_or(cause)))
         })
     }
 }
@@ -134,13 +136,7 @@ impl<T: DeserializeOwned + Default + Send> FromRequest<Arc<Parts>> for Body<T> {
         if body.is_empty() {
             return Ok(Self(T::default()));
         }
-        // An array would be read as the fields in their order.
-        if body.trim_ascii_start().starts_with(b"[") {
-            return Err(invalid("body: it is an array, and an object is accepted"));
-        }
-        let mut reader = serde_json::Deserializer::from_slice(&body);
-        let value = serde_path_to_error::deserialize(&mut reader).map_err(|err| invalid(&format!("body: {err}")))?;
-        reader.end().map(|()| Self(value)).map_err(|err| invalid(&format!("body: {err}")))
+        fault::read("the body", &body).map(Self).map_err(|told| invalid(&told))
     }
 }
 

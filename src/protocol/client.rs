@@ -1,9 +1,10 @@
 //! What clients send: one flat JSON object, decoded and checked in one go.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
 use uuid::Uuid;
 
+use super::fault;
 use crate::chat::{
     ErrorCode, Metadata, Rating, RequestId, Scalar, SessionId, Timestamp, TurnId,
     ask::{Attach, Feedback, Named, Position, Scope, UserMessage},
@@ -137,6 +138,7 @@ pub(super) struct Envelope {
     token: Option<String>,
     /// what is watched
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "word_or_none")]
     scope: Option<Scope>,
     /// the session; absent: the one that this connection watches, or the active one
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,7 +150,7 @@ pub(super) struct Envelope {
     /// without `after_seq`: how many of the last entries to replay
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = REPLAY_ENTRIES_MAX))]
-    last: Option<u32>,
+    last: Option<u64>,
     /// the place of a reply
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
@@ -213,11 +215,8 @@ pub fn decode(frame: &[u8]) -> Result<Request, Rejection> {
 pub fn decode_text(frame: &str) -> Result<Request, Rejection> {
     match serde_json::from_str::<Envelope>(frame) {
         // An array is read as the fields in their order, which the contract does not know.
-        Ok(_) if !frame.trim_ascii_start().starts_with('{') => {
-            Err(reject(None, ErrorCode::InvalidFormat, "the frame is not an object of the contract".to_owned()))
-        }
-        Ok(envelope) => check(envelope),
-        Err(err) => Err(explain(frame.as_bytes(), &err)),
+        Ok(envelope) if frame.trim_ascii_start().starts_with('{') => check(envelope),
+        _ => Err(explain(frame.as_bytes())),
     }
 }
 
@@ -231,7 +230,7 @@ pub fn encode_request(request: &Request) -> Vec<u8> {
             envelope.token.clone_from(&attach.token);
             envelope.scope = (attach.scope != Scope::Session).then_some(attach.scope);
             envelope.session_id = attach.session_id.as_ref().map(text_of);
-            (envelope.after_seq, envelope.last) = (attach.after_seq, attach.last);
+            (envelope.after_seq, envelope.last) = (attach.after_seq, attach.last.map(u64::from));
             envelope.turn_id = attach.position.map(|at| at.turn_id);
             envelope.offset = attach.position.map(|at| at.offset);
             (envelope.new, envelope.reopen, envelope.datagrams) = (attach.new, attach.reopen, attach.datagrams);
@@ -308,29 +307,20 @@ const fn reject(re: Option<RequestId>, code: ErrorCode, message: String) -> Reje
 }
 
 /// Finds out what to tell about a frame that is not an envelope. Off the fast path: it reads the frame again.
-fn explain(frame: &[u8], err: &serde_json::Error) -> Rejection {
+fn explain(frame: &[u8]) -> Rejection {
     #[derive(Deserialize)]
     struct Id {
         id: Uuid,
     }
     let re = serde_json::from_slice::<Id>(frame).ok().map(|envelope| envelope.id);
-    let message = if err.is_data() {
-        let mut reader = serde_json::Deserializer::from_slice(frame);
-        match serde_path_to_error::deserialize::<_, Envelope>(&mut reader) {
-            Err(err) if err.path().iter().next().is_some() => {
-                format!("field `{}`: {}", err.path(), without_position(err.inner()))
-            }
-            _ => format!("the frame is not an object of the contract: {}", without_position(err)),
-        }
-    } else {
-        format!("the frame is not JSON: {err}")
-    };
+    let message = fault::read::<Envelope>("the frame", frame).err().unwrap_or_default();
     reject(re, ErrorCode::InvalidFormat, message)
 }
 
-fn without_position(err: &serde_json::Error) -> String {
-    let text = err.to_string();
-    text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned()
+/// Reads a word as the value that it means. The derived reader takes an object for a word with something in it.
+fn word_or_none<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let word = Option::<String>::deserialize(deserializer)?;
+    word.map(|word| T::deserialize(word.into_deserializer())).transpose()
 }
 
 fn check(envelope: Envelope) -> Result<Request, Rejection> {
@@ -353,10 +343,6 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
                 (Some(_), None) => return Err(missing("offset")),
                 (None, Some(_)) => return Err(missing("turn_id")),
             };
-            if let Some(last) = envelope.last.filter(|last| !(1..=REPLAY_ENTRIES_MAX).contains(last)) {
-                let message = format!("field `last` is {last}, 1 to {REPLAY_ENTRIES_MAX} are accepted");
-                return Err((ErrorCode::InvalidFormat, message));
-            }
             if envelope.reopen && session_id.is_none() {
                 return Err(missing("session_id"));
             }
@@ -368,7 +354,7 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
                 scope: envelope.scope.unwrap_or_default(),
                 session_id,
                 after_seq: envelope.after_seq,
-                last: envelope.last,
+                last: last(envelope.last)?,
                 position,
                 new: envelope.new,
                 reopen: envelope.reopen,
@@ -410,6 +396,13 @@ fn build(mut envelope: Envelope) -> Result<ClientFrame, Fault> {
             return Err((ErrorCode::InvalidFormat, format!("type `{shown}` is not a request of the contract")));
         }
     })
+}
+
+fn last(entries: Option<u64>) -> Result<Option<u32>, Fault> {
+    let Some(asked) = entries else { return Ok(None) };
+    let last = u32::try_from(asked).ok().filter(|last| (1..=REPLAY_ENTRIES_MAX).contains(last));
+    let refused = || format!("field `last` is {asked}, 1 to {REPLAY_ENTRIES_MAX} are accepted");
+    last.map(Some).ok_or_else(|| (ErrorCode::InvalidFormat, refused()))
 }
 
 /// The meaning of a key of the metadata that must be one of two words.

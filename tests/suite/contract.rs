@@ -312,16 +312,16 @@ async fn what_is_wrong_with_a_request_is_named_with_what_is_accepted() {
         (&format!("{path}?limit=201"), "limit: `201` is not a whole number from 1 to 200"),
         (&format!("{path}?after_seq=1&before_seq=2"), "`after_seq` and `before_seq` exclude each other"),
         (&format!("{path}?after_seq=99999999999999999999"), "after_seq: `99999999999999999999` is not a whole number"),
-        (&format!("{path}/export?format=pdf"), "format: unknown variant `pdf`, expected `json` or `md`"),
+        (&format!("{path}/export?format=pdf"), "query: format is `pdf`, `json` or `md` is accepted"),
     ] {
         ann.get(query).await.problem(StatusCode::BAD_REQUEST, "INVALID_FORMAT", told);
     }
     for (body, told) in [
-        ("{", "body: EOF while parsing"),
-        ("nonsense", "body: expected"),
+        ("{", "the body is not JSON: EOF while parsing"),
+        ("nonsense", "the body is not JSON: expected"),
         (r#"{"expires_in": 59}"#, "expires_in: `59`; 60 to 31536000 seconds are accepted"),
         (r#"{"expires_in": 31536001}"#, "60 to 31536000 seconds"),
-        (r#"{"expires_in": "60"}"#, "expires_in: invalid type: string \"60\", expected u64"),
+        (r#"{"expires_in": "60"}"#, "field `expires_in` is the string \"60\", a whole number"),
         (r#"{"expires_in": 60} trailing"#, "trailing characters"),
     ] {
         let reply = ann.bytes(Method::POST, &format!("{path}/share"), Some(body.into()), &[]).await;

@@ -201,8 +201,8 @@ async fn a_name_and_a_model_change_together_or_not_at_all_and_every_device_hears
         (json!({}), "neither is there"),
         (json!({"name": "  "}), "`name` has 0 characters, 1 to 100"),
         (json!({"name": "x".repeat(101)}), "`name` has 101 characters"),
-        (json!({"name": 7}), "name: invalid type: integer `7`"),
-        (json!([null, "demo"]), "body: it is an array, and an object is accepted"),
+        (json!({"name": 7}), "field `name` is the number `7`, a string is accepted"),
+        (json!([null, "demo"]), "the body is a list, an object is accepted"),
         (json!({"name": "a\u{7}"}), "`name` holds a control character"),
     ] {
         ann.patch(&path, body).await.problem(StatusCode::BAD_REQUEST, "INVALID_FORMAT", told);
