@@ -1,5 +1,7 @@
 //! What clients send: one flat JSON object, decoded and checked in one go.
 
+use std::fmt::Display;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
 use uuid::Uuid;
@@ -441,21 +443,22 @@ fn limits(envelope: &Envelope) -> Result<(), Fault> {
     for (key, value) in metadata {
         text("metadata", Some(key), METADATA_CHARS_MAX)?;
         if let Scalar::Text(value) = value {
-            text("metadata", Some(value), METADATA_CHARS_MAX)?;
+            text(format_args!("metadata.{key}"), Some(value), METADATA_CHARS_MAX)?;
         }
     }
     Ok(())
 }
 
-fn text(name: &str, value: Option<&str>, chars_max: usize) -> Result<(), Fault> {
+fn text(name: impl Display, value: Option<&str>, chars_max: usize) -> Result<(), Fault> {
     let Some(value) = value else { return Ok(()) };
+    let name = || fault::shortened(&name.to_string());
     if value.contains('\0') {
-        return Err((ErrorCode::InvalidFormat, format!("field `{name}` holds U+0000, which is not accepted")));
+        return Err((ErrorCode::InvalidFormat, format!("field `{}` holds U+0000, which is not accepted", name())));
     }
     if value.len() > chars_max {
         let chars = value.chars().count();
         if chars > chars_max {
-            let message = format!("field `{name}` has {chars} characters, at most {chars_max} are accepted");
+            let message = format!("field `{}` has {chars} characters, at most {chars_max} are accepted", name());
             return Err((ErrorCode::InvalidFormat, message));
         }
     }

@@ -60,7 +60,16 @@ fn bad_frames() -> Vec<(Value, &'static str, String)> {
         (with("metadata", deep), format, "`metadata`".to_owned()),
         (with("metadata", json!({"a": {}})), format, "`metadata".to_owned()),
         (with("metadata", Value::Object(keys)), format, "33 keys".to_owned()),
-        (with("metadata", json!({"a": "x".repeat(1001)})), format, "1001 characters".to_owned()),
+        (
+            with("metadata", json!({"page": "x".repeat(1001), "b": "x"})),
+            format,
+            "field `metadata.page` has 1001 characters, at most 1000 are accepted".to_owned(),
+        ),
+        (
+            with("metadata", json!({"k".repeat(999): "a\u{0}"})),
+            format,
+            format!("field `metadata.{}…` holds U+0000", "k".repeat(31)),
+        ),
         (with("session_id", json!("s".repeat(129))), format, "129 characters".to_owned()),
         (with("file_url", json!(format!("https://{}", "u".repeat(2041)))), format, "2049 characters".to_owned()),
         (with("file_id", json!("f".repeat(256))), format, "256 characters".to_owned()),
