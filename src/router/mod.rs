@@ -115,6 +115,9 @@ impl From<store::Error> for Refusal {
     fn from(err: store::Error) -> Self {
         match err {
             store::Error::NotFound => Self::new(ErrorCode::NotFound),
+            store::Error::IdTaken => sessions::invalid(
+                "field `id` named another request before; an id that was not used yet is accepted".to_owned(),
+            ),
             store::Error::Ended => Self::new(ErrorCode::SessionEnded),
             store::Error::QueueFull => Self {
                 message: "too many messages wait for an answer in this session; wait for one".into(),

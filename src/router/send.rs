@@ -50,7 +50,7 @@ impl Router {
     ///
     /// # Errors
     /// `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `CONTENT_REFUSED`, `NOT_FOUND`, `SESSION_ENDED`, `DATABASE_ERROR`,
-    /// `GOING_AWAY`; nothing is stored then.
+    /// `GOING_AWAY`; `INVALID_FORMAT` when its id named another request; nothing is stored then.
     pub async fn send(&self, principal: &Principal, send: Send) -> Result<Appended, Refusal> {
         self.admit(principal)?;
         let session_id = self.meant(send.message.session_id.as_ref(), send.watched)?;
@@ -179,8 +179,8 @@ impl Router {
     /// whoever asked, unless the same request was made before.
     ///
     /// # Errors
-    /// `TURN_NOT_FOUND` when the turn is not the caller's, not the last one, or has not ended; `SESSION_ENDED`,
-    /// `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `DATABASE_ERROR`, `GOING_AWAY`.
+    /// `TURN_NOT_FOUND` when the turn is not the caller's, not the last one, or has not ended; `INVALID_FORMAT` when its id
+    /// named another request; `SESSION_ENDED`, `TOO_MANY_REQUESTS`, `QUOTA_EXCEEDED`, `DATABASE_ERROR`, `GOING_AWAY`.
     pub async fn regenerate(
         &self,
         principal: &Principal,

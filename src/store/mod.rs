@@ -41,6 +41,9 @@ pub enum Error {
     /// there is no such row, or it belongs to somebody else
     #[error("no such session, entry or turn")]
     NotFound,
+    /// the user has used the request's id for another request
+    #[error("the request's id named another request")]
+    IdTaken,
     /// the session takes no more messages
     #[error("the session has ended")]
     Ended,
@@ -306,7 +309,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Adds an entry at the end of a log, once for each `client_id` of a user, and queues or starts its turn.
     ///
     /// # Errors
-    /// `NotFound` when the session is not the owner's, `Ended` when it takes no messages.
+    /// `NotFound` when the session is not the owner's, `IdTaken`, `Ended` when it takes no messages.
     async fn append(&self, entry: NewEntry) -> Result<Appended>;
 
     /// Reads entries of a log, in order. A running reply is among them, with empty content.
@@ -354,8 +357,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Starts a new turn for the message of the last turn of a session, once for each `client_id` of a user.
     ///
     /// # Errors
-    /// `NotFound` when there is no such turn, it is not the last one, it has not ended, or its user has used
-    /// `client_id` for another request; `Ended`.
+    /// `NotFound` when there is no such turn, it is not the last one, or it has not ended; `IdTaken`; `Ended`.
     async fn regenerate(&self, ask: Regenerate) -> Result<Regenerated>;
 
     /// Notes what the owner of a session thinks of a settled reply, and why; a later call replaces an earlier one.

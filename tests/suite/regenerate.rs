@@ -14,6 +14,7 @@ const MOMENT: Duration = Duration::from_millis(150);
 over_both! {
     last_reply_is_written_again_and_the_old_one_stays,
     repeated_regenerate_is_applied_once,
+    id_of_another_request_is_told_as_one,
     other_device_sees_the_new_reply,
     only_the_last_turn_that_has_ended_is_written_again,
     model_sees_the_newest_reply,
@@ -97,6 +98,27 @@ async fn repeated_regenerate_is_applied_once(via: Via) {
     assert_eq!(answer["duplicate"], true);
     assert_eq!((&answer["seq"], &answer["turn_id"]), (&accepted["seq"], &accepted["turn_id"]));
     assert!(watch.silent(MOMENT).await, "nothing more was written");
+}
+
+// One id names one request: what the other kind of request made is no answer to this one.
+async fn id_of_another_request_is_told_as_one(via: Via) {
+    let server = Server::start().await;
+    let (mut client, mut watch, _status) = Client::attached(&server, via, "ann", json!({})).await;
+    let message = json!({"type": "user_message", "id": id(), "content": "count to 2"});
+    let first = client.exchange(message.clone()).await.reply().await.1;
+    let again = regenerate(&first["turn_id"]);
+    let second = client.exchange(again.clone()).await.reply().await.1;
+    watch.until("session_update").await;
+    for frame in [
+        json!({"type": "user_message", "id": again["id"], "content": "count to 3"}),
+        json!({"type": "regenerate", "id": message["id"], "turn_id": second["turn_id"]}),
+    ] {
+        let error = client.exchange(frame.clone()).await.next().await.unwrap();
+        assert_eq!((&error["re"], &error["error"]["code"]), (&frame["id"], &json!("INVALID_FORMAT")), "{frame}");
+        let told = error["error"]["message"].as_str().unwrap();
+        assert!(told.starts_with("field `id` named another request before"), "{told}");
+    }
+    assert!(watch.silent(MOMENT).await, "nothing was stored");
 }
 
 async fn other_device_sees_the_new_reply(via: Via) {

@@ -57,7 +57,7 @@ impl Again {
 /// The answer to a request that made its entry before: the turn of that reply.
 ///
 /// # Errors
-/// `NotFound` when it made anything else than another reply to this message.
+/// `IdTaken` when it made anything else than another reply to this message.
 pub(super) fn repeated(entry: Entry, of: (crate::chat::SessionId, u64)) -> Result<Regenerated> {
     match entry {
         Entry { session_id, seq, turn_id: Some(turn_id), reply_to: Some(message_seq), .. }
@@ -65,6 +65,6 @@ pub(super) fn repeated(entry: Entry, of: (crate::chat::SessionId, u64)) -> Resul
         {
             Ok(Regenerated { session_id, turn_id, reply_seq: seq, started: None })
         }
-        _another => Err(Error::NotFound),
+        _another => Err(Error::IdTaken),
     }
 }

@@ -101,7 +101,7 @@ impl Append {
 /// The answer to a request that made its entry before. One that made a reply was another request, and makes no message.
 pub(super) fn repeated(entry: Entry, rev: u64) -> Result<Appended> {
     if entry.reply_to.is_some() {
-        return Err(Error::NotFound);
+        return Err(Error::IdTaken);
     }
     Ok(Appended { entry, rev, name: None, duplicate: true, started: None })
 }

@@ -46,7 +46,7 @@ pub(super) fn regenerate(connection: &Connection, ask: &Regenerate, seal: &Seal)
 /// What an earlier call with the same request, or the same new turn, has made.
 ///
 /// # Errors
-/// `NotFound` when the user has used the request's id for anything else than another reply to this message.
+/// `IdTaken` when the user has used the request's id for anything else than another reply to this message.
 fn made_before(
     connection: &Connection,
     ask: &Regenerate,
@@ -64,7 +64,7 @@ fn made_before(
         {
             Some((turn_id, seq))
         }
-        Some(_another) => return Err(Error::NotFound),
+        Some(_another) => return Err(Error::IdTaken),
         None => reads::turn(connection, queries::TURN, ask.new)?
             .filter(|made| (made.session_id, made.message_seq) == (old.session_id, old.message_seq))
             .and_then(|made| Some((made.id, made.reply_seq?))),

@@ -66,7 +66,7 @@ impl Append {
         if let Some(client_id) = self.entry.client_id
             && let Some(first) = reads::entry_of(connection, &self.entry.user_id, client_id, seal)?
         {
-            return if first.reply_to.is_none() { Ok(Some(first)) } else { Err(Error::NotFound) };
+            return if first.reply_to.is_none() { Ok(Some(first)) } else { Err(Error::IdTaken) };
         }
         let mut statement = connection.prepare_cached(queries::ENTRY_OF_ID)?;
         let mut rows = statement.query([self.entry.id])?;

@@ -106,14 +106,14 @@ async fn request_id_of_another_request_is_refused(shelf: Shelf) {
     let old = room.append(question).await.started.unwrap().turn.id;
     room.end(old, TurnState::Complete, Some("done")).await.unwrap();
     let ask = Regenerate { client_id: asks, ..room.again(old) };
-    assert!(matches!(room.store.regenerate(ask).await, Err(Error::NotFound)));
+    assert!(matches!(room.store.regenerate(ask).await, Err(Error::IdTaken)));
     let new = room.store.regenerate(Regenerate { client_id: regenerates, ..room.again(old) }).await.unwrap().turn_id;
     let question = NewEntry { client_id: regenerates, ..room.question("another question") };
-    assert!(matches!(room.store.append(question.clone()).await, Err(Error::NotFound)));
+    assert!(matches!(room.store.append(question.clone()).await, Err(Error::IdTaken)));
     room.end(new, TurnState::Complete, Some("done")).await.unwrap();
     let other = room.answered("another question").await;
     let ask = Regenerate { client_id: regenerates, ..room.again(other) };
-    assert!(matches!(room.store.regenerate(ask).await, Err(Error::NotFound)), "it made a reply to another message");
+    assert!(matches!(room.store.regenerate(ask).await, Err(Error::IdTaken)), "it made a reply to another message");
     assert_eq!(places(&room.log().await), [1, 2, 3, 4, 5]);
 }
 

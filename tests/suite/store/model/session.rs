@@ -121,7 +121,7 @@ impl Model {
                 return None;
             }
             Some(Made::Reply { .. }) => {
-                assert!(matches!(appended, Err(Error::NotFound)), "{appended:?}");
+                assert!(matches!(appended, Err(Error::IdTaken)), "{appended:?}");
                 return None;
             }
             None if !self.active => {
@@ -233,7 +233,11 @@ impl Model {
                 assert!(matches!(made, Err(Error::Ended)), "{made:?}");
                 return None;
             }
-            _ => {
+            Some(_another) => {
+                assert!(matches!(made, Err(Error::IdTaken)), "{made:?}");
+                return None;
+            }
+            None => {
                 assert!(matches!(made, Err(Error::NotFound)), "{made:?}");
                 return None;
             }
