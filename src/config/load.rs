@@ -110,8 +110,10 @@ impl Merged {
         self.placeholders();
         let config = self.typed();
         let findings = check::check(&config);
-        for (key, problem) in findings.faults {
-            self.report(&key, &problem);
+        // One key may have several faults, none of which follows from another.
+        let apart: Vec<_> = findings.faults.into_iter().filter(|(key, _)| !self.told(key)).collect();
+        for (key, problem) in apart {
+            self.add(&key, &problem);
         }
         self.warnings.extend(findings.warnings.into_iter().map(Warning));
         if self.faults.is_empty() { Ok(Loaded { config, warnings: self.warnings }) } else { Err(Faults(self.faults)) }
@@ -178,10 +180,18 @@ impl Merged {
 
     /// Adds a fault, unless its key has one, or something inside it: what follows from a fault is not another.
     fn report(&mut self, key: &str, problem: &str) {
-        let inside = |fault: &Fault| fault.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
-        if self.faults.iter().any(|fault| fault.key == key || inside(fault)) {
-            return;
+        if !self.told(key) {
+            self.add(key, problem);
         }
+    }
+
+    /// Whether a key, or something inside it, has a fault.
+    fn told(&self, key: &str) -> bool {
+        let inside = |fault: &Fault| fault.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        self.faults.iter().any(|fault| fault.key == key || inside(fault))
+    }
+
+    fn add(&mut self, key: &str, problem: &str) {
         let key = if key.is_empty() { "(the whole)" } else { key };
         let problem = without_credentials(problem);
         self.faults.push(Fault { origin: self.origin(key), ..Fault::new(key, problem) });

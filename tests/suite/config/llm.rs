@@ -126,6 +126,12 @@ fn what_is_wrong_with_models_is_told_by_key() {
         let (keys, text) = refused(from("", &[], &[(key, value)]));
         assert!(keys[0].starts_with(key) && text.contains(told), "`{key}` = `{value}`: {text}");
     }
+    let (keys, text) =
+        refused(from("", &[], &[("llm.providers.x", r#"{"type": "demo", "fallback": ["y", "x", "z"]}"#)]));
+    assert_eq!(keys, ["llm.providers.x.fallback"; 3]);
+    for told in ["model `y` is not configured", "names the provider itself", "model `z` is not configured"] {
+        assert!(text.contains(told), "all of them at once: {text}");
+    }
     let slow = [("llm.moderation.after", "https://moderator.example/v1"), ("sessions.turn_lease", "5s")];
     let (keys, text) = refused(from("", &[], &slow));
     assert_eq!(keys, ["llm.moderation.timeout"]);
