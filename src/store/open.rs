@@ -28,6 +28,9 @@ pub enum OpenError {
     /// not a store that there is; the URL without what is secret in it
     #[error("store url `{0}` is not {ACCEPTED}")]
     Url(String),
+    /// the driver does not understand the URL
+    #[error("store url `{0}` is not {ACCEPTED}: {1}")]
+    Mongo(String, String),
     /// names that only a DNS resolver could make hosts of
     #[error(
         "store url begins with `{SRV}`, which needs a resolver that is not built in: name the hosts, as in \
@@ -135,7 +138,11 @@ impl Config {
     /// # Errors
     /// It is of no store that there is.
     pub fn check(&self) -> Result<(), OpenError> {
-        if self.shared() { Ok(()) } else { self.path(Path::new("")).map(drop) }
+        if self.shared() {
+            mongo::check(&self.url).map_err(|why| OpenError::Mongo(self.shown(), why))
+        } else {
+            self.path(Path::new("")).map(drop)
+        }
     }
 
     /// Whether the database is on another machine and takes whoever reaches it.
@@ -201,6 +208,17 @@ mod tests {
         let refused = |url: &str| config(url).check().unwrap_err().to_string();
         assert_eq!(refused("mysql://ada:secret@db"), format!("store url `mysql://***@db` is not {ACCEPTED}"));
         assert!(refused("mongodb+srv://db").contains("name the hosts"));
+        for (url, why) in [
+            ("mongodb://", "the hostname cannot be empty"),
+            ("mongodb:///chat", "the hostname cannot be empty"),
+            ("mongodb://ada:p%40ss@", "the hostname cannot be empty"),
+            ("mongodb://db:0/chat", "port"),
+            ("mongodb://db/chat?tls=maybe", "tls"),
+            ("mongodb://ada:p/ss@db/chat", "must be URL encoded"),
+        ] {
+            let told = refused(url);
+            assert!(told.contains(ACCEPTED) && told.contains(why) && !told.contains("ss@"), "{told}");
+        }
         assert!(config("mongodb://db/chat").check().is_ok_and(|()| config("sqlite:").check().is_ok()));
     }
 

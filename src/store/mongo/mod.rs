@@ -43,7 +43,11 @@ use std::{
 
 use async_trait::async_trait;
 use lru::LruCache;
-use mongodb::bson::{doc, rawdoc};
+use mongodb::{
+    bson::{doc, rawdoc},
+    error::ErrorKind,
+    options::ConnectionString,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -220,6 +224,17 @@ impl Mongo {
         link.write(link::update(Table::Meta, [statement].into_iter().collect()), deadline).await?;
         link.find_one(Table::Meta, doc! { "_id": "probe" }, deadline).await.map(drop)
     }
+}
+
+/// Reads a URL, and connects to nothing.
+///
+/// # Errors
+/// What is wrong with it, as the driver says it.
+pub(in crate::store) fn check(url: &str) -> std::result::Result<(), String> {
+    ConnectionString::parse(url).map(drop).map_err(|err| match *err.kind {
+        ErrorKind::InvalidArgument { message, .. } => message,
+        kind => kind.to_string(),
+    })
 }
 
 /// Looks at the database, and changes nothing.
