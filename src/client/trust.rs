@@ -1,9 +1,9 @@
 //! Which certificates are trusted: one that was named by its hash, or what the operating system trusts.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
@@ -31,6 +31,21 @@ pub(super) fn config(pin: Option<[u8; 32]>, alpn: &[&[u8]]) -> Result<ClientConf
     Ok(config)
 }
 
+/// Another certificate than the one that was named.
+#[derive(thiserror::Error)]
+#[error("it has the SHA-256 {came}, and {named} was named")]
+struct Another {
+    came: String,
+    named: String,
+}
+
+/// What TLS shows of an error that is not its own.
+impl fmt::Debug for Another {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Trusts the one certificate that has this hash, whatever else it says, as browsers do with
 /// `serverCertificateHashes` (W3C WebTransport). The server still proves that it has the key.
 #[derive(Debug)]
@@ -52,7 +67,8 @@ impl ServerCertVerifier for Pinned {
         if sha256.as_ref() == self.sha256 {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
+            let another = Another { came: hex::encode(sha256), named: hex::encode(self.sha256) };
+            Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(another)))))
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::{
     process::Command,
     time::timeout,
 };
+use url::Url;
 
 use crate::harness::{
     client::{PATIENCE, sha256},
@@ -24,8 +25,12 @@ struct Ended {
 }
 
 fn chat(server: &Process, arguments: &[&str]) -> Command {
+    chat_at(&server.url, arguments)
+}
+
+fn chat_at(listener: &Url, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatbox"));
-    let url = server.url.join("/chatbox").unwrap();
+    let url = listener.join("/chatbox").unwrap();
     command.args(["chat", "--url", url.as_str()]).args(arguments).env_clear().kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -114,10 +119,14 @@ async fn an_answer_that_fails_ends_with_1_and_bad_usage_with_64() {
     assert!(ended.stderr.contains("the token is not valid"), "got {}", ended.stderr);
 
     let wrong = "00".repeat(32);
-    let arguments = ["--token", "t", "--transport", "webtransport", "--certificate-sha256", &wrong];
-    let ended = talk(chat(&server, &arguments), "hi\n").await;
-    assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
-    assert!(ended.stderr.contains("a certificate that is not trusted"), "got {}", ended.stderr);
+    let told = format!("it has the SHA-256 {}, and {wrong} was named", server.certificate_sha256);
+    for discovery in [&server.url, &server.quic_url] {
+        let arguments = ["--token", "t", "--transport", "webtransport", "--certificate-sha256", &wrong];
+        let ended = talk(chat_at(discovery, &arguments), "hi\n").await;
+        assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
+        assert!(ended.stderr.contains("a certificate that is not trusted"), "got {}", ended.stderr);
+        assert!(ended.stderr.contains(&told), "got {}", ended.stderr);
+    }
 
     for usage in [&["--transport", "pigeon"][..], &["--session", "x"], &["--certificate-sha256", "12"]] {
         let ended = talk(chat(&server, usage), "").await;
