@@ -5,6 +5,7 @@
 pub mod ask;
 mod day;
 mod error;
+pub mod name;
 mod scalar;
 pub mod word;
 

@@ -11,7 +11,10 @@ use jsonwebtoken::{DecodingKey, Validation, errors::ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    chat::{Timestamp, UserId},
+    chat::{
+        Timestamp, UserId,
+        name::{legible, visible},
+    },
     clock::now,
     config::secret::Secret,
 };
@@ -234,15 +237,12 @@ fn milliseconds(seconds: f64) -> Option<Timestamp> {
 }
 
 /// The name in a token, or else the user id, without what could disguise it: control characters and those that
-/// turn the direction of writing (Unicode UAX 9).
+/// turn the direction of writing (Unicode UAX 9) or show nothing.
 fn display_name(name: Option<&str>, user_id: &UserId) -> String {
     let clean = |text: &str| -> String {
-        let shown = text.trim().chars().filter(|&c| {
-            !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        });
-        shown.take(NAME_CHARACTERS_MAX).collect()
+        legible(text.trim()).chars().filter(|c| !c.is_control()).take(NAME_CHARACTERS_MAX).collect()
     };
-    name.map(clean).filter(|name| !name.trim().is_empty()).unwrap_or_else(|| clean(user_id.as_str()))
+    name.map(clean).filter(|name| name.chars().any(visible)).unwrap_or_else(|| clean(user_id.as_str()))
 }
 
 #[cfg(test)]

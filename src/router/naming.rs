@@ -10,7 +10,10 @@ use uuid::Uuid;
 
 use super::Router;
 use crate::{
-    chat::{Session, SessionUpdate, Usage},
+    chat::{
+        Session, SessionUpdate, Usage,
+        name::{legible, visible},
+    },
     llm::{self, Chunk, Message, Model, Prompt, Role},
     store::{Change, Purpose, Range, Spend, Spent, StartedTurn},
 };
@@ -170,7 +173,7 @@ pub(super) fn from_message(content: &str) -> Option<String> {
 
 /// Whether [`from_message`] finds a name in a message.
 pub(super) fn says_something(content: &str) -> bool {
-    content.chars().any(|c| !c.is_whitespace() && !c.is_control())
+    content.chars().any(visible)
 }
 
 /// Takes a name from a model's answer: its first line without quotes, marks of Markdown and the point at its end.
@@ -178,15 +181,13 @@ fn from_model(answer: &str) -> Option<String> {
     let line = first_line(answer)?;
     let ornament = |c: char| c.is_whitespace() || "\"'`*_#„“”«»‘’「」『』".contains(c);
     let bare = line.trim_start_matches(ornament).trim_end_matches(|c| ornament(c) || ".。".contains(c));
-    (!bare.is_empty()).then(|| cut(bare, BETTER_GRAPHEMES_MAX))
+    bare.chars().any(visible).then(|| cut(bare, BETTER_GRAPHEMES_MAX))
 }
 
 fn first_line(text: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let words: Vec<&str> =
-            line.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
-        (!words.is_empty()).then(|| words.join(" "))
-    })
+    let line = legible(text.lines().find(|line| says_something(line))?);
+    let words = line.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    Some(words.collect::<Vec<_>>().join(" "))
 }
 
 fn cut(line: &str, graphemes_max: usize) -> String {
@@ -215,6 +216,8 @@ mod tests {
             ("<b>&amp;", Some("<b>&amp;")),
             (" \n\u{3000}\n", None),
             (" \u{7}\0\n", None),
+            ("\u{200b}\u{3164}\n\u{202e}Parcel\u{2069} \u{200b} 7\u{feff}", Some("Parcel 7")),
+            ("\u{200b}\u{2060}\n\u{2800}", None),
             ("", None),
         ] {
             assert_eq!(from_message(message).as_deref(), name, "{message:?}");
@@ -242,6 +245,8 @@ mod tests {
             ("“Spätes Paket”", Some("Spätes Paket")),
             ("# Late parcel.", Some("Late parcel")),
             ("\"\"", None),
+            ("\"\u{202e}Late\u{202c} parcel\"", Some("Late parcel")),
+            ("\"\u{200b}\u{3164}\"", None),
             ("", None),
         ] {
             assert_eq!(from_model(answer).as_deref(), name, "{answer:?}");

@@ -10,7 +10,10 @@ use uuid::Uuid;
 use super::{Listed, Refusal, Router};
 use crate::{
     auth::{Principal, Role},
-    chat::{ErrorCode, Session, SessionId, SessionState, SessionUpdate, Timestamp, Turn},
+    chat::{
+        ErrorCode, Session, SessionId, SessionState, SessionUpdate, Timestamp, Turn,
+        name::{legible, visible},
+    },
     clock::now,
     store::{self, Change, Changed, Open, OpenSession},
 };
@@ -248,8 +251,9 @@ fn checked_name(name: &str) -> Result<String, Refusal> {
     if name.chars().any(char::is_control) {
         return Err(invalid("`name` holds a control character, which is not accepted".to_owned()));
     }
+    let name = legible(name);
     let name = name.trim();
-    let chars = name.chars().count();
+    let chars = if name.chars().any(visible) { name.chars().count() } else { 0 };
     if !(1..=NAME_CHARS_MAX).contains(&chars) {
         return Err(invalid(format!("`name` has {chars} characters, 1 to {NAME_CHARS_MAX} are accepted")));
     }
@@ -277,6 +281,11 @@ mod tests {
     fn names_are_trimmed_and_their_limits_told() {
         assert_eq!(checked_name("  Parcel 7 ").unwrap(), "Parcel 7");
         assert_eq!(checked_name(&"é".repeat(NAME_CHARS_MAX)).unwrap().chars().count(), NAME_CHARS_MAX);
+        assert_eq!(checked_name("\u{202e}Parcel\u{200b} 👩‍👩‍👧\u{2069} \u{feff}").unwrap(), "Parcel 👩‍👩‍👧");
+        for blank in ["\u{200b}\u{feff}", "\u{3164}", " \u{2800}\u{fe0f} ", "\u{202e}\u{202c}"] {
+            let message = checked_name(blank).unwrap_err().message;
+            assert_eq!(message, "`name` has 0 characters, 1 to 100 are accepted", "{blank:?}");
+        }
         for (name, told) in [("  ", "0 characters"), ("a\nb", "control character"), (&"é".repeat(101), "101")] {
             let message = checked_name(name).unwrap_err().message;
             assert!(message.contains(told), "{message}");

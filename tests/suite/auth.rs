@@ -89,6 +89,8 @@ fn names_are_capped_on_a_character_boundary_and_cleaned() {
     };
     assert_eq!(name(json!("ü🦀".repeat(500))), "ü🦀".repeat(50));
     assert_eq!(name(json!("A\u{0}d\na\u{202e}")), "Ada");
+    assert_eq!(name(json!("\u{feff}A\u{200b}da")), "Ada");
+    assert_eq!(name(json!("\u{3164}\u{200b}")), name(json!("")), "what shows nothing is no name");
     assert_eq!(name(json!(" \u{7} ")), "ada");
     assert_eq!(name(json!(null)), "ada");
 }

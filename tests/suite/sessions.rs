@@ -191,6 +191,9 @@ async fn a_name_and_a_model_change_together_or_not_at_all_and_every_device_hears
     let path = format!("/sessions/{}", status["session_id"].as_str().unwrap());
     let changed = ann.patch(&path, json!({"name": "Ünïcode 👩‍👩‍👧", "model_id": "demo"})).await;
     assert_eq!((changed.status, &changed.body["name"]), (StatusCode::OK, &json!("Ünïcode 👩‍👩‍👧")));
+    let disguised = json!({"name": "Ünïcode\u{200b} \u{202e}👩‍👩‍👧\u{2069}"});
+    let disguised = ann.patch(&path, disguised).await;
+    assert_eq!((disguised.status, &disguised.body["name"]), (StatusCode::OK, &json!("Ünïcode 👩‍👩‍👧")));
     for watch in [&mut watch, &mut list] {
         assert_eq!(update(watch, "model_id").await["model_id"], "demo");
         assert_eq!(update(watch, "name").await["name"], "Ünïcode 👩‍👩‍👧");
@@ -200,6 +203,7 @@ async fn a_name_and_a_model_change_together_or_not_at_all_and_every_device_hears
     for (body, told) in [
         (json!({}), "neither is there"),
         (json!({"name": "  "}), "`name` has 0 characters, 1 to 100"),
+        (json!({"name": "\u{200b}\u{3164}\u{202e}"}), "`name` has 0 characters, 1 to 100"),
         (json!({"name": "x".repeat(101)}), "`name` has 101 characters"),
         (json!({"name": 7}), "field `name` is the number `7`, a string is accepted"),
         (json!([null, "demo"]), "the body is a list, an object is accepted"),
