@@ -58,7 +58,7 @@ pub enum OpenError {
         known: usize,
     },
     /// a database, but not ours
-    #[error("the file is the database of another program")]
+    #[error("it is the database of another program")]
     Foreign,
     /// the file system refuses
     #[error("the database's files cannot be used")]

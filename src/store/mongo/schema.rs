@@ -62,10 +62,15 @@ const INDEXED: [Table; 6] =
 /// The version that the database has; `None` when it has none yet.
 ///
 /// # Errors
-/// When it is newer than ours.
+/// When it is newer than ours, or holds another program's sessions.
 pub(super) async fn version(link: &Link, deadline: Instant) -> std::result::Result<Option<usize>, OpenError> {
+    // Read first: whoever makes the database writes its version before any session.
+    let session = link.find_one(Table::Sessions, doc! {}, deadline).await?;
     let found = link.find_one(Table::Meta, doc! { "_id": "schema" }, deadline).await?;
-    let Some(found) = found else { return Ok(None) };
+    let Some(found) = found else {
+        // The predecessor has a table of this name too, whose rows are none of ours.
+        return if session.is_none() { Ok(None) } else { Err(OpenError::Foreign) };
+    };
     let found = found.get_i64(mongodb::bson::raw::cstr!("version")).map_err(values::failed)?;
     let found = usize::try_from(found).unwrap_or(usize::MAX);
     if found > VERSION {
@@ -77,7 +82,7 @@ pub(super) async fn version(link: &Link, deadline: Instant) -> std::result::Resu
 /// Brings the database to our version. Several nodes may do so at once.
 ///
 /// # Errors
-/// When it is newer than ours, or refuses.
+/// When it is newer than ours, another program's, or refuses.
 pub(super) async fn prepare(link: &Link, deadline: Instant) -> std::result::Result<(), OpenError> {
     version(link, deadline).await?;
     for table in INDEXED {

@@ -352,6 +352,16 @@ async fn database_of_a_newer_version_is_refused() {
     assert!(matches!(error, OpenError::Newer { found: 99, known: 1 }), "{error}");
 }
 
+#[tokio::test]
+async fn database_of_another_program_is_left_alone() {
+    let Some(shelf) = Shelf::mongo().await else { return };
+    shelf.rows("sessions").await.insert_one(doc! { "_id": "one", "user_id": "ann" }).await.unwrap();
+    let error = shelf.try_open(&[]).await.unwrap_err();
+    assert!(matches!(error, OpenError::Foreign), "{error}");
+    let tables = shelf.database().await.list_collection_names().await.unwrap();
+    assert_eq!(tables, ["sessions"], "nothing was made beside it");
+}
+
 // checklist 90
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_query_reads_a_whole_table() {
