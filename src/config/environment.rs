@@ -38,6 +38,10 @@ pub(crate) const TOKEN: &str = "CHATBOX_TOKEN";
 
 const PREFIX: &str = "CHATBOX_";
 
+/// Names of the predecessor for a server of MongoDB, and for the database on it.
+const MONGO: &str = "MONGO_URI";
+const DATABASE: &str = "MONGO_DATABASE";
+
 /// Largest file that a `…_FILE` variable may name, in bytes.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -88,8 +92,8 @@ impl Environment {
         for name in names {
             let Some(text) = former.get(name) else { continue };
             let Some(path) = alias(name, former) else {
-                // The id of a provider is part of the path of its other settings.
-                if provider(name).is_none() {
+                // The id of a provider is part of the path of its other settings, the database part of its server's URL.
+                if provider(name).is_none() && !(name == DATABASE && former.contains_key(MONGO)) {
                     self.warnings.push(Warning(format!("{name} is not used by this version")));
                 }
                 continue;
@@ -103,7 +107,11 @@ impl Environment {
                 _ => self.former.push(Setting {
                     variable: name.clone(),
                     path,
-                    text: if name == "SERVER_PORT" { format!("localhost:{text}") } else { text.clone() },
+                    text: match name.as_str() {
+                        "SERVER_PORT" => format!("localhost:{text}"),
+                        MONGO => former.get(DATABASE).map_or_else(|| text.clone(), |name| in_database(text, name)),
+                        _ => text.clone(),
+                    },
                 }),
             }
         }
@@ -125,8 +133,8 @@ fn known(name: &str) -> bool {
     const NAMES: [&str; 25] = [
         "JWT_SECRET",
         "ENCRYPTION_KEY",
-        "MONGO_URI",
-        "MONGO_DATABASE",
+        MONGO,
+        DATABASE,
         "SERVER_PORT",
         "S3_REGION",
         "S3_BUCKET",
@@ -156,6 +164,7 @@ fn known(name: &str) -> bool {
 fn alias(name: &str, all: &BTreeMap<String, String>) -> Option<Vec<String>> {
     let key = match name {
         "JWT_SECRET" => "auth.jwt_secret",
+        MONGO => "store.url",
         "SERVER_PORT" => "listen.http",
         "WS_ALLOWED_ORIGINS" | "CORS_ALLOWED_ORIGINS" => "auth.allowed_origins",
         "ADMIN_RATE_LIMIT" => "limits.admin_per_minute",
@@ -171,6 +180,20 @@ fn alias(name: &str, all: &BTreeMap<String, String>) -> Option<Vec<String>> {
         }
     };
     Some(key.split('.').map(str::to_owned).collect())
+}
+
+/// The URL of a database on a server. Whoever logs in there does so by the database that the server's URL names, or by
+/// `admin`, which is what the URL means without a database (MongoDB, connection string options, `authSource`).
+fn in_database(server: &str, database: &str) -> String {
+    let (address, options) = server.split_once('?').unwrap_or((server, ""));
+    let Some((scheme, rest)) = address.split_once("://") else { return server.to_owned() };
+    let (hosts, named) = rest.split_once('/').unwrap_or((rest, ""));
+    let named = if named.is_empty() { "admin" } else { named };
+    let login = hosts.contains('@') && !options.contains("authSource=");
+    let options = [options.to_owned(), if login { format!("authSource={named}") } else { String::new() }];
+    let options = options.into_iter().filter(|option| !option.is_empty()).collect::<Vec<_>>().join("&");
+    let mark = if options.is_empty() { "" } else { "?" };
+    format!("{scheme}://{hosts}/{database}{mark}{options}")
 }
 
 /// The number and the key in `LLM_PROVIDER_2_MODEL`; `ID` is no key: it names the provider.

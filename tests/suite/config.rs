@@ -331,7 +331,8 @@ fn the_predecessors_names_are_read_with_a_warning() {
         ("LLM_PROVIDER_1_ID", "zeta"),
         ("LLM_PROVIDER_1_TYPE", "demo"),
         ("LLM_PROVIDER_2_TYPE", "demo"),
-        ("MONGO_URI", "mongodb://u:p@db"),
+        ("MONGO_URI", "mongodb://u:p@db,db2?replicaSet=rs"),
+        ("MONGO_DATABASE", "chat"),
         ("SMS_AUTH_TOKEN", "x"),
         ("RECONNECT_TIMEOUT", "15m"),
     ])
@@ -348,16 +349,26 @@ fn the_predecessors_names_are_read_with_a_warning() {
     assert_eq!((limits.connections, limits.frame_bytes), (9, 70_000));
     assert_eq!(config.llm.timeout, Duration::from_secs(30));
     assert_eq!(config.llm.providers.keys().collect::<Vec<_>>(), ["zeta", "provider_2"]);
+    assert_eq!(config.store.url, "mongodb://u:p@db,db2/chat?replicaSet=rs&authSource=admin");
     let said = warnings(&loaded);
     for warning in [
         "JWT_SECRET is read as `auth.jwt_secret`: set CHATBOX_AUTH__JWT_SECRET instead",
-        "MONGO_URI is not used by this version",
+        "MONGO_URI is read as `store.url`: set CHATBOX_STORE__URL instead",
         "SMS_AUTH_TOKEN is not used by this version",
         "RECONNECT_TIMEOUT is not used by this version",
     ] {
         assert!(said.iter().any(|it| it == warning), "`{warning}` is not in {said:#?}");
     }
-    assert!(!said.join(" ").contains(STRONG));
+    assert!(!said.join(" ").contains(STRONG) && !said.join(" ").contains("MONGO_DATABASE"), "{said:#?}");
+    for (uri, database, url) in [
+        ("mongodb://db:1", "", "mongodb://db:1"),
+        ("mongodb://db/old", "chat", "mongodb://db/chat"),
+        ("mongodb://u:p@db/old?tls=true", "chat", "mongodb://u:p@db/chat?tls=true&authSource=old"),
+        ("mongodb://u:p@db/?authSource=$external", "chat", "mongodb://u:p@db/chat?authSource=$external"),
+    ] {
+        let loaded = environment(&[("MONGO_URI", uri), ("MONGO_DATABASE", database)]).unwrap();
+        assert_eq!(loaded.config.store.url, url);
+    }
 }
 
 #[test]
