@@ -42,6 +42,9 @@ const PREFIX: &str = "CHATBOX_";
 const MONGO: &str = "MONGO_URI";
 const DATABASE: &str = "MONGO_DATABASE";
 
+/// The predecessor's key for what is stored: text of 32 bytes, each of which is one of the key.
+const KEY: &str = "ENCRYPTION_KEY";
+
 /// Largest file that a `…_FILE` variable may name, in bytes.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -110,6 +113,7 @@ impl Environment {
                     text: match name.as_str() {
                         "SERVER_PORT" => format!("localhost:{text}"),
                         MONGO => former.get(DATABASE).map_or_else(|| text.clone(), |name| in_database(text, name)),
+                        KEY => keys(text),
                         _ => text.clone(),
                     },
                 }),
@@ -132,7 +136,7 @@ pub(crate) fn ours(name: &str) -> bool {
 fn known(name: &str) -> bool {
     const NAMES: [&str; 25] = [
         "JWT_SECRET",
-        "ENCRYPTION_KEY",
+        KEY,
         MONGO,
         DATABASE,
         "SERVER_PORT",
@@ -165,6 +169,7 @@ fn alias(name: &str, all: &BTreeMap<String, String>) -> Option<Vec<String>> {
     let key = match name {
         "JWT_SECRET" => "auth.jwt_secret",
         MONGO => "store.url",
+        KEY => "store.encryption_keys",
         "SERVER_PORT" => "listen.http",
         "WS_ALLOWED_ORIGINS" | "CORS_ALLOWED_ORIGINS" => "auth.allowed_origins",
         "ADMIN_RATE_LIMIT" => "limits.admin_per_minute",
@@ -180,6 +185,12 @@ fn alias(name: &str, all: &BTreeMap<String, String>) -> Option<Vec<String>> {
         }
     };
     Some(key.split('.').map(str::to_owned).collect())
+}
+
+/// The predecessor's key as the only one, under the id 1; any other text as it is, for whoever reads keys to judge.
+fn keys(text: &str) -> String {
+    let key = if text.len() == 32 { hex::encode(text) } else { text.to_owned() };
+    serde_json::json!([{"id": 1, "key": key}]).to_string()
 }
 
 /// The URL of a database on a server. Whoever logs in there does so by the database that the server's URL names, or by

@@ -26,7 +26,7 @@ use crate::config::secret::Secret;
 /// The key id of plain bytes.
 pub const PLAIN: u32 = 0;
 
-/// One configured key: `{ id = 1, key = "<base64 of 32 random bytes>" }`.
+/// One configured key: `{ id = 1, key = "<base64 or hex of 32 random bytes>" }`.
 ///
 /// One key may seal 2^32 values at most, because nonces are random (SP 800-38D, section 8.3).
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -34,7 +34,7 @@ pub const PLAIN: u32 = 0;
 pub struct Key {
     /// its name in every value that it sealed; 1 or more, never used again for another key
     pub id: u32,
-    /// standard base64 of exactly 32 bytes
+    /// exactly 32 bytes in standard base64, or in hex
     pub key: Secret,
 }
 
@@ -47,8 +47,8 @@ pub enum KeyError {
     /// two keys have one id
     #[error("encryption key id {0} is configured twice")]
     Twice(u32),
-    /// not base64 of 32 bytes
-    #[error("encryption key {0} is not base64 of exactly 32 bytes")]
+    /// not 32 bytes
+    #[error("encryption key {0} is not exactly 32 bytes in base64 or hex")]
     Length(u32),
 }
 
@@ -134,7 +134,9 @@ impl Seal {
     pub fn new(keys: &[Key]) -> std::result::Result<Self, KeyError> {
         let mut ready = BTreeMap::new();
         for Key { id, key } in keys {
-            let bytes = STANDARD.decode(key.expose()).map_err(|_decode| KeyError::Length(*id))?;
+            // Hex of 32 bytes would be base64 of 48.
+            let bytes = hex::decode(key.expose()).or_else(|_no_hex| STANDARD.decode(key.expose()));
+            let bytes = bytes.map_err(|_decode| KeyError::Length(*id))?;
             let unbound = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_length| KeyError::Length(*id))?;
             if *id == PLAIN {
                 return Err(KeyError::Reserved);
@@ -327,13 +329,22 @@ mod tests {
         assert!(matches!(plain.open(HERE, b"hi"), Err(Error::Sealed { .. })));
     }
 
+    #[test]
+    fn key_is_the_same_in_hex() {
+        let hexed = Key { id: 1, key: Secret::new(hex::encode([9; 32])) };
+        let closed = seal(&[key(1, 9, 32)]).close(HERE, b"hi").unwrap();
+        assert_eq!(seal(&[hexed]).open(HERE, &closed).unwrap(), b"hi");
+    }
+
     // checklist 79
     #[test]
     fn key_of_any_other_length_is_refused() {
         for length in [0, 16, 31, 33, 44] {
             assert_eq!(Seal::new(&[key(3, 1, length)]).unwrap_err(), KeyError::Length(3), "{length} bytes");
         }
-        assert_eq!(Seal::new(&[Key { id: 3, key: Secret::new("ß") }]).unwrap_err(), KeyError::Length(3));
+        for key in ["ß".to_owned(), hex::encode([1; 31]), hex::encode([1; 33])] {
+            assert_eq!(Seal::new(&[Key { id: 3, key: Secret::new(key) }]).unwrap_err(), KeyError::Length(3));
+        }
         assert_eq!(Seal::new(&[key(0, 1, 32)]).unwrap_err(), KeyError::Reserved);
         assert_eq!(Seal::new(&[key(1, 1, 32), key(1, 2, 32)]).unwrap_err(), KeyError::Twice(1));
     }

@@ -333,6 +333,7 @@ fn the_predecessors_names_are_read_with_a_warning() {
         ("LLM_PROVIDER_2_TYPE", "demo"),
         ("MONGO_URI", "mongodb://u:p@db,db2?replicaSet=rs"),
         ("MONGO_DATABASE", "chat"),
+        ("ENCRYPTION_KEY", "thirty-two bytes of the old key."),
         ("SMS_AUTH_TOKEN", "x"),
         ("RECONNECT_TIMEOUT", "15m"),
     ])
@@ -350,8 +351,11 @@ fn the_predecessors_names_are_read_with_a_warning() {
     assert_eq!(config.llm.timeout, Duration::from_secs(30));
     assert_eq!(config.llm.providers.keys().collect::<Vec<_>>(), ["zeta", "provider_2"]);
     assert_eq!(config.store.url, "mongodb://u:p@db,db2/chat?replicaSet=rs&authSource=admin");
+    let [key] = &*config.store.encryption_keys else { panic!("one key") };
+    assert_eq!((key.id, key.key.expose()), (1, &*hex::encode("thirty-two bytes of the old key.")));
     let said = warnings(&loaded);
     for warning in [
+        "ENCRYPTION_KEY is read as `store.encryption_keys`: set CHATBOX_STORE__ENCRYPTION_KEYS instead",
         "JWT_SECRET is read as `auth.jwt_secret`: set CHATBOX_AUTH__JWT_SECRET instead",
         "MONGO_URI is read as `store.url`: set CHATBOX_STORE__URL instead",
         "SMS_AUTH_TOKEN is not used by this version",
@@ -369,6 +373,15 @@ fn the_predecessors_names_are_read_with_a_warning() {
         let loaded = environment(&[("MONGO_URI", uri), ("MONGO_DATABASE", database)]).unwrap();
         assert_eq!(loaded.config.store.url, url);
     }
+}
+
+// checklist 78
+#[test]
+fn a_key_of_the_predecessor_that_is_none_is_refused() {
+    let (keys, text) = refused(environment(&[("ENCRYPTION_KEY", "hunter2")]));
+    assert_eq!(keys, ["store.encryption_keys"], "{text}");
+    assert!(text.contains("ENCRYPTION_KEY") && text.contains("is not exactly 32 bytes"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[test]
