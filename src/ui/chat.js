@@ -270,6 +270,9 @@ function converse() {
     openShare({
       share: (options) => sessions.share(session_id, options),
       unshare: () => sessions.unshare(session_id),
+    }).then(() => {
+      // The conversation may be gone by now, and the button with it.
+      if (document.activeElement === document.body) ($('gone').hidden ? $('text') : $('gone-title')).focus();
     });
   });
   $('model').addEventListener('change', async () => {

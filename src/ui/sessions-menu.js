@@ -40,6 +40,13 @@ export class Menu {
     this.#choices[0].focus();
   }
 
+  /** Closes the menu of a row that goes. @returns {boolean} whether it was open */
+  leave(row) {
+    const open = this.#row === row && this.menu.matches(':popover-open');
+    if (open) this.menu.hidePopover();
+    return open;
+  }
+
   #pressed(event) {
     const choices = this.#choices;
     const at = choices.indexOf(document.activeElement);

@@ -55,23 +55,23 @@ const actions = {
     openShare({
       share: (options) => sessions.share(row.meta.id, options),
       unshare: () => sessions.unshare(row.meta.id),
-    }).then(() => row.link.focus()),
+    }).then(() => focus(row)),
   end: async (row) => {
     await attempt('The conversation was not ended', () => sessions.end(row.meta.id));
     row.update({ state: 'ended' });
-    row.link.focus();
+    focus(row);
     announce(`${row.title} has ended.`);
   },
   remove: async (row) => {
     const title = `Delete “${row.title}”?`;
-    if (!(await confirmed(title, 'All of its messages and links are deleted, for good.', 'Delete'))) {
-      row.link.focus();
+    const sure = await confirmed(title, 'All of its messages and links are deleted, for good.', 'Delete');
+    if (!sure) {
+      focus(row);
       return;
     }
-    const neighbour = row.element.nextElementSibling ?? row.element.previousElementSibling;
     await attempt('The conversation was not deleted', () => sessions.remove(row.meta.id));
     drop(row.meta.id);
-    (neighbour?.sessionRow.link ?? $('new')).focus();
+    focus(row);
     announce(`${row.title} was deleted.`);
   },
 };
@@ -116,11 +116,21 @@ function older(one, other) {
   return times[0] === times[1] ? one.id < other.id : times[0] < times[1];
 }
 
+/** Gives a conversation the focus, or the one that stands where it was. */
+function focus(row) {
+  const listed = [...$('list').children];
+  const next = row.element.isConnected ? row.element : listed.find((other) => older(other.sessionRow.meta, row.meta));
+  const { link } = (next ?? listed.at(-1))?.sessionRow ?? { link: $('new') };
+  link.focus();
+}
+
 function drop(id) {
   const row = rows.get(id);
   if (!row) return;
+  const focused = row.element.contains(document.activeElement) || menu.leave(row);
   rows.delete(id);
   row.remove();
+  if (focused) focus(row);
   if (total) total -= 1;
   show();
 }

@@ -1,7 +1,7 @@
 /** Links to a conversation: made, read by anybody, revoked, expired. */
 
 import assert from 'node:assert/strict';
-import { accessible, open, say } from './harness/acts.js';
+import { accessible, api, converse, open, openList, say } from './harness/acts.js';
 import { quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
@@ -59,6 +59,47 @@ export function sharing(page) {
     } finally {
       await guest.close();
     }
+    assert.deepEqual(await page.faults(), []);
+  }, quick);
+
+  page('a dialog whose conversation is deleted meanwhile gives the focus to what is left', async (page, server) => {
+    await openList(page, server);
+    await converse(page, server, ['count to 3', 'count to 4', 'count to 5']);
+    await page.until(() => document.querySelectorAll('.row').length === 3);
+    const { sessions } = await api(server, 'GET', 'sessions');
+    const remove = async (name) => api(server, 'DELETE', `sessions/${sessions.find((meta) => meta.name === name).id}`);
+    const left = (names) => [...document.querySelectorAll('.row-name')].map(({ textContent }) => textContent).join() === names;
+    const focused = () => document.activeElement.querySelector('.row-name')?.textContent ?? document.activeElement.id;
+    await page.evaluate(() => document.querySelectorAll('.row-more')[1].focus());
+    for (const key of ['Enter', 'ArrowDown', 'Enter']) await page.press(key);
+    await page.until(() => document.querySelector('dialog') !== null);
+    await remove('count to 4');
+    await page.until(left, 'count to 5,count to 3');
+    await page.press('Escape');
+    await page.until(() => !document.querySelector('dialog'));
+    await page.until((name) => document.activeElement.querySelector('.row-name')?.textContent === name, 'count to 3');
+
+    await remove('count to 3');
+    await page.until(left, 'count to 5');
+    assert.equal(await page.evaluate(focused), 'count to 5', 'a row that goes leaves the focus to its neighbour');
+    await page.press('Tab');
+    await page.press('Enter');
+    await page.until(() => document.activeElement.dataset.action === 'rename');
+    await remove('count to 5');
+    await page.until(left, '');
+    assert.equal(await page.evaluate(focused), 'new', 'and so does its menu');
+    assert.deepEqual(await page.faults(), []);
+
+    await page.goto(server.base);
+    await page.until(shown.connectedOver, 'webtransport');
+    await say(page, 'count to 6');
+    await page.until(shown.finished, 1);
+    await page.click('#share');
+    await page.until(() => document.querySelector('dialog') !== null);
+    await api(server, 'DELETE', `sessions/${(await api(server, 'GET', 'sessions')).sessions[0].id}`);
+    await page.until(() => !document.getElementById('gone').hidden);
+    await page.press('Escape');
+    await page.until(() => document.activeElement.id === 'gone-title');
     assert.deepEqual(await page.faults(), []);
   }, quick);
 
