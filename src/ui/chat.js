@@ -287,7 +287,10 @@ function converse() {
   }
   addEventListener('hashchange', () => {
     const session_id = fragment().get('session');
-    if (session_id && session_id !== chat.session?.session_id) open({ session_id }, location.hash);
+    const shown = session_id === chat.session?.session_id && $('gone').hidden;
+    // A fragment may as well be a place within the page.
+    if (shown || (session_id === null && location.hash)) return;
+    open(session_id ? { session_id } : {}, location.hash);
   });
 
   connect();

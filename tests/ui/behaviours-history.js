@@ -42,6 +42,39 @@ export function history(page) {
     assert.deepEqual(await page.faults(), []);
   });
 
+  page('the conversation on the page is the one that the URL names, wherever it goes', async (page, server) => {
+    await open(page, server);
+    await converse(page, server, ['count to 3', 'count to 4', 'count to 5']);
+    const { sessions } = await api(server, 'GET', 'sessions');
+    const [latest, , first] = sessions.map(({ id }) => id);
+    const unknown = '00000000-0000-4000-8000-000000000000';
+    const go = (fragment) => page.evaluate((hash) => (location.hash = hash), fragment);
+    const step = (by) => page.evaluate((steps) => history.go(steps), by);
+    const said = (words) => document.querySelector('.bubble')?.textContent === words && document.getElementById('gone').hidden;
+    const missing = () => document.getElementById('gone-title').checkVisibility() && document.getElementById('gone-title').textContent;
+    await go(`session=${first}`);
+    await page.until(said, 'count to 3');
+    await go(`session=${latest}`);
+    await page.until(said, 'count to 5');
+    await go(`session=${unknown}`);
+    assert.equal(await page.until(missing), 'There is no such conversation');
+    await step(-2);
+    await page.until(said, 'count to 3');
+    await go('a-place-in-the-page');
+    await step(-2);
+    // As a fresh page without a name: the conversation that is going on.
+    await page.until(said, 'count to 5');
+    assert.equal(await page.evaluate(() => location.hash), '');
+    await step(1);
+    await page.until(said, 'count to 3');
+    await api(server, 'DELETE', `sessions/${first}`);
+    assert.equal(await page.until(missing), 'This conversation is not there any more');
+    await go(`session=${latest}`);
+    await page.until(said, 'count to 5');
+    await page.until(() => !document.getElementById('composer').inert);
+    assert.deepEqual(await page.faults(), []);
+  }, quick);
+
   page('a conversation that is deleted elsewhere is gone from the page', async (page, server) => {
     await open(page, server);
     await say(page, 'count to 3');
