@@ -238,18 +238,14 @@ export class Reply extends Item {
     this.actions.change(() => this.paint());
   }
 
-  async #rate(rating) {
-    const { turn } = this;
-    const before = turn.rating;
-    if (before === rating) return;
+  #rate(rating) {
+    if (this.turn.rating !== rating) this.actions.rate(this.turn.reply, rating);
+  }
+
+  /** Shows what is said of a reply. */
+  rated(turn, rating) {
     turn.rating = rating;
     this.#paintRating();
-    try {
-      await this.actions.rate(turn.reply, rating);
-    } catch {
-      turn.rating = before;
-      this.#paintRating();
-    }
   }
 }
 

@@ -19,6 +19,8 @@ export class Log {
   #anchors = new Map();
   /** turns that have not ended */
   #running = new Set();
+  /** place of a reply → what this person has said of it since it was read */
+  #ratings = new Map();
   /** replies with text that is not painted yet */
   #streaming = new Set();
   #frame = 0;
@@ -47,7 +49,7 @@ export class Log {
 
   clear() {
     this.#generation += 1;
-    for (const map of [this.#items, this.#turns, this.#anchors, this.#running, this.#streaming]) map.clear();
+    for (const map of [this.#items, this.#turns, this.#anchors, this.#ratings, this.#running, this.#streaming]) map.clear();
     this.#oldest = Infinity;
     this.#older = null;
     this.window.clear();
@@ -143,7 +145,7 @@ export class Log {
       this.#hold(seq);
       if (reply_to) this.#anchor(turn_id, reply_to);
       const turn = this.#turn(turn_id, seq);
-      Object.assign(turn, { state: 'done', reply, text: '', rating: rating ?? turn.rating ?? null });
+      Object.assign(turn, { state: 'done', reply, text: '', rating: this.#ratings.get(seq) ?? rating ?? null });
       const { item } = this.#turns.get(turn_id);
       this.#streaming.delete(item);
       this.#running.delete(turn_id);
@@ -151,6 +153,15 @@ export class Log {
       this.#mark();
     });
     return live;
+  }
+
+  /** Shows what this person says of a reply, or no longer where it was refused. */
+  rating({ seq, rating, state }) {
+    const { turn, item } = [...this.#turns.values()].find((entry) => entry.turn.seq === seq) ?? {};
+    if (state === 'failed') this.#ratings.delete(seq);
+    else this.#ratings.set(seq, rating);
+    if (state === 'accepted' && turn?.reply) turn.reply.rating = rating;
+    if (turn?.reply) item.rated(turn, this.#ratings.get(seq) ?? turn.reply.rating ?? null);
   }
 
   /** Shows entries as frames of the contract, in any order. @param {object[]} frames */

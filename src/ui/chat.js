@@ -1,6 +1,6 @@
 /** The chat page: puts the client, the conversation, the composer and the sign-in together. */
 
-import { Chatbox, ChatboxError } from './sdk.js';
+import { Chatbox } from './sdk.js';
 import { $, make } from './page-dom.js';
 import { openShare } from './page-share.js';
 import { fragment, showSignIn, tokenSource } from './page-signin.js';
@@ -41,10 +41,7 @@ function converse() {
       if (chat.discard(message)) log.forget(message);
     },
     regenerate: (turn) => attempt('There is no other answer', () => regenerate(turn)),
-    rate: async ({ seq }, rating) => {
-      const rated = await attempt('The rating was not saved', () => chat.rate(seq, rating).then(() => true));
-      if (!rated) throw new ChatboxError('SERVICE_ERROR', 'not saved');
-    },
+    rate: ({ seq }, rating) => attempt('The rating was not saved', () => chat.rate(seq, rating)),
     older: (count) => chat.older(count),
     changed: () => showEmpty(),
   });
@@ -235,6 +232,10 @@ function converse() {
     showStop();
     const said = detail.text && `Answer: ${detail.text.slice(0, ANNOUNCED_CHARS_MAX)}`;
     if (live) announce([said, ending(detail)].filter(Boolean).join('\n'));
+  });
+  chat.addEventListener('rating', ({ detail }) => {
+    log.rating(detail);
+    if (detail.state === 'failed') alertLine(`The rating was not saved: ${detail.error.message}.`);
   });
   chat.addEventListener('typing', ({ detail }) => typing.show(detail));
   chat.addEventListener('update', ({ detail }) => {

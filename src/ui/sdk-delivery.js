@@ -4,7 +4,7 @@
  */
 
 import { ChatboxError, within } from './sdk-wire.js';
-import { Message, Outbox } from './sdk-outbox.js';
+import { Message, Outbox, Rating } from './sdk-outbox.js';
 import { Recent, Turn } from './sdk-log.js';
 
 /** A database that takes longer must not hold up what is typed now. */
@@ -31,6 +31,7 @@ export class Delivery {
    * @param {import('./sdk-outbox-store.js').OutboxStore | null} parts.store
    * @param {() => string | null} parts.user who is signed in, before the server has said so
    * @param {(message: Message) => void} parts.tell
+   * @param {(rating: Rating) => void} parts.rated
    * @param {(err: ChatboxError) => void} parts.gone the open session does not exist any more
    */
   constructor(parts) {
@@ -101,6 +102,10 @@ export class Delivery {
     this.leave(err);
     for (const message of this.#outbox) {
       if (message.session_id !== dead) continue;
+      if (!message.written) {
+        this.#refuse(message, reason);
+        continue;
+      }
       // It may go to another session, once somebody says so.
       message.session_id = null;
       this.#reject(message, message.error ?? reason);
@@ -188,16 +193,16 @@ export class Delivery {
       message.state = 'queued';
       this.#tell(message);
       this.#pause(err.retry_after);
-    } else if (err.code === 'NOT_FOUND' && here && message.lasting) {
+    } else if (err.code === 'NOT_FOUND' && here && message.written) {
       this.#parts.gone(err);
-    } else if (message.lasting) {
+    } else if (message.written) {
       if (err.code === 'NOT_FOUND') message.session_id = this.#session_id;
       this.#reject(message, err);
     } else {
-      this.#drop(message, err);
+      this.#refuse(message, err);
     }
     this.flush();
-    return !message.lasting;
+    return !message.written;
   }
 
   #pause(ms) {
@@ -234,6 +239,12 @@ export class Delivery {
     this.#tell(message);
   }
 
+  /** Forgets a wish that is refused. */
+  #refuse(message, err) {
+    if (message.lasting) this.#parts.store?.remove(message.id);
+    this.#drop(message, err);
+  }
+
   /** Keeps a refused message until somebody has dealt with it. */
   #reject(message, err) {
     message.fail(err);
@@ -250,7 +261,7 @@ export class Delivery {
         this.#parts.store.remove(row.id);
         continue;
       }
-      const message = new Message(row.content, row.id);
+      const message = row.rates ? new Rating(row.rates, row.content, row.id) : new Message(row.content, row.id);
       const session_id = row.session_id ?? (row.error ? null : this.#session_id);
       Object.assign(message, { user_id, timestamp: row.timestamp, session_id });
       if (row.error) message.fail(new ChatboxError(row.error.code, row.error.message));
@@ -270,7 +281,7 @@ export class Delivery {
       return turn;
     }
     // The place of a regenerated reply is no entry that is held.
-    if (stored.seq && message.lasting) position.note(stored.seq);
+    if (stored.seq && message.written) position.note(stored.seq);
     const turn = stored.turn_id ? replies.expect(stored.turn_id) : null;
     if (!turn) return null;
     turn.replaces = message.replaces ?? null;
@@ -285,6 +296,14 @@ export class Delivery {
 
   #tell(message) {
     const here = message.session_id === null || message.session_id === this.#session_id;
-    if (message.lasting && here) this.#parts.tell(message);
+    if (!here || !message.lasting) return;
+    if (message.written) this.#parts.tell(message);
+    else this.#tellRating(message);
+  }
+
+  /** Says nothing of one that is on its way while a later one follows it. */
+  #tellRating(rating) {
+    const last = [...this.#outbox].findLast((other) => rating.meets(other)) ?? rating;
+    if (last === rating || rating.state === 'accepted') this.#parts.rated(rating);
   }
 }

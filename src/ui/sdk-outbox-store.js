@@ -53,9 +53,10 @@ export class OutboxStore {
   }
 
   /** Keeps a message as it is now. @param {import('./sdk-outbox.js').Message} message of a known user */
-  put({ id, user_id, session_id, content, timestamp, place, error }) {
+  put({ id, user_id, session_id, content, rates, timestamp, place, error }) {
     const reason = error && { code: error.code, message: error.message };
-    const row = { id, user_id, session_id, content, timestamp, place, error: reason, base: this.#base, owner: this.#me };
+    const message = { id, user_id, session_id, content, rates, timestamp, place, error: reason };
+    const row = { ...message, base: this.#base, owner: this.#me };
     return this.#write((table, commit) => {
       table.put(row);
       commit();

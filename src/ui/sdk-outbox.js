@@ -40,8 +40,13 @@ export class Message {
     this.place = made;
   }
 
-  /** Whether it is text of a person, which must not get lost. */
+  /** Whether it must not get lost with its page. */
   get lasting() {
+    return true;
+  }
+
+  /** Whether it is text of a person, which stays until somebody has dealt with it, also when it is refused. */
+  get written() {
     return true;
   }
 
@@ -114,9 +119,37 @@ export class Regeneration extends Message {
     return false;
   }
 
+  get written() {
+    return false;
+  }
+
   get frame() {
     const { id, session_id, replaces } = this;
     return { type: 'regenerate', id, session_id, turn_id: replaces };
+  }
+}
+
+/** What a person says that a reply is worth. The last one counts, however often it is sent. */
+export class Rating extends Message {
+  /** @param {{seq: number, rating: 'up' | 'down'}} rates @param {string} [comment] @param {string} [id] */
+  constructor(rates, comment = '', id = undefined) {
+    super(comment, id);
+    this.rates = rates;
+  }
+
+  get written() {
+    return false;
+  }
+
+  get frame() {
+    const { id, session_id, content } = this;
+    const { seq, rating } = this.rates;
+    return { type: 'feedback', id, session_id, seq, metadata: { rating }, ...(content && { content }) };
+  }
+
+  /** Whether another rating is of the same reply. @param {Message} other */
+  meets({ rates, session_id }) {
+    return rates?.seq === this.rates.seq && session_id === this.session_id;
   }
 }
 

@@ -205,6 +205,15 @@ export interface TypingUpdate {
   session_id: string;
 }
 
+/** What has become of a rating. A `failed` one is forgotten: the one before it stands. */
+export interface RatingUpdate {
+  /** Of the reply. */
+  seq: number;
+  rating: 'up' | 'down';
+  state: 'queued' | 'sent' | 'accepted' | 'failed';
+  error: ChatboxError | null;
+}
+
 export interface Piece {
   turn_id: string;
   seq: number | null;
@@ -238,6 +247,8 @@ export interface ChatboxEventMap {
   piece: CustomEvent<Piece>;
   /** A reply has ended, or was read from the log. */
   reply: CustomEvent<Reply>;
+  /** A rating of this client is new, was restored from an earlier page, or has got another state. */
+  rating: CustomEvent<RatingUpdate>;
   /** What changed of the session, on any device. `deleted` is followed by `reset`. */
   update: CustomEvent<SessionUpdate>;
   /** Another participant types, or has stopped. */
@@ -279,7 +290,11 @@ export class Chatbox extends EventTarget {
   regenerate(turn_id: string): Regeneration;
   /** Ends a running turn. Rejects with `TURN_NOT_FOUND` when it has ended already. */
   stop(turn_id: string): Promise<object>;
-  /** Says what the reply at `seq` was worth. */
+  /**
+   * Says what the reply at `seq` was worth; the last word counts. Without a connection it waits, over a reload too, as
+   * a message does. Resolves when it is stored; rejects when it is refused, or when the client is closed: then the
+   * next page sends it.
+   */
   rate(seq: number, rating: 'up' | 'down', comment?: string): Promise<object>;
   /** Chooses the model that answers from now on. */
   selectModel(model_id: string): Promise<object>;

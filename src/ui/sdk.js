@@ -11,10 +11,10 @@
  *
  * It connects over WebTransport, or over WebSocket where that fails; it reconnects and resumes by itself. An answer
  * that streams over one transport goes on over the other where it was, byte for byte, and is checked at its end. A
- * message that the server has not stored yet outlasts the page: the next one sends it, or another tab.
+ * message, or a rating, that the server has not stored yet outlasts the page: the next one sends it, or another tab.
  *
  * Events (`CustomEvent`, all in `detail`): `status`, `session`, `reset`, `entry`, `message`, `turn`, `piece`, `reply`,
- * `update`, `typing`, `error`. Their shapes are in `sdk.d.ts`.
+ * `rating`, `update`, `typing`, `error`. Their shapes are in `sdk.d.ts`.
  */
 
 import { ChatboxError, Deferred, baseOf, browserStorage, uuid } from './sdk-wire.js';
@@ -22,7 +22,7 @@ import { Connection } from './sdk-connection.js';
 import { comesNext } from './sdk-copies.js';
 import { Delivery } from './sdk-delivery.js';
 import { Http } from './sdk-http.js';
-import { Message, Regeneration } from './sdk-outbox.js';
+import { Message, Rating, Regeneration } from './sdk-outbox.js';
 import { OutboxStore } from './sdk-outbox-store.js';
 import { Position, Turn } from './sdk-log.js';
 import { Replies } from './sdk-replies.js';
@@ -71,6 +71,7 @@ export class Chatbox extends EventTarget {
       store: options.outbox === false ? null : new OutboxStore(base, () => this.#delivery.restore()),
       user: () => this.#tokens.user,
       tell: (message) => this.#emit('message', message),
+      rated: ({ rates, state, error }) => this.#emit('rating', { ...rates, state, error }),
       gone: (err) => this.#vanished(err),
     });
     this.#typing = new Typing((state) => {
@@ -151,12 +152,15 @@ export class Chatbox extends EventTarget {
   }
 
   /**
-   * Says what a reply was worth.
+   * Says what a reply was worth. It waits for the connection if there is none, and outlasts the page as a message does.
    * @param {number} seq @param {'up' | 'down'} rating @param {string} [comment]
+   * @returns {Promise<object>} when it is stored; rejects when it is refused, or no reply is shown yet
    */
-  rate(seq, rating, comment) {
-    const frame = { type: 'feedback', ...this.#here(), seq, metadata: { rating } };
-    return this.#connection.request(comment ? { ...frame, content: comment } : frame);
+  async rate(seq, rating, comment) {
+    if (!this.#session) throw new ChatboxError('NOT_FOUND', 'no session is open');
+    const wish = new Rating({ seq, rating }, comment);
+    this.#delivery.add(wish);
+    return wish.accepted;
   }
 
   /** Chooses the model that answers from now on. @param {string} model_id */

@@ -78,13 +78,61 @@ function replies(page) {
     await page.evaluate(client.send, 'count to 2');
     const [reply] = await page.until(client.replied, 1);
     const answer = await page.evaluate((seq) => globalThis.chat.rate(seq, 'up', 'well counted'), reply.seq);
-    assert.equal(answer.type, 'accepted');
+    assert.equal(answer.session_id, await page.evaluate(() => globalThis.chat.session.session_id));
     await page.reload();
     await start(page, ann);
     const [again] = await page.until(client.replied, 1);
     assert.equal(again.rating, 'up');
     const refused = await page.evaluate(() => globalThis.chat.rate(99, 'up').catch(({ code }) => code));
-    assert.equal(typeof refused, 'string');
+    assert.equal(refused, 'NOT_FOUND');
+    await page.until(ratingsKept, 0);
+  });
+
+  page('ratings that wait outlast their page, and the last one counts', async (page, ann) => {
+    await start(page, ann);
+    await page.evaluate(client.send, 'count to 2');
+    const [{ seq }] = await page.until(client.replied, 1);
+    await page.evaluate((rated) => {
+      globalThis.told = [];
+      globalThis.chat.addEventListener('rating', ({ detail }) => globalThis.told.push(`${detail.rating} ${detail.state}`));
+      dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }));
+      for (const rating of ['up', 'down']) globalThis.chat.rate(rated, rating).catch(() => {});
+    }, seq);
+    assert.deepEqual(await page.evaluate(() => globalThis.told), ['up queued', 'down queued']);
+    await page.until(ratingsKept, 2);
+    await page.reload();
+    await page.evaluate(client.readLog, ann);
+    await page.until(ratingsKept, 2);
+    await start(page, ann);
+    await page.until(ratingsKept, 0);
+    assert.deepEqual((await page.evaluate(client.seen)).messages, {}, 'they are no messages');
+    await page.reload();
+    await start(page, ann);
+    const [again] = await page.until(client.replied, 1);
+    assert.equal(again.rating, 'down');
+  });
+
+  page('a rating of a conversation that is deleted meanwhile is forgotten', async (page, ann, host) => {
+    await start(page, ann);
+    await page.evaluate(client.send, 'count to 2');
+    const [{ seq }] = await page.until(client.replied, 1);
+    const before = await page.evaluate(() => globalThis.chat.session.session_id);
+    await page.evaluate((rated) => {
+      dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }));
+      globalThis.rated = globalThis.chat.rate(rated, 'up').catch(({ code }) => code);
+    }, seq);
+    const other = await page.tab();
+    await other.goto(host);
+    await start(other, { ...ann, outbox: false });
+    await watchList(other);
+    await other.evaluate((session) => globalThis.list.remove(session), before);
+    await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
+    assert.equal(await page.evaluate(() => globalThis.rated), 'NOT_FOUND');
+    await page.until(ratingsKept, 0);
+    await page.until(client.connected);
+    await page.evaluate(client.send, 'count to 3');
+    const [reply] = await page.until(client.replied, 1);
+    assert.equal(reply.text, '1. line\n2. line\n3. line\n');
   });
 
   page('the chosen model is told, and an unknown one refused', async (page, ann) => {
@@ -242,6 +290,20 @@ function sessions(page) {
     await page.until(() => globalThis.lists.length === 2);
   });
 }
+
+/** Whether the outbox on disk has so many ratings. */
+const ratingsKept = (count) =>
+  new Promise((resolve, reject) => {
+    const opening = indexedDB.open('chatbox', 1);
+    opening.onerror = reject;
+    opening.onsuccess = () => {
+      const all = opening.result.transaction('outbox').objectStore('outbox').getAll();
+      all.onsuccess = () => {
+        opening.result.close();
+        resolve(all.result.filter(({ rates }) => rates).length === count);
+      };
+    };
+  });
 
 async function start(page, options) {
   await client.startClient(page, options);

@@ -17,6 +17,7 @@ export async function host(token: () => Promise<string>): Promise<string> {
     console.log(detail.state, detail.transport, resume);
   });
   chat.addEventListener('update', ({ detail }) => detail.deleted && console.log(detail.session_id));
+  chat.addEventListener('rating', ({ detail }) => console.log(detail.seq, detail.rating === 'up', detail.state === 'failed'));
   chat.addEventListener('typing', ({ detail }) => console.log(detail.state === 'start', detail.sender));
   // @ts-expect-error: there is no such event, and an untyped listener has no detail
   chat.addEventListener('nothing', ({ detail }) => console.log(detail));
