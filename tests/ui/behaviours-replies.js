@@ -5,7 +5,8 @@ import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { tcpProxy, freePort } from './harness/network.js';
 import { open, say } from './harness/acts.js';
-import { quick } from './harness/server.js';
+import { chain, startProvider } from './harness/provider.js';
+import { AT_ONCE, quick } from './harness/server.js';
 import * as shown from './harness/shown.js';
 
 const CUT = /WebTransport|QUIC|WebSocket|ERR_|NetworkError|interrupted while the page was loading|can.t establish a connection/i;
@@ -25,6 +26,11 @@ async function refusing(context) {
   const url = `http://127.0.0.1:${hook.address().port}/`;
   return { CHATBOX_LLM__MODERATION__BEFORE: url, CHATBOX_LLM__MODERATION__AFTER: url };
 }
+
+/** A server whose model says this. */
+const scripted = (text) => ({
+  server: async (context) => ({ ...AT_ONCE, ...chain({ scripted: await startProvider(context, { pieces: [text] }) }) }),
+});
 
 export function replies(page) {
   page('what a hook refuses is told, and an answer is taken back', async (page, server) => {
@@ -115,6 +121,22 @@ export function replies(page) {
     assert.equal(await page.evaluate(() => document.getElementById('alert').hidden), true);
     assert.deepEqual(await page.faults(), []);
   }, quick);
+
+  page('an address in an answer can be followed', async (page, server) => {
+    await open(page, server);
+    await say(page, 'Where?');
+    await page.until(shown.finished, 1);
+    const links = await page.evaluate(() => [...document.querySelectorAll('.reply .body a')].map(({ href, textContent, target }) => [href, textContent, target]));
+    const address = (url) => [url, url, '_blank'];
+    assert.deepEqual(links, [
+      ['https://a.example/', 'one', '_blank'],
+      address('https://b.example/x_(y)?z=1'),
+      address('http://c.example/q'),
+    ]);
+    assert.equal(await page.evaluate(() => document.querySelector('.reply code').innerHTML), 'https://d.example/');
+    assert.equal(await page.evaluate(() => document.querySelector('.reply p:last-child').innerHTML), 'A place, https:// alone');
+    assert.deepEqual(await page.faults(), []);
+  }, scripted('See [one](https://a.example/), https://b.example/x_(y)?z=1. (Or http://c.example/q), `https://d.example/`.\n\n[A place](#there), https:// alone'));
 
   page('a message behind a running answer says what it waits for', async (page, server) => {
     await open(page, server);
