@@ -28,6 +28,7 @@ export function rich(html) {
     else link.replaceWith(...link.childNodes);
   }
   linkAddresses(parsed);
+  for (const list of parsed.querySelectorAll('ul, ol')) list.dir = 'auto';
   for (const table of parsed.querySelectorAll('table')) scrollable(table, 'Table', 'wide-box');
   for (const block of parsed.querySelectorAll('pre')) code(block);
   for (const box of parsed.querySelectorAll('input[type=checkbox]')) box.disabled = true;

@@ -138,6 +138,27 @@ export function replies(page) {
     assert.deepEqual(await page.faults(), []);
   }, scripted('See [one](https://a.example/), https://b.example/x_(y)?z=1. (Or http://c.example/q), `https://d.example/`.\n\n[A place](#there), https:// alone'));
 
+  page('what is written from right to left stands so', async (page, server) => {
+    await open(page, server);
+    await say(page, 'שלום, מה שלומך?');
+    await page.until(shown.finished, 1);
+    // Which side a text begins at, told by the place of its first letter and of its last mark.
+    const sides = await page.evaluate(() => {
+      const left = (text, at) => {
+        const range = document.createRange();
+        range.setStart(text, at);
+        range.setEnd(text, at + 1);
+        return range.getBoundingClientRect().left;
+      };
+      const side = ({ firstChild }) => (left(firstChild, 0) > left(firstChild, firstChild.length - 1) ? 'right' : 'left');
+      return [...document.querySelectorAll('.bubble, .reply .body :is(p, li)')].map(side);
+    });
+    assert.deepEqual(sides, ['right', 'left', 'right', 'right']);
+    const list = await page.evaluate(() => getComputedStyle(document.querySelector('.reply ul')).direction);
+    assert.equal(list, 'rtl', 'its bullets stand where it begins');
+    assert.deepEqual(await page.faults(), []);
+  }, scripted('Left.\n\nשלום עולם, זהו טקסט.\n\n- פריט ראשון.'));
+
   page('a message behind a running answer says what it waits for', async (page, server) => {
     await open(page, server);
     await say(page, 'count to 300');
