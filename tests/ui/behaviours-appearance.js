@@ -51,6 +51,14 @@ export function appearance(page) {
     assert.deepEqual(await page.evaluate(shown.tooWide), []);
     await page.resize({ width: 320, height: 640 });
     assert.deepEqual(await page.evaluate(shown.tooWide), []);
+    // A window of 1280 by 1024, four times as large (WCAG 2.2, 1.4.10).
+    await page.resize({ width: 320, height: 256 });
+    await page.evaluate(() => {
+      document.getElementById('text').value = 'line\n'.repeat(30);
+      document.getElementById('text').dispatchEvent(new Event('input'));
+    });
+    assert.equal(await page.evaluate(() => document.getElementById('send').getBoundingClientRect().bottom <= innerHeight), true, 'it can be sent');
+    await page.resize({ width: 320, height: 640 });
     await page.click('#all');
     await page.until(() => document.querySelectorAll('.row').length === 1);
     assert.deepEqual(await page.evaluate(shown.tooWide), []);
