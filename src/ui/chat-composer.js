@@ -5,8 +5,12 @@ const COUNT_FROM = 0.9;
 
 const LINES_PX_MAX = 220;
 
+/** Where what is not sent yet outlasts a reload: in this tab, for whom it was typed by. */
+const DRAFT = 'chatbox.draft';
+
 export class Composer {
   #limit = 10_000;
+  #user = null;
 
   /**
    * `submit` says whether it has taken the text: else it stays.
@@ -38,6 +42,15 @@ export class Composer {
   /** @param {number} characters */
   set limit(characters) {
     this.#limit = characters;
+    this.#changed();
+  }
+
+  /** Whose text it is, once that is known: theirs of before a reload comes back. @param {string} user_id */
+  set user(user_id) {
+    if (this.#user === user_id) return;
+    this.#user = user_id;
+    const draft = kept();
+    if (this.text.value === '' && draft?.user_id === user_id) this.text.value = draft.text;
     this.#changed();
   }
 
@@ -75,5 +88,22 @@ export class Composer {
     this.counter.classList.toggle('over', over);
     text.setAttribute('aria-invalid', String(over));
     this.send.disabled = !this.#valid();
+    if (this.#user) keep({ user_id: this.#user, text: text.value });
+  }
+}
+
+function kept() {
+  try {
+    return JSON.parse(sessionStorage.getItem(DRAFT));
+  } catch {
+    return null;
+  }
+}
+
+function keep(draft) {
+  try {
+    sessionStorage.setItem(DRAFT, JSON.stringify(draft));
+  } catch {
+    // The browser blocks storage for this page, or there is no room.
   }
 }

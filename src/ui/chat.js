@@ -130,6 +130,7 @@ function converse() {
     const { session } = chat;
     if (opened && session && opened !== session.session_id) vanished();
     opened = session?.session_id ?? opened;
+    if (session) composer.user = session.user_id;
     if (session?.limits) composer.limit = session.limits.content_chars;
     $('name').textContent = session?.name || 'chatbox';
     document.title = session?.name || 'chatbox';

@@ -112,6 +112,31 @@ export function history(page) {
     quick,
   );
 
+  page('a text that is not sent yet is still there after a reload', async (page, server) => {
+    await open(page, server);
+    await page.click('#text');
+    await page.type('half a thought');
+    await page.reload();
+    await page.until(shown.connectedOver, 'webtransport');
+    const state = () => [document.getElementById('text').value, document.getElementById('send').disabled];
+    assert.deepEqual(await page.evaluate(state), ['half a thought', false]);
+    await page.evaluate(() => {
+      const draft = JSON.parse(sessionStorage.getItem('chatbox.draft'));
+      sessionStorage.setItem('chatbox.draft', JSON.stringify({ ...draft, user_id: 'somebody-else' }));
+    });
+    await page.reload();
+    await page.until(shown.connectedOver, 'webtransport');
+    assert.deepEqual(await page.evaluate(state), ['', true], 'nobody sees what another one typed');
+    await page.click('#text');
+    await page.type('a whole one');
+    await page.press('Enter');
+    await page.until(shown.ownState, 'accepted');
+    await page.reload();
+    await page.until(shown.connectedOver, 'webtransport');
+    assert.deepEqual(await page.evaluate(state), ['', true], 'and gone once it is sent');
+    assert.deepEqual(await page.faults(), []);
+  }, quick);
+
   page('a text that the page cannot take stays where it was typed', async (page, server) => {
     await open(page, server);
     await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
