@@ -5,9 +5,31 @@ const SVG = 'http://www.w3.org/2000/svg';
 /** @param {string} id @returns {HTMLElement} */
 export const $ = (id) => document.getElementById(id);
 
+/** Whether the pictures are part of the page. */
+let drawn = false;
+
+/** Without the server, a picture that is not on the page yet could not be loaded. */
+async function drawPictures() {
+  const response = await fetch('page-icons.svg');
+  if (!response.ok) return;
+  const pictures = new DOMParser().parseFromString(await response.text(), 'image/svg+xml').documentElement;
+  for (const symbol of pictures.children) symbol.id = `icon-${symbol.id}`;
+  pictures.setAttribute('hidden', '');
+  document.body.append(pictures);
+  drawn = true;
+}
+
+drawPictures().catch(() => {});
+
+function picture(use, name) {
+  use.setAttribute('href', drawn ? `#icon-${name}` : `page-icons.svg#${name}`);
+}
+
 /** The element of a template of the page. @param {string} template its id */
 export function clone(template) {
-  return $(template).content.firstElementChild.cloneNode(true);
+  const element = $(template).content.firstElementChild.cloneNode(true);
+  for (const use of element.querySelectorAll('use')) picture(use, use.getAttribute('href').split('#')[1]);
+  return element;
 }
 
 /**
@@ -31,7 +53,7 @@ export function icon(name) {
   const svg = document.createElementNS(SVG, 'svg');
   const use = document.createElementNS(SVG, 'use');
   svg.setAttribute('aria-hidden', 'true');
-  use.setAttribute('href', `page-icons.svg#${name}`);
+  picture(use, name);
   svg.append(use);
   return svg;
 }

@@ -205,6 +205,8 @@ export function replies(page) {
       assert.equal(await page.evaluate(() => document.getElementById('offline').hidden), false);
       await say(page, 'count to 3');
       await page.until(() => [...document.querySelectorAll('.own .mark')].at(-1).textContent === 'Waiting to be sent');
+      const clock = () => [...document.querySelectorAll('.own .mark use')].at(-1).getBBox().width > 0;
+      assert.equal(await page.evaluate(clock), true, 'its picture needs no server');
       proxy.mend();
       await page.until(() => document.getElementById('status').textContent.trim() === 'WebSocket · resumed');
       await page.until(shown.finished, 2);
