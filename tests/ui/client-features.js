@@ -121,12 +121,7 @@ function replies(page) {
       dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }));
       globalThis.rated = globalThis.chat.rate(rated, 'up').catch(({ code }) => code);
     }, seq);
-    const other = await page.tab();
-    await other.goto(host);
-    await start(other, { ...ann, outbox: false });
-    await watchList(other);
-    await other.evaluate((session) => globalThis.list.remove(session), before);
-    await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
+    await deletedMeanwhile(page, ann, host, before);
     assert.equal(await page.evaluate(() => globalThis.rated), 'NOT_FOUND');
     await page.until(ratingsKept, 0);
     await page.until(client.connected);
@@ -266,12 +261,7 @@ function sessions(page) {
     const before = await page.evaluate(() => globalThis.chat.session.session_id);
     await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
     const id = await page.evaluate(client.send, 'count to 3');
-    const other = await page.tab();
-    await other.goto(host);
-    await start(other, { ...ann, outbox: false });
-    await watchList(other);
-    await other.evaluate((session) => globalThis.list.remove(session), before);
-    await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
+    await deletedMeanwhile(page, ann, host, before);
     const [waiting] = await page.until(client.messagesIn, 'failed');
     assert.deepEqual([waiting.content, waiting.error], ['count to 3', { code: 'NOT_FOUND' }]);
     await page.until(client.connected);
@@ -319,6 +309,16 @@ function watchList(page) {
     list.addEventListener('update', ({ detail }) => globalThis.updates.push(detail));
     await list.connect();
   });
+}
+
+/** Another device deletes a session of the client while its page is away, which then comes back. */
+async function deletedMeanwhile(page, ann, host, session_id) {
+  const other = await page.tab();
+  await other.goto(host);
+  await start(other, { ...ann, outbox: false });
+  await watchList(other);
+  await other.evaluate((session) => globalThis.list.remove(session), session_id);
+  await page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
 }
 
 function seqs({ entries, replies }) {
