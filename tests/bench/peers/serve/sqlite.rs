@@ -16,7 +16,11 @@ use uuid::Uuid;
 /// Writes that share a commit at most, as in chatbox.
 const COMMIT_WRITES_MAX: usize = 512;
 
-const TABLES: &str = "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+/// Jobs that wait: each connection has one at most.
+const JOBS_MAX: usize = 4096;
+
+/// Pages as chatbox has them.
+const TABLES: &str = "PRAGMA page_size = 2048; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
     CREATE TABLE entries (session_id BLOB, seq INTEGER, id BLOB, content BLOB, PRIMARY KEY (session_id, seq)) STRICT;
     CREATE TABLE turns (id BLOB PRIMARY KEY, session_id BLOB, message_seq INTEGER, state TEXT) STRICT, WITHOUT ROWID;";
 
@@ -33,7 +37,7 @@ struct Job {
 pub(super) async fn serve(listener: TcpListener) -> anyhow::Result<()> {
     let connection = Connection::open(Path::new("peer.db"))?;
     connection.execute_batch(TABLES)?;
-    let (queue, jobs) = mpsc::channel();
+    let (queue, jobs) = mpsc::sync_channel(JOBS_MAX);
     let writer = std::thread::spawn(move || write(&connection, &jobs));
     let tasks = TaskTracker::new();
     while !writer.is_finished() {
@@ -55,7 +59,7 @@ pub(super) async fn serve(listener: TcpListener) -> anyhow::Result<()> {
 }
 
 /// Stores what comes, says so, and answers it.
-async fn converse(upgraded: upgrade::UpgradeFut, queue: mpsc::Sender<Job>) -> anyhow::Result<()> {
+async fn converse(upgraded: upgrade::UpgradeFut, queue: mpsc::SyncSender<Job>) -> anyhow::Result<()> {
     let mut socket = FragmentCollector::new(upgraded.await?);
     let session = Uuid::now_v7();
     for seq in (1..).step_by(2) {
