@@ -69,9 +69,9 @@ pub enum Outcome {
     Close(Option<Encoded>, CloseCode),
 }
 
-/// One WebTransport session or WebSocket. Cheap to clone.
+/// One WebTransport session or WebSocket, and which of them it is. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Connection(Arc<Shared>);
+pub struct Connection(Arc<Shared>, Transport);
 
 #[derive(Debug)]
 struct Shared {
@@ -81,7 +81,7 @@ struct Shared {
     presented: Option<String>,
     /// speaks the protocol of the predecessor
     old: bool,
-    /// takes copies of frames as datagrams
+    /// has asked for copies of frames as datagrams, which a WebSocket does not have
     copies: AtomicBool,
     asked: Arc<Asked>,
     state: Mutex<State>,
@@ -309,7 +309,7 @@ impl Connection {
 
     /// Encodes what may be told once more, if the client takes that.
     fn encode(&self, frame: ServerFrame) -> Encoded {
-        match self.0.copies.load(Ordering::Relaxed) {
+        match self.takes_copies() {
             true => Encoded::repeatable(frame),
             false => Encoded::new(&frame),
         }
@@ -318,7 +318,12 @@ impl Connection {
     /// The same for what others see as well: the first of them encodes it.
     fn encode_once(&self, kept: &OnceLock<Bytes>, frame: impl Fn() -> ServerFrame) -> Encoded {
         let made = || self.0.gate.metrics.frames_encoded_total.inc();
-        Encoded::once(kept, self.0.copies.load(Ordering::Relaxed), frame, made)
+        Encoded::once(kept, self.takes_copies(), frame, made)
+    }
+
+    /// Asks what is shared only where it matters: on a WebSocket, many deliveries touch nothing of it.
+    fn takes_copies(&self) -> bool {
+        self.1 == Transport::WebTransport && self.0.copies.load(Ordering::Relaxed)
     }
 
     fn answer(&self, frame: &ServerFrame) -> Outcome {

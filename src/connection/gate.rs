@@ -63,7 +63,7 @@ impl Gate {
         // The limiter has counted the refusal.
         let permit = self.limiter.connection(address).map_err(|_too_many| CloseCode::TooManyConnections)?;
         self.metrics.connections_open.with_label_values(&[transport.name()]).inc();
-        Ok(Connection(Arc::new(Shared {
+        let shared = Shared {
             gate: Arc::clone(self),
             id: ConnectionId::new(),
             transport,
@@ -74,7 +74,8 @@ impl Gate {
             state: Mutex::default(),
             renewed: Notify::new(),
             _permit: permit,
-        })))
+        };
+        Ok(Connection(Arc::new(shared), transport))
     }
 
     /// Largest frame that a transport reads, in bytes.

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Connection, Outcome, Target, Transport, Watching, answers};
+use super::{Connection, Outcome, Target, Watching, answers};
 use crate::{
     auth::{Principal, Role},
     chat::{
@@ -43,7 +43,7 @@ impl Connection {
         session: Session,
         attach: Attach,
     ) -> Result<Outcome, Refusal> {
-        if attach.datagrams && self.0.transport == Transport::WebTransport {
+        if attach.datagrams {
             self.0.copies.store(true, Ordering::Relaxed);
         }
         let own = session.user_id == principal.user_id;
