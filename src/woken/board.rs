@@ -8,6 +8,8 @@ use std::{
     task::{Context, Wake, Waker},
 };
 
+/// The bit of the bell that was hung first.
+const FIRST: u64 = 1;
 /// The bit of all bells beyond 63. They count as rung at each look: so many waits of one task are rare.
 const SHARED: u64 = 1 << 63;
 
@@ -55,11 +57,11 @@ impl Wires {
 
 impl Wake for Wires {
     fn wake(self: Arc<Self>) {
-        self.ring(1);
+        self.ring(FIRST);
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.ring(1);
+        self.ring(FIRST);
     }
 }
 
@@ -99,7 +101,7 @@ impl Board {
         self.hung |= bit & !SHARED;
         self.rung |= bit;
         let waker = match bit {
-            1 => Waker::from(Arc::clone(&self.wires)),
+            FIRST => Waker::from(Arc::clone(&self.wires)),
             bit => Waker::from(Arc::new(Rope { wires: Arc::clone(&self.wires), bit })),
         };
         Hung { bit, waker }
@@ -115,6 +117,12 @@ impl Board {
         let rang = self.rung & hung.bit != 0 || hung.bit == SHARED;
         self.rung &= !hung.bit;
         rang
+    }
+
+    /// The same for one of the next 62 bells after the first one. While only that has rung, the others are not looked
+    /// at, wherever they lie.
+    pub(crate) const fn rang_rarely(&mut self, hung: &Hung) -> bool {
+        self.rung & !FIRST != 0 && self.rang(hung)
     }
 
     /// Has a bell count as rung: what was asked last has not said that it waits.
@@ -167,6 +175,22 @@ mod tests {
         board.again(&bells[1]);
         assert_eq!(rang(&mut board), [false, true, false]);
         assert_eq!(count.0.load(Ordering::Relaxed), 2, "nobody was woken for that");
+    }
+
+    #[test]
+    fn other_bells_than_the_first_one_are_asked_for_once_one_of_them_has_rung() {
+        let (_, waker) = task();
+        let mut board = Board::new();
+        let [first, other, third] = [board.hang(), board.hang(), board.hang()];
+        let asked = |board: &mut Board| {
+            board.look(&Context::from_waker(&waker));
+            [board.rang_rarely(&other), board.rang_rarely(&third), board.rang(&first)]
+        };
+        assert_eq!([asked(&mut board), asked(&mut board)], [[true; 3], [false; 3]]);
+        for (rings, rang) in [([&first].as_slice(), [false, false, true]), (&[&first, &third], [false, true, true])] {
+            rings.iter().for_each(|bell| bell.waker().wake_by_ref());
+            assert_eq!(asked(&mut board), rang);
+        }
     }
 
     #[test]

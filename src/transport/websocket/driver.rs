@@ -91,11 +91,6 @@ pub(super) struct Limits {
 pub(super) struct Driver<S, H> {
     board: Board,
     running: Vec<Asked<Answers>>,
-    replies: Vec<Asked<Answers>>,
-    /// Requests that need no place; their answers are the replies.
-    inline: Vec<Asked<BoxFuture<'static, Outcome>>>,
-    refusals: VecDeque<Encoded>,
-    waiting: VecDeque<(Incoming, usize)>,
     /// The request at the head of the order, until its outcome is known.
     opening: Option<BoxFuture<'static, Outcome>>,
     /// Exchanges and watches that may run at a time; before the first `attach` succeeded, that one request.
@@ -106,12 +101,17 @@ pub(super) struct Driver<S, H> {
     dirty: bool,
     ping_due: bool,
     blocked: Option<Instant>,
+    /// Requests that need no place; their answers are the replies.
+    inline: Vec<Asked<BoxFuture<'static, Outcome>>>,
+    replies: Vec<Asked<Answers>>,
+    refusals: VecDeque<Encoded>,
+    waiting: VecDeque<(Incoming, usize)>,
+    socket: Socket<S>,
     due: Hung,
     /// Rings when the socket may have something to read.
     readable: Hung,
     /// Rings when the connection may be over.
     over: Hung,
-    socket: Socket<S>,
     /// One timer for all deadlines: it fires at the earliest.
     timer: Pin<Box<Sleep>>,
     heard: Instant,
@@ -222,7 +222,7 @@ where
     fn poll(&mut self, cx: &mut Context<'_>, mut ended: Pin<&mut impl Future<Output = End>>) -> Poll<End> {
         for _ in 0..ROUNDS {
             self.board.look(cx);
-            if self.board.rang(&self.over)
+            if self.board.rang_rarely(&self.over)
                 && let Poll::Ready(end) = ended.as_mut().poll(&mut Context::from_waker(self.over.waker()))
             {
                 return Poll::Ready(end);
@@ -245,7 +245,7 @@ where
     }
 
     fn poll_timer(&mut self, _cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if !self.board.rang(&self.due) {
+        if !self.board.rang_rarely(&self.due) {
             return Poll::Pending;
         }
         ready!(self.timer.as_mut().poll(&mut Context::from_waker(self.due.waker())));
@@ -278,7 +278,7 @@ where
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
-        if self.refusals.len() >= REFUSALS_MAX || !self.board.rang(&self.readable) {
+        if self.refusals.len() >= REFUSALS_MAX || !self.board.rang_rarely(&self.readable) {
             return Poll::Pending;
         }
         let mut cx_of_bell = Context::from_waker(self.readable.waker());
