@@ -41,7 +41,6 @@ use crate::{
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `GET {prefix}/ws` needs.
-#[derive(Clone)]
 pub struct Endpoint {
     /// makes connections
     pub gate: Arc<Gate>,
@@ -64,7 +63,7 @@ impl fmt::Debug for Endpoint {
 impl Endpoint {
     /// The route at `path`, to be merged into the router that [`super::tcp::Server`] serves.
     pub fn route(self, path: &str) -> axum::Router {
-        axum::Router::new().route(path, get(open)).with_state(self)
+        axum::Router::new().route(path, get(open)).with_state(Arc::new(self))
     }
 
     fn refuse(&self, reason: &'static str, status: StatusCode, code: ErrorCode, detail: &str) -> Response {
@@ -89,7 +88,7 @@ impl Hello {
 }
 
 async fn open(
-    State(endpoint): State<Endpoint>,
+    State(endpoint): State<Arc<Endpoint>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request<Body>,
 ) -> Response {
@@ -111,11 +110,10 @@ async fn open(
     if hello.subprotocol {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
-    let lifecycle = endpoint.lifecycle.clone();
-    lifecycle.spawn(async move {
-        let metrics = Arc::clone(&endpoint.metrics);
-        contain(&metrics, serve(endpoint, hello, connection)).await.unwrap_or_default();
-    });
+    let (lifecycle, metrics) = (endpoint.lifecycle.clone(), Arc::clone(&endpoint.metrics));
+    // Boxed, so that each wake-up finds what is around it in one place.
+    let served = Box::pin(serve(endpoint, hello, connection));
+    lifecycle.spawn(async move { contain(&metrics, served).await.unwrap_or_default() });
     response
 }
 
@@ -202,7 +200,7 @@ fn token(endpoint: &Endpoint, parts: &Parts) -> Option<String> {
     bearer.or_else(offered).or_else(query).filter(|token| !token.is_empty())
 }
 
-async fn serve(endpoint: Endpoint, hello: Hello, connection: Connection) {
+async fn serve(endpoint: Arc<Endpoint>, hello: Hello, connection: Connection) {
     let old = hello.old();
     let frame_bytes_max = endpoint.gate.frame_bytes_max();
     // Each stage has memory of its own and gives it back: an idle socket pays for the last one alone.
