@@ -69,19 +69,20 @@ pub(super) fn watch(
     watch: Watch,
     ended: CancellationToken,
 ) -> Answers {
-    let interruption = Woken::new(connection.clone().interruption(ended.clone()).boxed());
+    // The first frame between the events is the status.
+    let interruption = Woken::new(std::future::ready(Some(status)).boxed());
     let ends = EndsWatch(ended);
-    let status = Some(status);
-    contained(connection.clone(), None, Watched { connection, principal, status, interruption, watch, ends })
+    contained(connection.clone(), None, Watched { watch, connection, principal, interruption, ends })
 }
 
-/// The frames of a watch. Written by hand: each delivery to each of many watchers comes through here.
+/// The frames of a watch. Written by hand: each delivery to each of many watchers comes through here. The fields lie as
+/// they are written: what a delivery touches of the watch is its end.
+#[repr(C)]
 struct Watched {
+    watch: Watch,
     connection: Connection,
     principal: Arc<Principal>,
-    status: Option<Encoded>,
     interruption: Woken<BoxFuture<'static, Option<Encoded>>>,
-    watch: Watch,
     ends: EndsWatch,
 }
 
@@ -89,10 +90,7 @@ impl Stream for Watched {
     type Item = Encoded;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Encoded>> {
-        let Self { connection, principal, status, interruption, watch, ends } = &mut *self;
-        if let Some(status) = status.take() {
-            return Poll::Ready(Some(status));
-        }
+        let Self { watch, connection, principal, interruption, ends } = &mut *self;
         if let Poll::Ready(frame) = interruption.poll_unpin(cx) {
             *interruption = Woken::new(connection.clone().interruption(ends.0.clone()).boxed());
             return Poll::Ready(frame);

@@ -24,33 +24,33 @@ use crate::{
     store::{self, Range},
 };
 
-/// A watcher of one session.
+/// A watcher of one session. The fields lie as they are written here: the end of `here` beside the others.
+#[repr(C)]
 pub struct Watch {
-    session_id: SessionId,
     /// absent while it reads
     here: Option<Watching>,
     /// gives it back when it has read what it was not told
     reads: Option<BoxFuture<'static, Watching>>,
+    session_id: SessionId,
 }
 
-/// A watcher that is told. The fields lie as they are written here: an event that is shown as it is told touches the
-/// first ones only.
+/// A watcher that is told. As its fields lie, an event that is shown as it is told touches the last ones only.
 #[repr(C)]
 struct Watching {
-    subscription: Subscription,
-    ready: Waiting,
-    /// boxed: most watches watch nothing that runs
-    running: Option<Box<Running>>,
-    over: bool,
-    /// Every entry up to here was shown, or the client did not ask for it.
-    upto: u64,
-    asked: Arc<Asked>,
-    origin: ConnectionId,
+    router: Router,
+    session_id: SessionId,
     /// What the watcher was told of the session itself, and the `rev` with which it was read.
     told: Told,
     rev: u64,
-    session_id: SessionId,
-    router: Router,
+    origin: ConnectionId,
+    asked: Arc<Asked>,
+    /// Every entry up to here was shown, or the client did not ask for it.
+    upto: u64,
+    over: bool,
+    /// boxed: most watches watch nothing that runs
+    running: Option<Box<Running>>,
+    ready: Waiting,
+    subscription: Subscription,
 }
 
 /// The reply that is being written, and how much of it was shown.
