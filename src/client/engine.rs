@@ -80,10 +80,12 @@ enum Item {
 /// The connection of the moment.
 struct Live {
     link: Arc<Link>,
-    /// the ways up of the watches
-    requests: HashMap<Key, Requests>,
+    /// the ways up of the watches, each with what ends its way down when it is dropped
+    requests: HashMap<Key, (Requests, oneshot::Sender<()>)>,
     limits: Limits,
     since: Instant,
+    /// the server drains: it takes no more messages
+    leaving: bool,
     /// exchanges that have begun and not ended
     exchanges: usize,
 }
@@ -219,7 +221,8 @@ impl Engine {
             Command::Watch { scope, open, events, answer } => self.watch(scope, open, events, answer),
             Command::Send(pending) => match &self.ended {
                 Some(err) => pending.fail(&err.clone()),
-                None => self.outbox.add(pending),
+                None if self.watches.contains_key(&pending.key) => self.outbox.add(pending),
+                None => pending.fail(&Error::Closed(Closed::lost("the session is not watched any more"))),
             },
             Command::Ask { key, frame, answer } => {
                 if let Some(err) = &self.ended {
@@ -279,16 +282,22 @@ impl Engine {
 
     fn opened(&mut self, source: Source, opened: Result<Exchange, Error>) {
         match opened {
-            Ok(mut exchange) => {
-                if let (Source::Watch(key), Some(live)) = (source, &mut self.live)
-                    && let Some(requests) = exchange.requests()
-                {
-                    live.requests.insert(key, requests);
-                }
-                self.incoming.push(frames_of(source, exchange));
-            }
+            Ok(exchange) => match source {
+                Source::Watch(key) => self.follow(key, exchange),
+                Source::Exchange(..) => self.incoming.push(frames_of(source, exchange)),
+            },
             Err(err) => self.resume(&err),
         }
+    }
+
+    /// Reads what a watch brings, until it is forgotten.
+    fn follow(&mut self, key: Key, mut watch: Exchange) {
+        let (Some(live), true) = (&mut self.live, self.watches.contains_key(&key)) else { return };
+        let (ends, ended) = oneshot::channel();
+        if let Some(requests) = watch.requests() {
+            live.requests.insert(key, (requests, ends));
+        }
+        self.incoming.push(frames_of(Source::Watch(key), watch).take_until(ended).boxed());
     }
 
     /// Sends what can be sent.
@@ -310,7 +319,7 @@ impl Engine {
         let Some(session_id) = self.ready(key) else { return };
         let room = self.room();
         let (Some(live), Some(pending)) = (&mut self.live, self.outbox.next(key)) else { return };
-        if !room {
+        if !room || live.leaving {
             return;
         }
         pending.sent = true;
@@ -354,7 +363,7 @@ impl Engine {
             return;
         }
         let watch = if live.requests.contains_key(&key) { Some(key) } else { live.requests.keys().next().copied() };
-        let Some(requests) = watch.and_then(|watch| live.requests.get_mut(&watch)) else { return };
+        let Some((requests, _)) = watch.and_then(|watch| live.requests.get_mut(&watch)) else { return };
         asked.sent = true;
         if let Err(err) = requests.send(frame).await {
             self.resume(&err);
@@ -363,12 +372,16 @@ impl Engine {
 
     /// Forgets the watches that nobody reads any more.
     fn leave(&mut self) {
+        if self.watches.values().any(Conversation::left) {
+            // What was sent just before a session was dropped may not have been seen yet.
+            while let Ok(command) = self.commands.try_recv() {
+                self.command(command);
+            }
+        }
         let left: Vec<Key> = self
             .watches
             .iter()
-            .filter(|(key, conversation)| {
-                conversation.left() && !conversation.turns.any() && self.outbox.next(**key).is_none()
-            })
+            .filter(|(key, conversation)| conversation.left() && !conversation.turns.any() && !self.outbox.waits(**key))
             .map(|(key, _)| *key)
             .collect();
         for key in left {

@@ -75,8 +75,18 @@ impl Outbox {
         self.0.iter_mut().find(|pending| pending.key == key).filter(|pending| !pending.sent)
     }
 
+    /// Whether a message of a watch is not stored yet.
+    pub(super) fn waits(&self, key: Key) -> bool {
+        self.0.iter().any(|pending| pending.key == key)
+    }
+
     pub(super) fn holds(&self, id: RequestId) -> bool {
         self.0.iter().any(|pending| pending.id == id)
+    }
+
+    /// Whether a message is on its way, and what became of it is not known.
+    pub(super) fn awaits(&self, id: RequestId) -> bool {
+        self.0.iter().any(|pending| pending.id == id && pending.sent)
     }
 
     pub(super) fn take(&mut self, id: RequestId) -> Option<Pending> {

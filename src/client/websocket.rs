@@ -298,6 +298,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         match message {
             Some(Ok(Message::Text(text))) => {
                 self.routes.take(&text.into());
+                if self.routes.forsaken() {
+                    self.state.left.notify_one();
+                }
                 None
             }
             Some(Ok(Message::Close(frame))) => Some(frame.map_or_else(

@@ -1,3 +1,5 @@
+mod ends; // messages and watches whose owner leaves, whose session is gone, or whose server drains
+
 use std::{
     sync::{
         Arc,

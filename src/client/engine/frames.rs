@@ -9,12 +9,12 @@ use super::{Engine, Item, Key, Source};
 use crate::{
     chat::{RequestId, SessionId},
     client::{
-        Error,
+        Closed, Error,
         conversation::{Conversation, Wanted},
         event::Reply,
         message::Stored,
     },
-    protocol::{Accepted, ConnectionStatus, ErrorBody, ServerFrame},
+    protocol::{Accepted, CloseCode, ConnectionStatus, ErrorBody, ServerFrame},
 };
 
 /// A message that may come back within so many milliseconds is sent again by itself; else its author is told.
@@ -158,7 +158,7 @@ impl Engine {
         if let Some(answer) = self.begun.remove(&key)
             && answer.send(Ok((key, status))).is_err()
         {
-            self.watches.remove(&key);
+            self.forget(key, &Error::Closed(Closed::by(CloseCode::Done)));
         }
     }
 
@@ -197,7 +197,10 @@ impl Engine {
             // It is sent again over the next connection, or when there is room.
             GoingAway => {
                 self.outbox.unsend(id);
-                self.drain(error.retry_after.unwrap_or_default());
+                // A drain that has been announced has said when to come back.
+                if self.live.as_ref().is_some_and(|live| !live.leaving) {
+                    self.drain(error.retry_after.unwrap_or_default());
+                }
             }
             TooManyRequests if error.retry_after.is_some_and(|wait| wait <= PATIENCE_MS) => {
                 let wait = Duration::from_millis(error.retry_after.unwrap_or_default());
@@ -224,7 +227,7 @@ impl Engine {
         }
         let turn = self.answering.remove(&id);
         let runs = turn.zip(self.watches.get(&key)).is_some_and(|(turn, watch)| watch.turns.runs(turn));
-        if runs || (self.outbox.holds(id) && !self.postponed.contains_key(&id)) {
+        if runs || (self.outbox.awaits(id) && !self.postponed.contains_key(&id)) {
             self.resume(&Error::Protocol("an exchange has ended without its answer"));
         }
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::stream::{FuturesUnordered, SelectAll};
 use tokio::time::Instant;
 
-use super::{Asked, Dialed, Engine, Live, Source, frames_of};
+use super::{Asked, Dialed, Engine, Live};
 use crate::{
     chat::{ErrorCode, RequestId},
     client::{
@@ -150,23 +150,21 @@ impl Engine {
         }
     }
 
-    fn adopt(&mut self, Attached { link, mut watch, status }: Attached, key: u64) {
+    fn adopt(&mut self, Attached { link, watch, status }: Attached, key: u64) {
         self.drop_link();
+        self.retry_at = None;
         self.memory.won(link.transport());
         self.token_refused = false;
         self.proved = Instant::now();
-        let mut live = Live {
+        self.live = Some(Live {
             link: Arc::new(link),
             requests: std::collections::HashMap::new(),
             limits: status.limits,
             since: Instant::now(),
+            leaving: false,
             exchanges: 0,
-        };
-        if let Some(requests) = watch.requests() {
-            live.requests.insert(key, requests);
-        }
-        self.live = Some(live);
-        self.incoming.push(frames_of(Source::Watch(key), watch));
+        });
+        self.follow(key, watch);
         self.begin(key, status);
         for other in self.watches.keys().copied().filter(|other| *other != key).collect::<Vec<_>>() {
             self.attach(other);
@@ -256,6 +254,9 @@ impl Engine {
 
     /// The server drains: what runs goes on here until a new connection, on another node maybe, has it.
     pub(super) fn drain(&mut self, retry_after: u64) {
+        if let Some(live) = &mut self.live {
+            live.leaving = true;
+        }
         self.dialer = None;
         let wait = Duration::from_millis(retry_after).max(Duration::from_millis(1));
         self.retry(wait);

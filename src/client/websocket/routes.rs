@@ -121,6 +121,11 @@ impl Routes {
         detach.collect()
     }
 
+    /// Whether nobody reads the watch that began last.
+    pub(super) fn forsaken(&self) -> bool {
+        self.watches.last().is_some_and(|watch| watch.answers.is_closed())
+    }
+
     /// Whether a queue is full, so that nothing more may be read.
     pub(super) fn blocked(&self) -> bool {
         !self.held.is_empty()

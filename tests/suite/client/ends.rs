@@ -1,0 +1,81 @@
+//! What becomes of messages and watches whose owner leaves, whose session is gone, or whose server drains.
+
+use std::time::{Duration, Instant};
+
+use chatbox::client::{Client, Error, Open};
+use tokio::time::timeout;
+
+use super::{open, options};
+use crate::harness::{
+    Server, Via,
+    client::PATIENCE,
+    eventually,
+    openai, over_both,
+    provider::{Gate, Provider, Script},
+};
+
+over_both!(
+    a_message_of_a_session_that_is_dropped_is_answered,
+    a_message_to_a_session_that_is_gone_fails,
+    a_session_that_is_dropped_gives_its_place_back,
+    what_is_said_to_a_draining_server_harms_no_answer,
+);
+
+async fn a_message_of_a_session_that_is_dropped_is_answered(via: Via) {
+    let provider = Provider::start(Script::answer(["yes"])).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let client = Client::new(options(&server, via, "ann"));
+    for n in 0..5 {
+        let session = open(&client, Open::default()).await;
+        let message = session.send(format!("message {n}")).unwrap();
+        drop(session);
+        let reply = timeout(PATIENCE, message.reply()).await.expect("in time").expect("an answer").unwrap();
+        assert_eq!((reply.text.as_str(), reply.verified), ("yes", true), "message {n}");
+    }
+}
+
+async fn a_message_to_a_session_that_is_gone_fails(via: Via) {
+    let server = Server::start().await;
+    let client = Client::new(options(&server, via, "ann"));
+    let mut session = open(&client, Open::default()).await;
+    assert!(session.send("count to 2").unwrap().reply().await.unwrap().unwrap().verified);
+    client.delete(session.id()).await.unwrap();
+    while timeout(PATIENCE, session.next()).await.expect("an end in time").is_some() {}
+    let late = timeout(PATIENCE, session.send("too late").unwrap().reply()).await.expect("it is told in time");
+    assert!(matches!(late, Err(Error::Closed(_))), "got {late:?}");
+}
+
+/// More of them than a connection may have at a time.
+async fn a_session_that_is_dropped_gives_its_place_back(via: Via) {
+    let server = Server::with(|config| config.sessions.active_per_user = 20).await;
+    let client = Client::new(options(&server, via, "ann"));
+    for n in 0..10 {
+        let opened = timeout(PATIENCE, client.open(Open { new: true, ..Open::default() })).await.expect("in time");
+        let session = opened.unwrap_or_else(|err| panic!("session {n} is refused: {err}"));
+        let reply = timeout(PATIENCE, session.send("count to 2").unwrap().reply()).await.expect("an answer in time");
+        assert!(reply.unwrap().unwrap().verified, "session {n}");
+    }
+    assert_eq!(client.status().borrow().reconnects, 0);
+}
+
+/// An answer holds up the drain, and goes on where it is. What is said meanwhile waits for another server.
+async fn what_is_said_to_a_draining_server_harms_no_answer(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["to ", "the end"]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let client = Client::new(options(&server, via, "ann"));
+    let session = open(&client, Open::default()).await;
+    let mut first = session.send("first").unwrap();
+    gate.release(1);
+    assert_eq!(first.piece().await.unwrap().as_deref(), Some("to "));
+    server.drain();
+    let _second = session.send("second").unwrap();
+    let begun = Instant::now();
+    eventually("a second has passed", async || begun.elapsed() > Duration::from_secs(1)).await;
+    let refused = server.metrics.errors_total.with_label_values(&["GOING_AWAY"]).get();
+    assert!(refused <= 1, "the message was refused {refused} times");
+    gate.open();
+    let reply = timeout(PATIENCE, first.reply()).await.expect("in time").unwrap().unwrap();
+    assert_eq!((reply.text.as_str(), reply.verified), ("to the end", true));
+    server.ended().await.expect("clean end");
+}
