@@ -1,8 +1,16 @@
 //! The routes beside the connection: HTTP/3 where the site has QUIC, else HTTP/2 or 1.1 over TCP.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -21,18 +29,28 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// Longest answer that is read. An export of a very long session is longer, and an error.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-type Requests = h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>;
+/// An HTTP/3 connection, which is there or on its way. Calls that come meanwhile wait for the same one.
+type Connecting = Shared<BoxFuture<'static, Result<Connection, Error>>>;
+
+/// How long an HTTP/3 connection may take; then TCP carries the call.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Sends requests of one client. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Http(Arc<Shared>);
+pub(super) struct Http(Arc<Kept>);
 
 #[derive(Default)]
-struct Shared {
+struct Kept {
     /// the HTTP/3 connection of the moment
-    http3: std::sync::Mutex<Option<Requests>>,
+    http3: Mutex<Option<Connecting>>,
     /// drive HTTP/3 connections, each until it is over
     drivers: TaskTracker,
+}
+
+#[derive(Clone)]
+struct Connection {
+    quic_conn: quinn::Connection,
+    requests: h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>,
 }
 
 /// A request to a route.
@@ -67,7 +85,11 @@ impl Http {
     /// Sends a request and reads the answer whole.
     pub(super) async fn bytes(&self, dialer: &Dialer, token: &str, call: Call) -> Result<Bytes, Error> {
         let answered = timeout(DEADLINE, self.send(dialer, token, &call)).await;
-        let (status, body) = answered.map_err(|_elapsed| Error::Timeout("the answer"))??;
+        let (status, body) = answered.map_err(|_elapsed| {
+            // The path of the connection may be dead, which it would notice much later.
+            self.forget(|_any| true);
+            Error::Timeout("the answer")
+        })??;
         if status.is_success() {
             return Ok(body);
         }
@@ -91,44 +113,39 @@ impl Http {
 
     async fn send(&self, dialer: &Dialer, token: &str, call: &Call) -> Result<(StatusCode, Bytes), Error> {
         if let Some(url) = dialer.site().webtransport.as_ref().filter(|_| dialer.quic_works())
-            && let Ok(requests) = self.http3(dialer, url).await
+            && let Ok(Connection { quic_conn, requests }) = self.http3(dialer, url).await
         {
             let answered = over_quic(requests, url, dialer.site(), token, call).await;
-            // The server may have closed a connection that was kept. What is harmless to repeat goes another way.
-            let again = matches!(answered, Err(Error::Unreachable { .. })) && call.method != Method::POST;
             if answered.is_err() {
-                self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+                self.forget(|kept| kept.quic_conn.stable_id() == quic_conn.stable_id());
             }
-            if !again {
+            // What is harmless to repeat goes another way.
+            if !matches!(answered, Err(Error::Unreachable { .. })) || call.method == Method::POST {
                 return answered;
             }
         }
         over_tcp(dialer.site(), token, call).await
     }
 
-    async fn http3(&self, dialer: &Dialer, url: &Url) -> Result<Requests, Error> {
-        let held = self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(requests) = held {
-            self.keep(requests.clone());
-            return Ok(requests);
+    /// The connection that is kept, if it has not ended; else another one.
+    fn http3(&self, dialer: &Dialer, url: &Url) -> Connecting {
+        let lives = |kept: &&Connecting| match kept.peek() {
+            Some(Ok(connection)) => connection.quic_conn.close_reason().is_none(),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        let mut http3 = self.0.http3.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = http3.as_ref().filter(lives) {
+            return kept.clone();
         }
-        let quic_conn = timeout(Duration::from_secs(2), dialer.quic(url)).await;
-        let quic_conn = quic_conn.map_err(|_elapsed| Error::Timeout("HTTP/3"))??;
-        let built = h3::client::new(h3_quinn::Connection::new(quic_conn)).await;
-        let (mut driver, requests) = built.map_err(|err| Error::unreachable(url, err))?;
-        let shared = Arc::downgrade(&self.0);
-        self.0.drivers.spawn(async move {
-            let _over = std::future::poll_fn(|cx| driver.poll_close(cx)).await;
-            if let Some(shared) = shared.upgrade() {
-                shared.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            }
-        });
-        self.keep(requests.clone());
-        Ok(requests)
+        let connecting = connect(dialer.clone(), url.clone(), self.0.drivers.clone()).boxed().shared();
+        http3.insert(connecting).clone()
     }
 
-    fn keep(&self, requests: Requests) {
-        *self.0.http3.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(requests);
+    /// Keeps the connection no longer, if it is the one that is meant.
+    fn forget(&self, meant: impl Fn(&Connection) -> bool) {
+        let mut http3 = self.0.http3.lock().unwrap_or_else(PoisonError::into_inner);
+        http3.take_if(|kept| kept.peek().is_some_and(|kept| kept.as_ref().is_ok_and(&meant)));
     }
 
     /// Reads a reply again, whose text was not the one that was announced. What cannot be read is left as it is.
@@ -158,8 +175,21 @@ pub(super) fn log_path(session_id: SessionId, query: &str) -> String {
     format!("/sessions/{session_id}?{query}")
 }
 
+async fn connect(dialer: Dialer, url: Url, drivers: TaskTracker) -> Result<Connection, Error> {
+    let connected = async {
+        let quic_conn = dialer.quic(&url).await?;
+        let built = h3::client::new(h3_quinn::Connection::new(quic_conn.clone())).await;
+        let (mut driver, requests) = built.map_err(|err| Error::unreachable(&url, err))?;
+        drivers.spawn(async move {
+            let _over = std::future::poll_fn(|cx| driver.poll_close(cx)).await;
+        });
+        Ok(Connection { quic_conn, requests })
+    };
+    timeout(CONNECT_DEADLINE, connected).await.map_err(|_elapsed| Error::Timeout("HTTP/3"))?
+}
+
 async fn over_quic(
-    mut requests: Requests,
+    mut requests: h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>,
     url: &Url,
     at: &site::Site,
     token: &str,

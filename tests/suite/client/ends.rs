@@ -10,8 +10,10 @@ use crate::harness::{
     Server, Via,
     client::PATIENCE,
     eventually,
+    lossy::Lossy,
     openai, over_both,
     provider::{Gate, Provider, Script},
+    road::fix_ports,
 };
 
 over_both!(
@@ -78,4 +80,36 @@ async fn what_is_said_to_a_draining_server_harms_no_answer(via: Via) {
     let reply = timeout(PATIENCE, first.reply()).await.expect("in time").unwrap().unwrap();
     assert_eq!((reply.text.as_str(), reply.verified), ("to the end", true));
     server.ended().await.expect("clean end");
+}
+
+/// Calls at the same time wait for the same connection, and an old one that ends takes no newer one with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_share_one_http3_connection() {
+    let server = Server::start().await;
+    let client = Client::new(options(&server, Via::WebTransport, "ann"));
+    let calls = (0..8).map(|_| client.sessions(10, None, None));
+    for listed in futures_util::future::join_all(calls).await {
+        assert_eq!(listed.unwrap().sessions.len(), 0);
+    }
+    assert!(server.metrics.quic_connections_open.get() <= 1, "{}", server.metrics.quic_connections_open.get());
+}
+
+/// The handshake alone takes longer than a call waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_http3_takes_too_long_a_call_goes_over_tcp() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Server::config(dir.path());
+    let (_http, quic) = fix_ports(&mut config);
+    let path = Lossy::to(quic).await;
+    config.public_quic_url = Some(format!("https://{}", path.address).parse().unwrap());
+    let server = Server::run(config).await;
+    let client = Client::new(options(&server, Via::WebTransport, "ann"));
+    path.delay(Duration::from_millis(1500));
+    assert_eq!(client.sessions(10, None, None).await.unwrap().sessions.len(), 0);
+    path.delay(Duration::ZERO);
+    eventually("the next calls go over HTTP/3 again", async || {
+        client.sessions(10, None, None).await.unwrap();
+        server.metrics.quic_connections_open.get() == 1
+    })
+    .await;
 }
