@@ -110,27 +110,40 @@ impl Error {
     /// Sorts what came of a TLS handshake over TCP.
     pub(super) fn tls(what: impl fmt::Display, source: std::io::Error) -> Self {
         let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
-        let what = what.to_string();
         if matches!(inner, Some(TlsError::InvalidCertificate(_))) {
-            Self::Certificate { what, source: Arc::new(source) }
+            Self::untrusted(what, &source.to_string())
         } else {
-            Self::Unreachable { what, source: Arc::new(source) }
+            Self::unreachable(what, source)
         }
+    }
+
+    /// A certificate that is not trusted, and what TLS says of it. What our own check says is shown there within the
+    /// names of the library's types, and people are to read it without them.
+    pub(super) fn untrusted(what: impl fmt::Display, tls: &str) -> Self {
+        let own = tls.split_once("Other(OtherError(").and_then(|(_, own)| own.strip_suffix("))"));
+        let source = std::io::Error::other(own.unwrap_or(tls).to_owned());
+        Self::Certificate { what: what.to_string(), source: Arc::new(source) }
     }
 
     /// Sorts what came of a QUIC handshake.
     pub(super) fn quic(what: impl fmt::Display, source: quinn::ConnectionError) -> Self {
-        let what = what.to_string();
-        let untrusted = match &source {
-            quinn::ConnectionError::TransportError(error) => is_certificate_alert(error.code.into()),
-            _ => false,
-        };
-        if untrusted {
-            Self::Certificate { what, source: Arc::new(source) }
-        } else {
-            Self::Unreachable { what, source: Arc::new(source) }
+        match &source {
+            quinn::ConnectionError::TransportError(error) if is_certificate_alert(error.code.into()) => {
+                Self::untrusted(what, &error.reason)
+            }
+            _ => Self::unreachable(what, source),
         }
     }
+}
+
+/// An error with its causes, in one line for people.
+pub(super) fn chain(err: &Error) -> String {
+    let (mut told, mut next) = (err.to_string(), StdError::source(err));
+    while let Some(cause) = next {
+        told = format!("{told}: {cause}");
+        next = cause.source();
+    }
+    told
 }
 
 /// Whether a QUIC transport error is a TLS alert about a certificate: `bad_certificate` to `access_denied`, 42 to 49

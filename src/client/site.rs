@@ -113,20 +113,21 @@ async fn read(base: &Url, pin: Option<[u8; 32]>) -> Result<Document, Error> {
 
 /// Tells a certificate that is not trusted from a server that is not there.
 pub(super) fn sorted(url: &Url, err: reqwest::Error) -> Error {
-    let (what, untrusted) = (url.to_string(), untrusted(&err));
-    if untrusted {
-        return Error::Certificate { what, source: Arc::new(err.without_url()) };
+    match untrusted(&err) {
+        Some(tls) => Error::untrusted(url, &tls.to_string()),
+        None => Error::unreachable(url, err.without_url()),
     }
-    Error::Unreachable { what, source: Arc::new(err.without_url()) }
 }
 
-/// Whether a certificate that was not trusted is among the causes. An I/O error hides what it was made of from `source`.
-fn untrusted(err: &(dyn StdError + 'static)) -> bool {
+/// The certificate that was not trusted among the causes. An I/O error hides what it was made of from `source`.
+fn untrusted<'a>(err: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     if let Some(tls) = err.downcast_ref::<rustls::Error>() {
-        return matches!(tls, rustls::Error::InvalidCertificate(_));
+        return matches!(tls, rustls::Error::InvalidCertificate(_)).then_some(tls);
     }
-    let made_of = err.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    made_of.map_or_else(|| err.source().is_some_and(untrusted), |inner| untrusted(inner))
+    match err.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inner) => untrusted(inner),
+        None => err.source().and_then(untrusted),
+    }
 }
 
 fn without_slash(base: &Url) -> Url {

@@ -10,6 +10,7 @@ use crate::{
     chat::{ErrorCode, RequestId},
     client::{
         Closed, Dialer, Error, Site, Transport,
+        error::chain,
         race::{Attached, race},
         status::State,
         token,
@@ -208,6 +209,10 @@ impl Engine {
                 self.retry(wait);
             }
         }
+        // While a server drains, what runs there goes on, and there is nothing to be told.
+        if self.ended.is_none() && self.retry_at.is_some() && self.live.is_none() {
+            self.tell_status(State::Reconnecting, Some(chain(err)));
+        }
     }
 
     fn unauthorized(&mut self, err: &Error) {
@@ -340,7 +345,7 @@ impl Engine {
         for (_, Asked { answer, .. }) in self.asked.drain() {
             drop(answer.send(Err(err.clone())));
         }
-        self.tell_status(State::Closed, Some(err.to_string()));
+        self.tell_status(State::Closed, Some(chain(err)));
     }
 
     pub(super) fn tell_status(&self, state: State, reason: Option<String>) {

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use chatbox::client::{Client, Error, Open};
+use chatbox::client::{Client, Error, Open, Options, State, Tokens};
 use tokio::time::timeout;
 
-use super::{open, options};
+use super::{open, options, until};
 use crate::harness::{
     Server, Via,
     client::PATIENCE,
@@ -80,6 +80,19 @@ async fn what_is_said_to_a_draining_server_harms_no_answer(via: Via) {
     let reply = timeout(PATIENCE, first.reply()).await.expect("in time").unwrap().unwrap();
     assert_eq!((reply.text.as_str(), reply.verified), ("to the end", true));
     server.ended().await.expect("clean end");
+}
+
+#[tokio::test]
+async fn why_there_is_no_connection_is_told() {
+    let client = Client::new(Options::new("http://127.0.0.1:1/chatbox".parse().unwrap(), Tokens::fixed("t")));
+    let opening = client.clone();
+    let opening = tokio::spawn(async move { opening.open(Open::default()).await });
+    let status = until(&client, |status| status.state == State::Reconnecting && status.reason.is_some()).await;
+    let reason = status.reason.unwrap();
+    assert!(reason.starts_with("http://127.0.0.1:1/chatbox/.well-known/chatbox cannot be reached: "), "{reason}");
+    assert!(reason.contains("refused"), "{reason}");
+    client.close().await;
+    assert!(matches!(opening.await.unwrap(), Err(Error::Closed(_))));
 }
 
 /// Calls at the same time wait for the same connection, and an old one that ends takes no newer one with it.
