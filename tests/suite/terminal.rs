@@ -5,7 +5,7 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::Command,
     time::timeout,
 };
@@ -125,7 +125,11 @@ async fn an_answer_that_fails_ends_with_1_and_bad_usage_with_64() {
         let ended = talk(chat_at(discovery, &arguments), "hi\n").await;
         assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
         assert!(ended.stderr.contains("a certificate that is not trusted"), "got {}", ended.stderr);
-        assert!(ended.stderr.contains(&told), "got {}", ended.stderr);
+        assert!(
+            ended.stderr.trim_end().ends_with(&format!("a certificate that is not trusted: {told}")),
+            "got {}",
+            ended.stderr
+        );
     }
 
     for usage in [&["--transport", "pigeon"][..], &["--session", "x"], &["--certificate-sha256", "12"]] {
@@ -207,4 +211,58 @@ async fn an_interrupt_stops_the_answer_and_keeps_what_was_said() {
     timeout(PATIENCE, stdout.read_to_string(&mut rest)).await.expect("an end in time").unwrap();
     assert_eq!((&shown[..], rest.as_str()), (&b"begun "[..], "\n"));
     assert_eq!(timeout(PATIENCE, child.wait()).await.unwrap().unwrap().code(), Some(0));
+}
+
+/// As tokio catches the signal, whoever waits for a line has to heed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupt_between_two_lines_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = repeating().await;
+    let server = Process::start(dir.path(), &provider).await;
+    for (user, json) in [("ann", &[][..]), ("bob", &["--json"])] {
+        let token = server.token(user);
+        let arguments = [&["--token", &*token], json].concat();
+        let mut child = chat(&server, &arguments).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"one\n").await.unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let answered = async { while !lines.next_line().await.unwrap().unwrap().contains("re: one") {} };
+        timeout(PATIENCE, answered).await.expect("an answer in time");
+        let pid = child.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
+        let ended = timeout(PATIENCE, child.wait()).await.expect("an end in time").unwrap();
+        assert_eq!(ended.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_json_events_come_while_nothing_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = repeating().await;
+    let server = Process::start(dir.path(), &provider).await;
+    let arguments = ["--json", "--token", &server.token("ann")];
+    let mut child = chat(&server, &arguments).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first = timeout(PATIENCE, lines.next_line()).await.expect("a line in time").unwrap().unwrap();
+    assert!(first.contains(r#""event":"session""#), "{first}");
+    let ended = talk(chat(&server, &arguments[1..]), "from elsewhere\n").await;
+    assert_eq!(ended.stdout, "re: from elsewhere\n", "{}", ended.stderr);
+    let told = async { while !lines.next_line().await.unwrap().unwrap().contains("from elsewhere") {} };
+    timeout(PATIENCE, told).await.expect("what another device says is told in time");
+    drop(child.stdin.take());
+    assert_eq!(timeout(PATIENCE, child.wait()).await.unwrap().unwrap().code(), Some(0));
+}
+
+/// A secret that was made here would be one that the server does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_server_keeps_no_secret_none_is_made() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let provider = Provider::start(Script::answer(["welcome"])).await;
+    let server = Process::start(dir.path(), &provider).await;
+    let mut command = chat(&server, &[]);
+    command.current_dir(elsewhere.path());
+    let ended = talk(command, "").await;
+    assert_eq!(ended.status.code(), Some(64), "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("error: there is no secret in `data` to sign a token with"), "{}", ended.stderr);
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0, "nothing is written");
 }

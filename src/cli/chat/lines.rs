@@ -3,31 +3,51 @@
 
 use std::io::{BufRead, ErrorKind, Write};
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
+use futures_util::{FutureExt, future::BoxFuture};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+};
 
 use super::opened;
 use crate::{
-    chat::{ErrorCode, TurnState},
-    client::{Client, Error, Event, Message, Open, Reply, Session, Status},
+    chat::{ErrorCode, TurnId, TurnState},
+    client::{Client, Error, Event, Message, Open, Reply, Session, State, Status},
     protocol::ErrorBody,
 };
 
 /// Lines that wait to be sent; whoever writes them waits meanwhile.
 const LINES: usize = 16;
 
-/// Talks until the input ends.
+/// Ctrl-C was pressed while an answer was waited for, and once more if it could be stopped.
+const INTERRUPTED: &str = "interrupted";
+
+/// Talks until the input ends, or Ctrl-C is pressed with nothing to stop.
 ///
 /// # Errors
 /// When no session opens, a message is refused, or an answer fails. The rest of the input is sent all the same.
 pub(super) async fn run(client: &Client, open: Open, as_json: bool) -> anyhow::Result<()> {
     // What was said before is of no use to a pipe, except that an answer still runs.
     let mut session = opened(client, Open { history: Some(1), ..open }).await?;
+    let mut status = client.status();
+    // From here on the signal does not end the process by itself.
+    let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let (lines, mut read) = mpsc::channel(LINES);
-    let reader = std::thread::spawn(move || read_lines(&lines));
+    std::thread::spawn(move || read_lines(&lines));
     let mut failures = 0_u32;
-    while let Some(line) = read.recv().await {
+    loop {
+        let line = tokio::select! {
+            biased;
+            _ = interrupts.recv() => break,
+            line = read.recv() => line,
+            event = happens(&mut session, &mut status), if as_json => match event? {
+                Some(_) => continue,
+                None => return over(client),
+            },
+        };
+        let Some(line) = line else { break };
         let line = match line {
             Ok(line) if line.trim().is_empty() => continue,
             Ok(line) => line,
@@ -38,8 +58,11 @@ pub(super) async fn run(client: &Client, open: Open, as_json: bool) -> anyhow::R
             }
         };
         let message = session.send(line)?;
-        let answered =
-            if as_json { events(client, &mut session, message).await } else { answer(&session, message).await };
+        let answered = if as_json {
+            events(&mut session, &mut status, message, &mut interrupts).await
+        } else {
+            answer(&session, message, &mut interrupts).await
+        };
         match answered {
             Ok(()) => {}
             Err(err) if err.downcast_ref::<Error>().is_some() && !ended(client) => {
@@ -49,13 +72,19 @@ pub(super) async fn run(client: &Client, open: Open, as_json: bool) -> anyhow::R
             Err(err) => return Err(err),
         }
     }
-    drop(reader.join());
     anyhow::ensure!(failures == 0, "{failures} messages were not answered");
     Ok(())
 }
 
+/// Why nothing more will happen.
+fn over(client: &Client) -> anyhow::Result<()> {
+    let status = client.status().borrow().clone();
+    let reason = status.reason.filter(|_reason| status.state == State::Closed);
+    anyhow::bail!("{}", reason.unwrap_or_else(|| "this conversation is not there any more".to_owned()))
+}
+
 fn ended(client: &Client) -> bool {
-    client.status().borrow().state == crate::client::State::Closed
+    client.status().borrow().state == State::Closed
 }
 
 fn told(as_json: bool, err: &anyhow::Error) -> anyhow::Result<()> {
@@ -77,29 +106,48 @@ fn read_lines(lines: &mpsc::Sender<anyhow::Result<String>>) {
     }
 }
 
-/// Writes the answer as it grows.
-async fn answer(session: &Session, mut message: Message) -> anyhow::Result<()> {
-    let stored = message.stored().await?;
-    let mut leaving = false;
+/// Writes the answer as it grows. The first Ctrl-C stops it, the second gives it up.
+async fn answer(session: &Session, mut message: Message, interrupts: &mut Signal) -> anyhow::Result<()> {
+    let stored = tokio::select! {
+        stored = message.stored() => stored?,
+        _ = interrupts.recv() => bail!(INTERRUPTED),
+    };
+    let mut stopping = None;
     loop {
         tokio::select! {
             piece = message.piece() => match piece? {
                 Some(piece) => write(&piece)?,
                 None => break,
             },
-            interrupted = tokio::signal::ctrl_c(), if !leaving => {
-                interrupted.context("wait for a signal")?;
-                leaving = true;
-                if let Some(turn_id) = stored.turn_id {
-                    session.stop(turn_id).await?;
-                }
-            }
+            _ = interrupts.recv() => stop(session, stored.turn_id, &mut stopping)?,
+            stopped = stopped(&mut stopping) => stopped?,
         }
     }
     write("\n")?;
     match message.reply().await? {
         Some(reply) => whole(&reply),
         None => Ok(()),
+    }
+}
+
+/// The request that stops an answer, while it is on its way.
+type Stopping = Option<BoxFuture<'static, Result<(), Error>>>;
+
+fn stop(session: &Session, turn_id: Option<TurnId>, stopping: &mut Stopping) -> anyhow::Result<()> {
+    ensure!(stopping.is_none(), INTERRUPTED);
+    *stopping = turn_id.map(|turn_id| session.stop(turn_id).boxed());
+    Ok(())
+}
+
+/// Fails when an answer could not be stopped.
+async fn stopped(stopping: &mut Stopping) -> anyhow::Result<()> {
+    let Some(asked) = stopping else { return std::future::pending().await };
+    let stopped = asked.await;
+    *stopping = Some(std::future::pending().boxed());
+    match stopped {
+        // It has ended by itself.
+        Err(Error::Answered(error)) if error.code == ErrorCode::TurnNotFound => Ok(()),
+        stopped => Ok(stopped?),
     }
 }
 
@@ -117,10 +165,15 @@ fn whole(reply: &Reply) -> anyhow::Result<()> {
     if reply.verified { Ok(()) } else { Err(Error::Protocol("the answer is not the one that the server has").into()) }
 }
 
-/// Writes everything that happens until a message is answered.
-async fn events(client: &Client, session: &mut Session, mut message: Message) -> anyhow::Result<()> {
-    let mut status = client.status();
-    let mut stored = None;
+/// Writes everything that happens until a message is answered. The first Ctrl-C stops the answer, the second gives it
+/// up.
+async fn events(
+    session: &mut Session,
+    status: &mut watch::Receiver<Status>,
+    mut message: Message,
+    interrupts: &mut Signal,
+) -> anyhow::Result<()> {
+    let (mut stored, mut stopping) = (None, None);
     loop {
         tokio::select! {
             biased;
@@ -135,25 +188,43 @@ async fn events(client: &Client, session: &mut Session, mut message: Message) ->
                 }
                 stored = Some(told);
             }
-            event = session.next() => {
-                let Some(event) = event else { break };
-                write_line(&object(&event))?;
-                if let Event::Reply(reply) = &event
-                    && stored.is_some_and(|stored| stored.turn_id == Some(reply.turn_id))
-                {
-                    return whole(reply);
-                }
-            }
-            changed = status.changed() => {
-                if changed.is_err() {
-                    break;
-                }
-                let line = status_object(&status.borrow_and_update());
-                write_line(&line)?;
-            }
+            _ = interrupts.recv() => match &stored {
+                Some(stored) => stop(session, stored.turn_id, &mut stopping)?,
+                None => bail!(INTERRUPTED),
+            },
+            stopped = stopped(&mut stopping) => stopped?,
+            event = happens(session, status) => match event? {
+                Some(Happened::Event(Event::Reply(reply)))
+                    if stored.is_some_and(|stored| stored.turn_id == Some(reply.turn_id)) => return whole(&reply),
+                Some(_) => {}
+                None => break,
+            },
         }
     }
     message.reply().await.map(drop).map_err(Into::into)
+}
+
+/// What was written.
+enum Happened {
+    Event(Event),
+    Status,
+}
+
+/// Writes what happens next; `None`: the watch is over.
+async fn happens(session: &mut Session, status: &mut watch::Receiver<Status>) -> anyhow::Result<Option<Happened>> {
+    tokio::select! {
+        biased;
+        event = session.next() => {
+            let Some(event) = event else { return Ok(None) };
+            write_line(&object(&event))?;
+            Ok(Some(Happened::Event(event)))
+        }
+        Ok(()) = status.changed() => {
+            let line = status_object(&status.borrow_and_update());
+            write_line(&line)?;
+            Ok(Some(Happened::Status))
+        }
+    }
 }
 
 fn status_object(status: &Status) -> Value {
