@@ -86,9 +86,13 @@ pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
 /// Opens a session with a deadline.
 async fn opened(client: &Client, open: Open) -> anyhow::Result<Session> {
     let session = tokio::time::timeout(CONNECT_DEADLINE, client.open(open)).await;
-    let session =
-        session.map_err(|_elapsed| anyhow::anyhow!("no connection within {} s", CONNECT_DEADLINE.as_secs()))?;
-    session.context("open the session")
+    session
+        .map_err(|_elapsed| {
+            let reason = client.status().borrow().reason.clone();
+            let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+            anyhow::anyhow!("no connection within {} s{why}", CONNECT_DEADLINE.as_secs())
+        })?
+        .context("open the session")
 }
 
 fn options(global: &Global, ask: &Ask) -> anyhow::Result<Options> {
@@ -120,6 +124,11 @@ fn options(global: &Global, ask: &Ask) -> anyhow::Result<Options> {
 fn own_tokens(config: &Config, user: &str) -> anyhow::Result<Tokens> {
     let user =
         UserId::parse(user).ok_or_else(|| BadUsage(format!("user id `{user}` is empty or longer than 255 bytes")))?;
+    if !Secrets::can_sign(config) {
+        let dir = config.data_dir.display();
+        let message = format!("there is no secret in `{dir}` to sign a token with: run this where the server keeps it");
+        return Err(BadUsage(format!("{message}, or give a --token")).into());
+    }
     let secrets = Secrets::provide(config)?;
     let auth = config.auth.clone();
     // Fails here rather than in the middle of a conversation.

@@ -23,6 +23,12 @@ pub struct Secrets {
 }
 
 impl Secrets {
+    /// Whether there is a secret that signs tokens, so that [`Self::provide`] would not make one that no server knows.
+    #[must_use]
+    pub fn can_sign(config: &Config) -> bool {
+        config.auth.jwt_secret.is_some() || config.data_dir.join(JWT).exists()
+    }
+
     /// Takes the configured secrets. On loopback those that are missing come from `data_dir` (made with mode 0700),
     /// in files of mode 0600 that are written at the first start: whole or not at all, once for all processes.
     /// Blocks on files.
@@ -37,12 +43,15 @@ impl Secrets {
             None => bail!("`{key}` is required as soon as a listener can be reached from other machines"),
         };
         Ok(Self {
-            jwt: provide("auth.jwt_secret", &config.auth.jwt_secret, "jwt_secret")?,
+            jwt: provide("auth.jwt_secret", &config.auth.jwt_secret, JWT)?,
             jwt_generated: config.auth.jwt_secret.is_none(),
             cluster: provide("cluster_secret", &config.cluster_secret, "cluster_secret")?,
         })
     }
 }
+
+/// Name of the file of the secret that signs tokens.
+const JWT: &str = "jwt_secret";
 
 /// Longest secret file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 4096;
