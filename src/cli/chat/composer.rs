@@ -4,7 +4,10 @@ use ratatui::text::Span;
 use unicode_segmentation::UnicodeSegmentation;
 
 /// Most characters of a message (the contract, section 1).
-const CHARS_MAX: usize = 10_000;
+pub(super) const CHARS_MAX: usize = 10_000;
+
+/// A tab on the screen, where it would move the terminal's cursor.
+const TAB: &str = "    ";
 
 /// One text and the place in it where typing goes on, which is always between two characters as people see them.
 #[derive(Debug, Default)]
@@ -18,14 +21,16 @@ impl Composer {
         &self.text
     }
 
-    /// Puts text in at the cursor; what is too long for a message is left out.
-    pub(super) fn insert(&mut self, text: &str) {
+    /// Puts text in at the cursor; what is too long for a message is left out, and then it is `false`.
+    pub(super) fn insert(&mut self, text: &str) -> bool {
         let room = CHARS_MAX.saturating_sub(self.text.chars().count());
         // A pasted carriage return is a new line; other controls would move the terminal's cursor.
         let clean = text.replace("\r\n", "\n").replace('\r', "\n");
-        let clean: String = clean.chars().filter(|c| *c == '\n' || !c.is_control()).take(room).collect();
-        self.text.insert_str(self.cursor, &clean);
-        self.cursor += clean.len();
+        let mut clean = clean.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control());
+        let fits: String = clean.by_ref().take(room).collect();
+        self.text.insert_str(self.cursor, &fits);
+        self.cursor += fits.len();
+        clean.next().is_none()
     }
 
     pub(super) fn backspace(&mut self) {
@@ -72,7 +77,8 @@ impl Composer {
         let mut lines = vec![String::new()];
         let (mut column, mut cursor) = (0, (0, 0));
         for (at, grapheme) in self.text.grapheme_indices(true) {
-            let cells = if grapheme == "\n" { 0 } else { Span::raw(grapheme).width() };
+            let shown = if grapheme == "\t" { TAB } else { grapheme };
+            let cells = if grapheme == "\n" { 0 } else { Span::raw(shown).width() };
             if grapheme != "\n" && column + cells > width {
                 lines.push(String::new());
                 column = 0;
@@ -84,7 +90,7 @@ impl Composer {
                 lines.push(String::new());
                 column = 0;
             } else if let Some(line) = lines.last_mut() {
-                line.push_str(grapheme);
+                line.push_str(shown);
                 column += cells;
             }
         }
@@ -98,7 +104,7 @@ impl Composer {
 /// Breaks text into lines of at most `width` cells, between words where there are any.
 pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
-    for paragraph in text.split('\n') {
+    for paragraph in text.replace('\t', TAB).split('\n') {
         let (mut line, mut cells) = (String::new(), 0);
         for word in paragraph.split_word_bounds() {
             // A control character would move the terminal's cursor.
@@ -153,11 +159,17 @@ mod tests {
     #[test]
     fn what_is_pasted_keeps_its_lines_and_no_controls() {
         let mut composer = Composer::default();
-        composer.insert("one\r\ntwo\rthree\u{1b}[31m");
+        assert!(composer.insert("one\r\ntwo\rthree\u{1b}[31m"));
         assert_eq!(composer.text(), "one\ntwo\nthree[31m");
         assert_eq!(composer.lines(80).1, (9, 2));
-        composer.insert(&"x".repeat(CHARS_MAX));
+        assert!(!composer.insert(&"x".repeat(CHARS_MAX)), "the rest is told");
         assert_eq!(composer.take().chars().count(), CHARS_MAX);
+        assert!(composer.insert("if\tx\n\ty"));
+        assert_eq!(
+            (composer.text(), composer.lines(80).0),
+            ("if\tx\n\ty", vec!["if    x".to_owned(), "    y".to_owned()])
+        );
+        assert_eq!((composer.lines(80).1, wrap("a\tb", 80)), ((5, 1), vec!["a    b".to_owned()]));
     }
 
     #[test]

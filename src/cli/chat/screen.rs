@@ -17,7 +17,8 @@ use crate::{
 /// Lines that the text being typed takes at most.
 const COMPOSER_LINES_MAX: usize = 6;
 
-const KEYS: &str = "Enter send · Alt-Enter line · Esc stop · ^N new · ^O model · ^R again · PgUp/PgDn · ^D leave";
+/// The end is not seen in a narrow terminal.
+const KEYS: &str = "^D leave · Enter send · Esc stop · ^N new · ^O model · ^R again · Alt-Enter line · PgUp/PgDn";
 
 /// Everything that is shown.
 #[derive(Default)]
@@ -36,6 +37,8 @@ pub(super) struct Screen {
     pub(super) at_top: bool,
     /// lines of the conversation that are seen at a time
     pub(super) page: usize,
+    /// width and number of the lines that the place in them was counted in; 0 when it is not to move with them
+    pub(super) counted: (usize, usize),
 }
 
 impl Screen {
@@ -73,7 +76,13 @@ impl Screen {
 
     fn draw_log(&mut self, frame: &mut Frame<'_>, area: Rect) {
         self.page = usize::from(area.height);
-        let lines = self.transcript.lines(usize::from(area.width));
+        let width = usize::from(area.width);
+        let lines = self.transcript.lines(width);
+        if self.scroll > 0 && self.counted.0 == width {
+            // Who reads further up keeps the place while text comes below.
+            self.scroll += lines.len().saturating_sub(self.counted.1);
+        }
+        self.counted = (width, lines.len());
         let beyond = lines.len().saturating_sub(self.page);
         self.scroll = self.scroll.min(beyond);
         self.at_top = self.scroll == beyond;
@@ -84,7 +93,7 @@ impl Screen {
     fn draw_composer(&self, frame: &mut Frame<'_>, area: Rect, lines: &[String], (column, line): (usize, usize)) {
         let block = Block::new().borders(Borders::ALL).border_style(Style::new().fg(Color::DarkGray));
         let inner = block.inner(area);
-        let first = (line + 1).saturating_sub(usize::from(inner.height));
+        let first = (line + 1).saturating_sub(usize::from(inner.height).max(1));
         let seen: Vec<_> = lines.iter().skip(first).map(|line| Line::from(line.as_str())).collect();
         frame.render_widget(Paragraph::new(seen).block(block), area);
         let x = inner.x.saturating_add(u16::try_from(column).unwrap_or(0)).min(inner.right());
@@ -130,5 +139,49 @@ impl Screen {
             .highlight_style(Style::new().add_modifier(Modifier::REVERSED));
         frame.render_widget(Clear, place);
         frame.render_stateful_widget(list, place, &mut ListState::default().with_selected(Some(choice)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{Terminal, backend::TestBackend};
+
+    use super::*;
+    use crate::client::Event;
+
+    fn drawn(screen: &mut Screen, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| screen.draw(frame)).unwrap();
+        let cells: Vec<_> = terminal.backend().buffer().content().iter().map(|cell| cell.symbol().to_owned()).collect();
+        cells.chunks(usize::from(width)).map(|row| row.concat().trim_end().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_terminal_may_be_of_any_size() {
+        let mut screen = Screen::default();
+        screen.transcript.say("Größe 漢字 👩‍👩‍👧");
+        screen.composer.insert("Größe 漢字\n👩‍👩‍👧");
+        screen.choice = Some(0);
+        for width in 1..12 {
+            for height in 1..12 {
+                assert_eq!(drawn(&mut screen, width, height).len(), usize::from(height), "{width} x {height}");
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_reads_further_up_keeps_the_place() {
+        let mut screen = Screen::default();
+        for line in 0..40 {
+            screen.transcript.say(&format!("line {line}"));
+        }
+        drawn(&mut screen, 40, 14);
+        screen.scroll = 30;
+        let before = drawn(&mut screen, 40, 14);
+        let turn_id = serde_json::from_value(serde_json::json!("01a21579-79c2-70e9-afe1-f85fef28a5ce")).unwrap();
+        screen.transcript.take(&Event::Piece { turn_id, offset: 0, content: "one\ntwo\nthree".to_owned() });
+        assert_eq!(drawn(&mut screen, 40, 14), before);
+        screen.scroll = 0;
+        assert!(drawn(&mut screen, 40, 14).iter().any(|line| line.contains("three")));
     }
 }

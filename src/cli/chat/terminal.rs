@@ -11,9 +11,12 @@ use ratatui::crossterm::{
     },
     execute,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
-use super::screen::Screen;
+use super::{composer::CHARS_MAX, screen::Screen};
 use crate::{
     chat::TurnId,
     client::{Client, Error, Event, Message, Open, Page, Session, State, Stored},
@@ -36,8 +39,8 @@ const KEYS: usize = 256;
 
 /// What came of something that takes a while.
 enum Done {
-    /// of the message at that place of the transcript
-    Stored(usize, Box<Message>, Result<Stored, Error>),
+    /// of the message that has this number in the transcript
+    Stored(u64, Box<Message>, Result<Stored, Error>),
     Older(Result<Page, Error>),
     Opened(Result<Session, Error>),
     /// of what has nothing to show but a failure
@@ -91,9 +94,12 @@ async fn talk(client: &Client, open: Open, terminal: &mut ratatui::DefaultTermin
     let mut status = client.status();
     let mut frame = tokio::time::interval(FRAME);
     frame.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Whoever is told to end gives the terminal back first.
+    let mut terminated = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut dirty = true;
     while !chat.over {
         tokio::select! {
+            _ = terminated.recv() => break,
             input = pressed.recv() => match input {
                 Some(input) => chat.input(input),
                 None => break,
@@ -114,6 +120,8 @@ async fn talk(client: &Client, open: Open, terminal: &mut ratatui::DefaultTermin
     }
     drop(pressed);
     drop(reader.join());
+    let status = client.status().borrow().clone();
+    anyhow::ensure!(status.state != State::Closed, "{}", status.reason.unwrap_or_default());
     Ok(())
 }
 
@@ -180,9 +188,11 @@ impl<'a> Chat<'a> {
             Done::Older(Ok(page)) => {
                 self.reading = false;
                 self.screen.transcript.older(page.entries);
+                self.screen.counted = (0, 0);
             }
             Done::Opened(Ok(session)) => {
                 self.session = Some(session);
+                self.last_turn = None;
                 self.screen.transcript.take(&Event::Reset);
                 self.screen.scroll = 0;
             }
@@ -197,8 +207,14 @@ impl<'a> Chat<'a> {
     fn input(&mut self, input: Input) {
         match input {
             Input::Key(key) if key.kind != KeyEventKind::Release => self.key(key),
-            Input::Paste(text) => self.screen.composer.insert(&text),
+            Input::Paste(text) => self.insert(&text),
             _ => {}
+        }
+    }
+
+    fn insert(&mut self, text: &str) {
+        if !self.screen.composer.insert(text) {
+            self.screen.notice = Some(format!("a message has {CHARS_MAX} characters at most: the rest is left out"));
         }
     }
 
@@ -215,11 +231,11 @@ impl<'a> Chat<'a> {
         match key.code {
             KeyCode::Char(c) if control => self.command(c),
             KeyCode::Enter if key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SHIFT) => {
-                self.screen.composer.insert("\n");
+                self.insert("\n");
             }
             KeyCode::Enter => self.send(),
             KeyCode::Esc => drop(self.stop()),
-            KeyCode::Char(c) => self.screen.composer.insert(c.encode_utf8(&mut [0; 4])),
+            KeyCode::Char(c) => self.insert(c.encode_utf8(&mut [0; 4])),
             KeyCode::Backspace => self.screen.composer.backspace(),
             KeyCode::Delete => self.screen.composer.delete(),
             KeyCode::Left => self.screen.composer.left(),
@@ -235,7 +251,7 @@ impl<'a> Chat<'a> {
     fn command(&mut self, c: char) {
         match c {
             'd' if self.screen.composer.text().is_empty() => self.over = true,
-            'j' => self.screen.composer.insert("\n"),
+            'j' => self.insert("\n"),
             'a' => self.screen.composer.home(),
             'e' => self.screen.composer.end(),
             'u' => drop(self.screen.composer.take()),
@@ -246,9 +262,9 @@ impl<'a> Chat<'a> {
         }
     }
 
-    /// The first Ctrl-C stops what runs; with nothing to stop, the second leaves.
+    /// The first Ctrl-C stops what runs; with nothing to stop, or nobody to tell, the second leaves.
     fn interrupt(&mut self) {
-        if self.stop() {
+        if self.screen.status.state == State::Connected && self.stop() {
             return;
         }
         self.over = self.leaving;

@@ -22,6 +22,8 @@ const ITEMS_MAX: usize = 2000;
 struct Item {
     /// its place in the log, once it has one
     seq: Option<u64>,
+    /// which message of this terminal it is
+    own: Option<u64>,
     who: Who,
     text: String,
     /// what is said about it, such as how it ended
@@ -40,6 +42,8 @@ enum Who {
 pub(super) struct Transcript {
     items: Vec<Item>,
     running: HashMap<TurnId, usize>,
+    /// messages of this terminal, here and in conversations before
+    said: u64,
 }
 
 impl Transcript {
@@ -53,14 +57,17 @@ impl Transcript {
         self.running.keys().next().copied()
     }
 
-    /// Adds a message of this terminal, and says where it is.
-    pub(super) fn say(&mut self, text: &str) -> usize {
-        self.push(Item { seq: None, who: Who::Me, text: text.to_owned(), note: "waits".to_owned() })
+    /// Adds a message of this terminal, and says which it is.
+    pub(super) fn say(&mut self, text: &str) -> u64 {
+        self.said += 1;
+        let own = Some(self.said);
+        self.push(Item { seq: None, own, who: Who::Me, text: text.to_owned(), note: "waits".to_owned() });
+        self.said
     }
 
-    /// What became of a message of this terminal.
-    pub(super) fn note(&mut self, item: usize, seq: Option<u64>, note: &str) {
-        if let Some(item) = self.items.get_mut(item) {
+    /// What became of a message of this terminal, if it is shown.
+    pub(super) fn note(&mut self, own: u64, seq: Option<u64>, note: &str) {
+        if let Some(item) = self.items.iter_mut().rfind(|item| item.own == Some(own)) {
             item.seq = seq.or(item.seq);
             note.clone_into(&mut item.note);
         }
@@ -68,7 +75,7 @@ impl Transcript {
 
     pub(super) fn take(&mut self, event: &Event) {
         match event {
-            Event::Reset => *self = Self::default(),
+            Event::Reset => *self = Self { said: self.said, ..Self::default() },
             Event::Entry(entry) => drop(self.push(message(entry))),
             Event::Turn { turn_id, seq } => {
                 if let Some(item) = self.reply(*turn_id) {
@@ -128,7 +135,7 @@ impl Transcript {
     /// The reply of a turn, which begins here if it is new.
     fn reply(&mut self, turn_id: TurnId) -> Option<&mut Item> {
         let at = self.running.get(&turn_id).copied().unwrap_or_else(|| {
-            let item = Item { seq: None, who: Who::Model, text: String::new(), note: "thinks".to_owned() };
+            let item = Item { seq: None, own: None, who: Who::Model, text: String::new(), note: "thinks".to_owned() };
             let at = self.push(item);
             self.running.insert(turn_id, at);
             at
@@ -165,7 +172,7 @@ fn message(entry: &EntryFrame) -> Item {
         Sender::Ai => Who::Model,
         Sender::Admin | Sender::System => Who::Staff,
     };
-    Item { seq: Some(entry.seq), who, text: entry.content.clone(), note: String::new() }
+    Item { seq: Some(entry.seq), own: None, who, text: entry.content.clone(), note: String::new() }
 }
 
 fn ended(response: &AiResponse) -> Item {
@@ -175,10 +182,49 @@ fn ended(response: &AiResponse) -> Item {
         Some((state, _)) => format!("{state:?}").to_lowercase(),
         None => String::new(),
     };
-    Item { seq: reply.map(|reply| reply.seq), who: Who::Model, text: response.content.clone().into_owned(), note }
+    Item {
+        seq: reply.map(|reply| reply.seq),
+        own: None,
+        who: Who::Model,
+        text: response.content.clone().into_owned(),
+        note,
+    }
 }
 
 /// Who wrote a reply, when several models did.
 fn writers(segments: &[Segment]) -> String {
     segments.iter().map(|segment| segment.model_id.as_str()).collect::<Vec<_>>().join(", then ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(transcript: &Transcript) -> Vec<String> {
+        let lines = transcript.lines(80);
+        lines.iter().map(|line| line.to_string().trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    }
+
+    #[test]
+    fn what_became_of_a_message_is_noted_at_it_wherever_it_is_by_then() {
+        let entry = |seq: u64, content: &str| {
+            let frame = serde_json::json!({
+                "type": "user_message", "entry_id": "01a21579-79c2-70e9-afe1-f85fef28a5ce",
+                "session_id": "01a21579-63cf-77f9-8d53-a904e2c57f36", "seq": seq, "content": content,
+                "sender": "user", "timestamp": "2026-01-02T03:04:05.678Z",
+            });
+            serde_json::from_value::<ServerFrame>(frame).unwrap()
+        };
+        let mut transcript = Transcript::default();
+        let first = transcript.say("first");
+        transcript.older(vec![entry(1, "one"), entry(2, "two")]);
+        transcript.note(first, Some(3), "");
+        assert_eq!(shown(&transcript), ["you", "one", "you", "two", "you", "first"]);
+        let before = transcript.say("before");
+        transcript.take(&Event::Reset);
+        transcript.say("in another conversation");
+        transcript.note(before, Some(4), "");
+        assert_eq!(shown(&transcript), ["you  waits", "in another conversation"]);
+        assert_eq!(transcript.oldest(), None);
+    }
 }
