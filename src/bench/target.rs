@@ -237,7 +237,9 @@ fn command(own: &Own, dir: &Path, settings: &[(&str, String)]) -> anyhow::Result
     for (key, value) in &own.overrides {
         command.arg("--set").arg(format!("{key}={value}"));
     }
-    command.arg("serve").current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // Its input ends when this process does, however that ends.
+    command.args(["serve", "--until-input-ends"]).current_dir(dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
     // A Ctrl-C in the terminal is for the bench, which then ends its server.
     command.process_group(0);
     Ok(command)

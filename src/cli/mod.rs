@@ -54,7 +54,7 @@ struct Global {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the server (what happens without a command)
-    Serve,
+    Serve(serve::Ask),
     /// Print a token that this deployment accepts
     Token(token::Ask),
     /// Talk to a server: in the terminal, or line by line through pipes
@@ -126,8 +126,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     };
     all_text()?;
     let log = log::Log::start(&cli.global, usual)?;
-    match cli.command.as_ref().unwrap_or(&Command::Serve) {
-        Command::Serve => serve::run(&cli.global, log.dropped()),
+    let Some(command) = &cli.command else { return serve::run(&cli.global, &serve::Ask::default(), log.dropped()) };
+    match command {
+        Command::Serve(ask) => serve::run(&cli.global, ask, log.dropped()),
         Command::Token(ask) => token::run(&cli.global, ask),
         Command::Chat(ask) => chat::run(&cli.global, ask),
         Command::CheckConfig(ask) => check_config::run(&cli.global, ask),

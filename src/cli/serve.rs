@@ -1,26 +1,45 @@
 //! `chatbox serve`: runs the server until it is told to end.
 
-use std::{backtrace::Backtrace, future};
+use std::{
+    backtrace::Backtrace,
+    future,
+    io::{self, sink, stdin},
+};
 
 use anyhow::Context;
+use clap::Args;
 use prometheus::IntCounter;
 
 use super::Global;
-use crate::{config::Config, lifecycle, server::Server};
+use crate::{
+    config::Config,
+    lifecycle::{self, Lifecycle},
+    server::Server,
+};
 
-pub(super) fn run(global: &Global, dropped: &IntCounter) -> anyhow::Result<()> {
+#[derive(Args, Default, Debug)]
+pub(super) struct Ask {
+    /// Stop at once when standard input ends: whoever started the server is gone then, even when it was killed
+    #[arg(long, hide = true)]
+    until_input_ends: bool,
+}
+
+pub(super) fn run(global: &Global, ask: &Ask, dropped: &IntCounter) -> anyhow::Result<()> {
     let config = global.load_and_warn()?;
     log_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    let served = runtime.block_on(serve(config, global.json, dropped));
+    let served = runtime.block_on(serve(config, ask, global.json, dropped));
     // What the drain left behind was told to stop, and is dropped here without waiting for it.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: Config, json: bool, dropped: &IntCounter) -> anyhow::Result<()> {
+async fn serve(config: Config, ask: &Ask, json: bool, dropped: &IntCounter) -> anyhow::Result<()> {
     let server = Server::bind(config).await.context("start the server")?;
     server.metrics().add(Box::new(dropped.clone()))?;
+    if ask.until_input_ends {
+        server.lifecycle().spawn(until_input_ends(server.lifecycle().clone()));
+    }
     let signals = lifecycle::signals(server.lifecycle()).context("listen for signals")?;
     let url = server.url();
     // The one line that a person or a script waits for. Nobody has to read it for the server to run.
@@ -30,6 +49,16 @@ async fn serve(config: Config, json: bool, dropped: &IntCounter) -> anyhow::Resu
         served = server.run() => served,
         // After the second signal the server still has to close what it holds.
         served = async { signals.await; future::pending().await } => served,
+    }
+}
+
+async fn until_input_ends(lifecycle: Lifecycle) {
+    // It waits for ever when nothing ends; nobody waits for it.
+    let read = tokio::task::spawn_blocking(|| io::copy(&mut stdin().lock(), &mut sink()));
+    tokio::select! {
+        biased;
+        () = lifecycle.stopping() => {}
+        _ended = read => lifecycle.stop(),
     }
 }
 
