@@ -34,7 +34,14 @@ pub(super) struct Seen<'a> {
     #[serde(borrow)]
     pub(super) state: Option<Cow<'a, str>>,
     /// of an `error`
-    error: Option<serde_json::Value>,
+    error: Option<Refused>,
+}
+
+#[derive(Deserialize, Debug)]
+struct Refused {
+    code: String,
+    #[serde(default)]
+    message: String,
 }
 
 impl<'a> Seen<'a> {
@@ -42,10 +49,10 @@ impl<'a> Seen<'a> {
     /// When it is no frame, or an `error`.
     pub(super) fn read(frame: &'a [u8]) -> anyhow::Result<Self> {
         let seen: Self = serde_json::from_slice(frame).context("the server sent what is no frame")?;
-        if seen.r#type == "error" {
-            bail!("the server answered an error: {}", seen.error.unwrap_or_default());
+        match &seen.error {
+            Some(Refused { code, message }) => bail!("the server answered {code}: {message}"),
+            None => Ok(seen),
         }
-        Ok(seen)
     }
 
     /// Whether it is a piece of an answer, not its end.

@@ -155,7 +155,12 @@ impl Bench {
         let count = pairs.len();
         self.tell.step(Step::Loads { pace, takes: plan.warm_up + plan.duration });
         let outcome = load::run(pairs, &plan, meter).await;
-        let mut row = Row::of("", pace.to_string(), &outcome.recorded);
+        let mut recorded = outcome.recorded.clone();
+        if recorded.latencies.is_empty() && recorded.failures == 0 && !self.stop.is_cancelled() {
+            // Zeros without a word would look like a measurement.
+            recorded.failed(&anyhow::anyhow!("no answer was complete within the measured time: a longer --duration"));
+        }
+        let mut row = Row::of("", pace.to_string(), &recorded);
         row.settings.insert("pairs".to_owned(), count.to_string());
         if let Pace::Paced(pause) = pace {
             row.settings.insert("pause_ms".to_owned(), pause.as_millis().to_string());

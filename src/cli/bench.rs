@@ -4,6 +4,7 @@ mod progress;
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -91,6 +92,11 @@ pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
     if let Some(path) = &ask.markdown {
         return print_markdown(path);
     }
+    for path in ask.out.iter().chain(&ask.html) {
+        // Before anything is measured; what is there is kept until there is something new.
+        let writable = File::options().create(true).append(true).open(path);
+        writable.with_context(|| format!("write `{}`", path.display()))?;
+    }
     let sizes = ask.sizes();
     let open_files = process::raise_open_files();
     let needed = u64::try_from(sizes.connections_max())? + OTHER_FILES;
@@ -119,8 +125,10 @@ pub(super) fn run(global: &Global, ask: &Ask) -> anyhow::Result<()> {
     // Connections that are left have nobody to wait for.
     runtime.shutdown_background();
     let broken = broken?;
-    write(ask, &report)?;
+    // Neither a full disk nor a reader that went away takes the other one.
+    let written = write(ask, &report);
     super::print(&if global.json { serde_json::to_string(&report)? } else { bench::terminal(&report) })?;
+    written?;
     if ask.scenarios.is_empty() && !ask.full && !global.json {
         super::print("This was the quick profile. `chatbox bench --full` gives numbers to publish.")?;
     }
@@ -220,6 +228,12 @@ impl Ask {
             command.push_str(part);
         };
         self.scenarios.iter().for_each(|scenario| add(scenario.name()));
+        self.url.iter().for_each(|url| add(&format!("--url {url}")));
+        self.token_secret_file.iter().for_each(|file| add(&format!("--token-secret-file {}", file.display())));
+        self.beside.iter().for_each(|url| add(&format!("--beside {url}")));
+        if self.allow_remote {
+            add("--allow-remote");
+        }
         self.transports.iter().for_each(|via| add(&format!("--transport {via}")));
         if self.full {
             add("--full");
@@ -229,7 +243,11 @@ impl Ask {
         }
         let numbers = [
             ("connections", self.connections.map(|number| number.to_string())),
-            ("duration", self.duration.map(|duration| humantime::format_duration(duration).to_string())),
+            // One word, as the command line takes it.
+            (
+                "duration",
+                self.duration.map(|duration| humantime::format_duration(duration).to_string().replace(' ', "")),
+            ),
             ("rate", self.rate.map(|rate| rate.to_string())),
             ("rounds", self.rounds.map(|rounds| rounds.to_string())),
         ];

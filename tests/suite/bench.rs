@@ -3,15 +3,17 @@
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use chatbox::bench::{
     MARK_BEGIN, MARK_END,
+    process::family,
     report::{Report, Unit},
 };
 use tokio::time::timeout;
 
-use crate::harness::{ALONE, Server, client::PATIENCE};
+use crate::harness::{ALONE, Server, client::PATIENCE, eventually};
 
 fn bench(dir: &Path, arguments: &[&str]) -> Output {
     command(dir, arguments).output().unwrap()
@@ -145,6 +147,40 @@ async fn a_server_that_runs_is_loaded_with_its_secret() {
     let report = Report::read(&std::fs::read_to_string(dir.path().join("r.json")).unwrap()).unwrap();
     assert_eq!(variants(&report, "webtransport"), ["paced", "saturated"]);
     assert!(report.rows.iter().all(|row| row.n > 0 && row.cpu_us.is_none()), "{:?}", report.rows);
+    let again = format!(
+        "chatbox bench relay ttft --url {url} --token-secret-file secret --share-cores --connections 4 --duration 1s500ms"
+    );
+    assert_eq!(report.command, again);
+}
+
+/// What a server refuses is told as it said it, and nothing that was not measured looks as if it had been.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_given_server_refuses_or_is_too_slow_for_is_told() {
+    let _alone = ALONE.acquire().await;
+    let server = Server::with(|config| {
+        config.limits.requests_per_minute = 20;
+        let model = config.llm.providers.get_mut("demo").unwrap();
+        (model.pace, model.answer) = (Some(Duration::from_secs(1)), Some("late".to_owned()));
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("secret"), server.secret.expose()).unwrap();
+    std::fs::write(dir.path().join("other"), "0123456789abcdef0123456789abcdef").unwrap();
+    let url = server.url.join("/chatbox").unwrap().to_string();
+    for (secret, scenario, reason) in [
+        ("secret", "relay", "the server answered TOO_MANY_REQUESTS: "),
+        ("secret", "stored", "no answer was complete within the measured time"),
+        ("other", "stored", "the server answered INVALID_TOKEN: the token is not valid"),
+    ] {
+        let mut loading = Command::new(env!("CARGO_BIN_EXE_chatbox"));
+        loading.args(["bench", scenario, "--share-cores", "--connections", "4", "--duration", "300ms"]);
+        loading.args(["--url", &url, "--token-secret-file", secret, "--transport", "websocket"]);
+        loading.current_dir(dir.path()).env_remove("CHATBOX_TEST_STRICT").stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || loading.output().unwrap()).await.unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        let told = String::from_utf8_lossy(&told);
+        assert!(output.status.code() == Some(1) && told.contains(reason), "{scenario}: {told}");
+    }
 }
 
 /// Both nodes are this one, whose bus is within the process.
@@ -178,6 +214,18 @@ fn a_target_beyond_this_machine_is_refused() {
     assert!(told.contains("is not on this machine") && told.contains("--allow-remote"), "{told}");
 }
 
+/// Before anything is measured: a quarter of an hour later nobody would be glad to hear of it.
+#[test]
+fn a_report_that_cannot_be_written_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for option in ["--out", "--html"] {
+        let output = bench(dir.path(), &["start", option, "missing/report"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.starts_with("error: write `missing/report`"), "{told}");
+    }
+}
+
 #[test]
 fn bad_usage_is_told_apart_from_a_server_that_is_not_there() {
     let dir = tempfile::tempdir().unwrap();
@@ -203,8 +251,35 @@ async fn a_signal_ends_it_with_what_there_is() {
     }
 }
 
+/// Nothing of the bench runs then, so its server has to notice by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn its_server_does_not_outlive_it() {
+    let _alone = ALONE.acquire().await;
+    let dir = tempfile::tempdir().unwrap();
+    let bench = second_scenario(dir.path()).await;
+    let pid = bench.id().unwrap();
+    let server = async || family(pid).unwrap().get(1).copied();
+    eventually("a server is started", async || server().await.is_some()).await;
+    let server = server().await.unwrap();
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+    // One that nobody waits for is left as a zombie.
+    let runs = || std::fs::read_to_string(format!("/proc/{server}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    eventually("the server ends", async || !runs()).await;
+    drop(bench);
+}
+
 /// What a bench leaves that was ended in its second scenario.
 async fn ended_by(signal: &str, dir: &Path) -> Report {
+    let process = second_scenario(dir).await;
+    let pid = process.id().unwrap().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    let output = timeout(PATIENCE, process.wait_with_output()).await.expect("an end in time").unwrap();
+    assert_eq!(output.status.code(), Some(0), "{signal}: {output:?}");
+    Report::read(&std::fs::read_to_string(dir.join("r.json")).unwrap()).unwrap()
+}
+
+/// A long bench, once its second scenario has begun.
+async fn second_scenario(dir: &Path) -> tokio::process::Child {
     let arguments = ["bench", "start", "relay", "--share-cores", "--duration", "10m", "--out", "r.json"];
     let mut process = tokio::process::Command::new(env!("CARGO_BIN_EXE_chatbox"))
         .args(arguments)
@@ -219,11 +294,7 @@ async fn ended_by(signal: &str, dir: &Path) -> Report {
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(process.stderr.take().unwrap()));
     let second = async { while !lines.next_line().await.unwrap().unwrap().starts_with("relay over webtransport") {} };
     timeout(PATIENCE, second).await.expect("the second scenario begins");
-    let pid = process.id().unwrap().to_string();
-    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    let output = timeout(PATIENCE, process.wait_with_output()).await.expect("an end in time").unwrap();
-    assert_eq!(output.status.code(), Some(0), "{signal}: {output:?}");
-    Report::read(&std::fs::read_to_string(dir.join("r.json")).unwrap()).unwrap()
+    process
 }
 
 #[test]

@@ -4,7 +4,7 @@ use anyhow::Context;
 use bytes::Bytes;
 
 use super::{Bench, Pace, Pair, Row, Unit, Via, person};
-use crate::bench::device::{self, Device};
+use crate::bench::device::{self, Device, Seen};
 
 /// As long as the frames of the peers that it is compared with.
 const FRAME_BYTES: usize = 200;
@@ -25,7 +25,15 @@ impl Pair for Typists {
         self.asked += 1;
         self.writes.watch.send(frame.clone()).await?;
         loop {
-            let seen = self.reads.watch.next().await?.context("the server ended the watch")?;
+            let seen = tokio::select! {
+                biased;
+                seen = self.reads.watch.next() => seen?.context("the server ended the watch")?,
+                // Whoever writes is told when the server refuses it.
+                told = self.writes.watch.next() => {
+                    Seen::read(&told?.context("the server ended the watch")?)?;
+                    continue;
+                }
+            };
             let seen = std::str::from_utf8(&seen).context("a frame is not UTF-8")?;
             if seen.contains("\"typing_indicator\"") && seen.contains(state) {
                 return Ok(());

@@ -44,6 +44,9 @@ pub(super) async fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             resident = started.resident_bytes;
             dir = started.dir;
         }
+        if recorded.latencies.is_empty() {
+            break;
+        }
         let variant = if messages == 0 { "empty store".to_owned() } else { format!("{messages} messages") };
         let mut row = Row { unit: Unit::Start, ..Row::of("start", variant, &recorded) };
         row.bytes = Some(number(resident));
