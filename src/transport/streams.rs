@@ -247,11 +247,11 @@ impl Stream {
             ControlFlow::Break(Unopened::NotText) => return Ended::Break(CloseCode::ProtocolError),
         };
         match outcome {
-            Outcome::Nothing => {
-                self.reader.receive.stop(0);
-                self.finish(Ok(()))
+            Outcome::Nothing => Box::pin(self.end(Ok(()))).await,
+            Outcome::Answers(answers) => {
+                let written = Box::pin(self.writer.write_all(answers)).await;
+                Box::pin(self.end(written)).await
             }
-            Outcome::Answers(answers) => Box::pin(self.exchange(answers)).await,
             Outcome::Watch { streams, answers } => {
                 self.credit.raise(streams);
                 Box::pin(self.watch(answers)).await
@@ -272,10 +272,15 @@ impl Stream {
         ControlFlow::Continue(self.connection.handle(&line).await)
     }
 
-    async fn exchange(&mut self, answers: Answers) -> Ended {
+    /// Ends a stream that was answered. The client may end its half itself: Firefox discards what it has not read of a
+    /// stream on which it may send no more.
+    async fn end(&mut self, written: Result<(), Unwritten>) -> Ended {
+        let ended = self.finish(written);
+        if written.is_ok() {
+            drop(timeout(LAST_FRAME_DEADLINE, self.reader.receive.read(1)).await);
+        }
         self.reader.receive.stop(0);
-        let written = self.writer.write_all(answers).await;
-        self.finish(written)
+        ended
     }
 
     /// Ends a stream on which no frame came.

@@ -79,3 +79,26 @@ async fn exchange_that_is_not_read_any_longer_gives_its_stream_back() {
     let (text, last) = client.say("count to 2").await.reply().await;
     assert_eq!((last["state"].as_str(), last["length"].as_u64()), (Some("complete"), u64::try_from(text.len()).ok()));
 }
+
+/// Firefox discards what it has not read of a stream on which it is told to send no more.
+#[tokio::test]
+async fn client_that_does_not_end_its_half_is_asked_to_once_it_was_answered() {
+    let server = Server::start().await;
+    let (client, _watch, _status) = Client::attached(&server, Via::WebTransport, "ann", json!({})).await;
+    // More than the cap: each is given back.
+    for _ in 0..8 {
+        let (mut send, mut recv) = timeout(PATIENCE, session(&client).open_bi()).await.unwrap().unwrap();
+        let message = json!({"type": "user_message", "id": id(), "content": "count to 3"});
+        send.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+        let answer = async {
+            tokio::select! {
+                biased;
+                told = send.stopped() => panic!("told {told:?} before it has read the answer"),
+                answer = recv.read_to_end(100_000) => answer.unwrap(),
+            }
+        };
+        let answer = String::from_utf8(timeout(PATIENCE, answer).await.unwrap()).unwrap();
+        assert!(answer.lines().last().unwrap().contains("\"complete\""), "{answer}");
+        assert_eq!(timeout(PATIENCE, send.stopped()).await.unwrap().unwrap(), Some(0));
+    }
+}
