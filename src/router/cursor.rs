@@ -171,6 +171,33 @@ impl Cursor {
     }
 }
 
+/// What became of the turn that a client left.
+pub(super) enum Left {
+    /// it names none
+    Nowhere,
+    /// it is queued or running: go on at this byte
+    Running(TurnId, u64),
+    /// it ended: go on at the cursor, then its end
+    Ended(Arc<Entry>, Cursor),
+    /// nobody knows it here, or its text is shorter than what the client shows
+    Unknown,
+}
+
+impl Left {
+    /// What is known once an entry was read: the turn may have ended since it was asked about.
+    pub(super) fn after(self, entry: &Arc<Entry>) -> Self {
+        match self {
+            Self::Running(turn_id, offset)
+                if (entry.sender, entry.turn_id) == (Sender::Ai, Some(turn_id))
+                    && entry.length.is_some_and(|length| offset <= length) =>
+            {
+                Self::Ended(Arc::clone(entry), Cursor { offset, ..Cursor::start(turn_id) })
+            }
+            left => left,
+        }
+    }
+}
+
 /// What waits to be shown, in order. Text that others hold anyway waits there, and is cut as it is taken: a watcher
 /// that is slow keeps no copy of it.
 #[derive(Debug, Default)]

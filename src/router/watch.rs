@@ -12,7 +12,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::{
     RETRY_PAUSE, Refusal, Router,
     asked::Asked,
-    cursor::{Cursor, Fit, Shown, Waiting, whole},
+    cursor::{Cursor, Fit, Left, Shown, Waiting, whole},
     reader::Reader,
 };
 use crate::{
@@ -263,7 +263,7 @@ impl Watching {
         position: Option<Position>,
     ) -> store::Result<bool> {
         let store = Arc::clone(&self.router.0.parts.store);
-        let left = match position {
+        let mut left = match position {
             Some(position) => self.left(position).await?,
             None => Left::Nowhere,
         };
@@ -279,10 +279,11 @@ impl Watching {
         if let Some(range) = range {
             let entries = store.entries(self.session_id, range).await?;
             self.upto = entries.first().map_or(last_seq, |first| first.seq - 1);
-            for entry in entries {
+            for entry in entries.into_iter().map(Arc::new) {
+                left = left.after(&entry);
                 match &left {
                     Left::Ended(named, _) if named.seq == entry.seq => self.upto = entry.seq,
-                    _ => self.take(Arc::new(entry)),
+                    _ => self.take(entry),
                 }
             }
         }
@@ -485,16 +486,4 @@ pub(super) fn whole_update(session: Session) -> SessionUpdate {
         help_requested: Some(session.help_requested),
         ..SessionUpdate::of(session.id)
     }
-}
-
-/// What became of the turn that a client left.
-enum Left {
-    /// it names none
-    Nowhere,
-    /// it is queued or running: go on at this byte
-    Running(TurnId, u64),
-    /// it ended: go on at the cursor, then its end
-    Ended(Arc<Entry>, Cursor),
-    /// nobody knows it here, or its text is shorter than what the client shows
-    Unknown,
 }
