@@ -184,12 +184,11 @@ pub(super) enum Left {
 }
 
 impl Left {
-    /// What is known once an entry was read: the turn may have ended since it was asked about.
+    /// What is known once an entry was read, which may be newer: of the turn's reply, its length says that it has ended.
     pub(super) fn after(self, entry: &Arc<Entry>) -> Self {
         match self {
             Self::Running(turn_id, offset)
-                if (entry.sender, entry.turn_id) == (Sender::Ai, Some(turn_id))
-                    && entry.length.is_some_and(|length| offset <= length) =>
+                if entry.turn_id == Some(turn_id) && entry.length.is_some_and(|length| offset <= length) =>
             {
                 Self::Ended(Arc::clone(entry), Cursor { offset, ..Cursor::start(turn_id) })
             }
@@ -277,6 +276,7 @@ fn tail(text: &str, from: u64) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::router::history::tests::entry;
 
     #[test]
     fn what_waits_is_shown_in_the_order_in_which_it_came() {
@@ -294,5 +294,24 @@ mod tests {
         }
         assert_eq!(shown, [told(0), told(1), told(2), loading(3), told(4)]);
         assert_eq!(waiting.next(), None);
+    }
+
+    #[test]
+    fn turn_that_ended_since_it_was_asked_about_goes_on_where_it_was_left() {
+        let turn_id = TurnId::new();
+        let reply = |turn_id, length| {
+            Arc::new(Entry { turn_id: Some(turn_id), length, ..entry(2, Sender::Ai, "abcdef", Some(1)) })
+        };
+        let ended = reply(turn_id, Some(6));
+        let Left::Ended(read, cursor) = Left::Running(turn_id, 4).after(&ended) else { panic!("it has ended") };
+        let mut waiting = Waiting::default();
+        cursor.finish(&read, None, &mut waiting);
+        let (content, model_id) = ("ef".into(), None);
+        assert_eq!(waiting.next(), Some(Shown::Piece { turn_id, model_id, offset: 4, content }));
+        assert_eq!(waiting.next(), Some(Shown::End { entry: read, failure: None }));
+        // Of another turn, not ended, or shorter than what was shown.
+        for other in [reply(TurnId::new(), Some(6)), reply(turn_id, None), reply(turn_id, Some(3))] {
+            assert!(matches!(Left::Running(turn_id, 4).after(&other), Left::Running(_, 4)), "{other:?}");
+        }
     }
 }

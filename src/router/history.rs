@@ -332,11 +332,11 @@ impl Kept {
 const ALL: Range = Range::Last(ENTRIES_MAX);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::chat::{EntryId, Timestamp, UserId};
 
-    fn entry(seq: u64, sender: Sender, content: &str, reply_to: Option<u64>) -> Entry {
+    pub(in crate::router) fn entry(seq: u64, sender: Sender, content: &str, reply_to: Option<u64>) -> Entry {
         Entry {
             session_id: SessionId(uuid::Uuid::nil()),
             seq,
