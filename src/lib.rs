@@ -159,7 +159,7 @@
 //!   measured is what is shipped; the load has other cores. Requests at a fixed rate are charged from when they were due.
 //!   Its server ends with its input, which ends with the bench, also when that is killed.
 //! - **Aims of speed that are missed are told beside the numbers**, with what the same takes without us: the README has a
-//!   peer that only stores. Its floor is above the aim for a stored message, so durability was not traded for it.
+//!   peer that only stores. Its floor is about the aim for a stored message, so durability was not traded for it.
 //! - **A provider's first deadline lasts until its first text.** Servers ping while they are stuck, so bytes prove nothing;
 //!   a model that thinks longer gets a longer `first_byte_timeout`.
 //! - **An error of a vendor is told by its code, never by its text**, which may quote the key or the prompt.
