@@ -207,10 +207,14 @@ async fn over_quic(
         .body(())
         .map_err(|err| Error::unreachable(url, err))?;
     let mut stream = requests.send_request(request).await.map_err(lost)?;
-    if let Some(body) = &call.body {
-        stream.send_data(body.to_string().into()).await.map_err(lost)?;
-    }
-    stream.finish().await.map_err(lost)?;
+    let rest = async {
+        if let Some(body) = &call.body {
+            stream.send_data(body.to_string().into()).await?;
+        }
+        stream.finish().await
+    };
+    // A server may stop a request that it has answered, and the answer counts (RFC 9114, section 4.1).
+    drop(rest.await);
     let status = stream.recv_response().await.map_err(lost)?.status();
     let mut body = Vec::new();
     while let Some(mut data) = stream.recv_data().await.map_err(lost)? {

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use chatbox::client::{Client, Error, Open, Options, State, Tokens};
+use chatbox::{
+    chat::ErrorCode,
+    client::{Client, Error, Open, Options, State, Tokens},
+};
 use tokio::time::timeout;
 
 use super::{open, options, until};
@@ -105,6 +108,18 @@ async fn calls_share_one_http3_connection() {
         assert_eq!(listed.unwrap().sessions.len(), 0);
     }
     assert!(server.metrics.quic_connections_open.get() <= 1, "{}", server.metrics.quic_connections_open.get());
+}
+
+/// It is read to the limit and no further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_half_a_request_counts() {
+    let server = Server::start().await;
+    let client = Client::new(options(&server, Via::WebTransport, "ann"));
+    let session = open(&client, Open::default()).await;
+    let refused = client.rename(session.id(), &"x".repeat(4 << 20)).await;
+    assert!(matches!(&refused, Err(Error::Answered(error)) if error.code == ErrorCode::FrameTooLarge), "{refused:?}");
+    let requests = server.metrics.http_requests_total.with_label_values(&["/chatbox/sessions/{id}", "PATCH", "413"]);
+    assert_eq!(requests.get(), 1, "and it is not sent again over TCP");
 }
 
 /// The handshake alone takes longer than a call waits for it.
