@@ -36,10 +36,10 @@ use tracing::{info, warn};
 use self::{
     interest::Interests,
     outbox::{Order, Outbox},
-    wire::{Carried, Subjects},
+    wire::{Carried, Origin, Subjects},
 };
 use super::{Bus, Config, Delivery, Local, Published, Subscription, Topic};
-use crate::{chat::word::Word, metrics::Metrics};
+use crate::{chat::word::Word, config::secret::random_bytes, metrics::Metrics};
 
 /// How long what waits may take to leave when the bus is closed.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     interests: Interests,
     outbox: Outbox,
     subjects: Subjects,
+    origin: Origin,
     connected: AtomicBool,
     /// the library has told that something about the connection changed
     changed: Notify,
@@ -79,6 +80,7 @@ impl Nats {
             interests: Interests::default(),
             outbox: Outbox::default(),
             subjects: Subjects::new(&config.prefix),
+            origin: random_bytes(),
             connected: AtomicBool::new(false),
             changed: Notify::new(),
             failed: AtomicBool::new(false),
@@ -179,9 +181,9 @@ impl Shared {
         if !self.connected() {
             return self.dropped("disconnected", 1);
         }
-        let payload = carried.encode().or_else(|| {
+        let payload = carried.encode(self.origin).or_else(|| {
             self.dropped("large", 1);
-            Carried::<(), ()>::Compare { rev: rev? }.encode()
+            Carried::<(), ()>::Compare { rev: rev? }.encode(self.origin)
         });
         let Some(payload) = payload else { return };
         let (subject, rev) = (self.subjects.of(topic), rev.unwrap_or(u64::MAX));
@@ -195,9 +197,11 @@ impl Shared {
         self.metrics.bus_received_total.inc();
         self.metrics.bus_bytes_total.with_label_values(&["in"]).inc_by(payload.len().try_into().unwrap_or_default());
         match wire::decode(payload) {
-            Some(Carried::Event(event)) => self.local.offer(topic, &Delivery::Event(Published::new(event))),
-            Some(Carried::Word(word)) => self.local.offer(topic, &Delivery::Word(Arc::new(word))),
-            Some(Carried::Compare { rev }) => self.local.compare(topic, rev),
+            // A server that stood still hands out what an earlier connection of this node has sent.
+            Some((origin, _)) if origin == self.origin => {}
+            Some((_, Carried::Event(event))) => self.local.offer(topic, &Delivery::Event(Published::new(event))),
+            Some((_, Carried::Word(word))) => self.local.offer(topic, &Delivery::Word(Arc::new(word))),
+            Some((_, Carried::Compare { rev })) => self.local.compare(topic, rev),
             None => {
                 self.dropped("unreadable", 1);
                 self.local.lag(topic);

@@ -110,7 +110,7 @@ impl Shared {
                     // A server may accept less than others do.
                     Err(err) if err.kind() == PublishErrorKind::MaxPayloadExceeded => {
                         self.dropped("large", 1);
-                        let hint = Carried::<(), ()>::Compare { rev }.encode().unwrap_or_default();
+                        let hint = Carried::<(), ()>::Compare { rev }.encode(self.origin).unwrap_or_default();
                         client.publish(subject, hint).await
                     }
                     sent => sent,

@@ -1,4 +1,4 @@
-//! What travels: subjects, and payloads of a version byte and JSON.
+//! What travels: subjects, and payloads of a version byte, who sent it, and JSON.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -11,7 +11,10 @@ use crate::{
 };
 
 /// The form of what follows it. Whoever meets another one compares with the store.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+
+/// Which bus sent something: random, and another one after a restart.
+pub(super) type Origin = [u8; 8];
 
 /// Largest payload, in bytes. Servers accept 1 MiB unless they are configured otherwise.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 1_000_000;
@@ -29,10 +32,11 @@ pub(super) enum Carried<E, W> {
 }
 
 impl<E: Serialize, W: Serialize> Carried<E, W> {
-    /// Version and JSON; `None` when it is larger than [`PAYLOAD_BYTES_MAX`].
-    pub(super) fn encode(&self) -> Option<Bytes> {
+    /// Version, origin and JSON; `None` when it is larger than [`PAYLOAD_BYTES_MAX`].
+    pub(super) fn encode(&self, origin: Origin) -> Option<Bytes> {
         let mut payload = Vec::with_capacity(512);
         payload.push(VERSION);
+        payload.extend(origin);
         // Nothing of what is carried has a form that JSON lacks.
         serde_json::to_writer(&mut payload, self).ok()?;
         (payload.len() <= PAYLOAD_BYTES_MAX).then(|| payload.into())
@@ -40,9 +44,10 @@ impl<E: Serialize, W: Serialize> Carried<E, W> {
 }
 
 /// Reads a payload; `None` when it is of another version, or none of ours.
-pub(super) fn decode(payload: &[u8]) -> Option<Carried<Event, Word>> {
-    let (version, json) = payload.split_first()?;
-    (*version == VERSION).then(|| serde_json::from_slice(json).ok())?
+pub(super) fn decode(payload: &[u8]) -> Option<(Origin, Carried<Event, Word>)> {
+    let (version, rest) = payload.split_first()?;
+    let (origin, json) = rest.split_first_chunk().filter(|_| *version == VERSION)?;
+    Some((*origin, serde_json::from_slice(json).ok()?))
 }
 
 /// The names of topics on the network.

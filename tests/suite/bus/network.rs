@@ -6,6 +6,7 @@ use chatbox::{
     bus::{Config, Delivery, Published, QUEUE_EVENTS, Subscription, Topic},
     chat::{Event, SessionId, SessionUpdate, TurnId, word::Word},
 };
+use futures_util::StreamExt;
 use tokio::time::{interval, timeout};
 use uuid::Uuid;
 
@@ -212,7 +213,14 @@ async fn what_is_none_of_ours_is_counted_and_compared() {
     let mut watch = there.bus.subscribe(topic.clone()).await;
     here.reaches(&there).await;
     let stranger = async_nats::connect(server.url()).await.unwrap();
-    for payload in ["", "\u{2}{}", "\u{1}{\"event\":{\"later\":{}}}", "\u{1}{", "GET / HTTP/1.1"] {
+    for payload in [
+        "",
+        "\u{3}origin..{}",
+        "\u{2}{}",
+        "\u{2}origin..{\"event\":{\"later\":{}}}",
+        "\u{2}origin..{",
+        "GET / HTTP/1.1",
+    ] {
         let before = there.dropped("unreadable");
         stranger.publish(format!("chatbox.default.session.{id}"), payload.into()).await.unwrap();
         assert_eq!(next(&mut watch).await, Delivery::Lagged, "{payload:?}");
@@ -220,6 +228,30 @@ async fn what_is_none_of_ours_is_counted_and_compared() {
     }
     publish(&here, &topic, piece(0, "ours")).await;
     assert_eq!(next(&mut watch).await, Delivery::Event(Published::new(piece(0, "ours"))));
+}
+
+/// A server that stands still takes in what a connection has sent and passes it on when the node has another one.
+#[tokio::test]
+async fn what_a_node_has_sent_itself_it_is_not_told_again() {
+    let Some(server) = Nats::start().await else { return };
+    let (here, there) = pair(&server).await;
+    let id = SessionId::new();
+    let topic = Topic::Session(id);
+    let mut near = here.bus.subscribe(topic.clone()).await;
+    let mut far = there.bus.subscribe(topic.clone()).await;
+    here.reaches(&there).await;
+    let subject = format!("chatbox.default.session.{id}");
+    let stranger = async_nats::connect(server.url()).await.unwrap();
+    let mut heard = stranger.subscribe(subject.clone()).await.unwrap();
+    stranger.flush().await.unwrap();
+    publish(&here, &topic, piece(0, "once")).await;
+    let sent = timeout(PATIENCE, heard.next()).await.expect("in time").unwrap();
+    stranger.publish(subject, sent.payload).await.unwrap();
+    let once = Delivery::Event(Published::new(piece(0, "once")));
+    assert_eq!([next(&mut far).await, next(&mut far).await], [once.clone(), once.clone()]);
+    publish(&there, &topic, piece(1, "behind it")).await;
+    assert_eq!(next(&mut near).await, once);
+    assert_eq!(next(&mut near).await, Delivery::Event(Published::new(piece(1, "behind it"))));
 }
 
 #[tokio::test]
