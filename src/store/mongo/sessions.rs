@@ -59,6 +59,10 @@ async fn make(
         return Ok(Some((head, *tried)));
     }
     let active = active(store, &ask.user_id, deadline).await?;
+    // An attempt whose answer was lost can be seen from now on: it is not to make room for itself.
+    if active.iter().any(|active| active.id == ask.id) {
+        return Ok(None);
+    }
     if ask.open == Open::Current
         && let Some(latest) = active.last()
     {
@@ -94,6 +98,9 @@ async fn reopen(
         return Ok(Some((head, false)));
     }
     let active = active(store, &ask.user_id, deadline).await?;
+    if active.iter().any(|active| active.id == id) {
+        return Ok(None);
+    }
     let slot = free_slot(store, ask, active, ended, deadline).await?;
     let owner = ask.user_id.clone();
     let missing = || Err(Error::NotFound);
