@@ -283,7 +283,7 @@ impl Watching {
                 left = left.after(&entry);
                 match &left {
                     Left::Ended(named, _) if named.seq == entry.seq => self.upto = entry.seq,
-                    _ => self.take(entry),
+                    _ => self.take(entry, after_seq.is_none()),
                 }
             }
         }
@@ -385,7 +385,7 @@ impl Watching {
             self.ready.push(Shown::Published(Arc::clone(event)));
             return Fit::Seamless;
         }
-        self.take(Arc::clone(entry));
+        self.take(Arc::clone(entry), false);
         Fit::Seamless
     }
 
@@ -417,8 +417,9 @@ impl Watching {
         self.running = Some(Box::new(Running { reader, seq, muted }));
     }
 
-    /// Shows an entry as the store has it, unless it was shown, or this connection's own exchange shows it.
-    fn take(&mut self, entry: Arc<Entry>) {
+    /// Shows an entry as the store has it, unless it was shown. What this connection's own exchanges show comes `again`
+    /// where a view begins, and not where one goes on.
+    fn take(&mut self, entry: Arc<Entry>, again: bool) {
         let known = entry.seq <= self.upto;
         self.upto = self.upto.max(entry.seq);
         if self.running.as_ref().is_some_and(|running| running.seq == entry.seq) {
@@ -435,7 +436,7 @@ impl Watching {
                 let loading = Shown::Loading { turn_id, seq: entry.seq };
                 self.begin((turn_id, entry.seq), entry.model_id.as_deref().map(Into::into), loading);
             }
-            _ if self.asked.has(entry.turn_id) => {}
+            _ if !again && self.asked.has(entry.turn_id) => {}
             _ => whole(entry, &mut self.ready),
         }
     }
@@ -461,7 +462,7 @@ impl Watching {
             let entries = self.router.0.parts.store.entries(self.session_id, range).await?;
             let more = entries.len() >= usize::try_from(REPLAY_ENTRIES_MAX).unwrap_or(usize::MAX);
             for entry in entries {
-                self.take(Arc::new(entry));
+                self.take(Arc::new(entry), false);
             }
             if !more {
                 self.catch_up();
