@@ -54,6 +54,7 @@ mod engine;
 mod error;
 mod event;
 mod http;
+mod known;
 mod lines;
 mod link;
 mod message;
@@ -90,6 +91,7 @@ pub use self::{
 use self::{
     engine::{Begun, Command, Engine, Parts},
     http::Http,
+    known::Known,
 };
 pub use crate::protocol::Transport;
 
@@ -160,7 +162,7 @@ struct Inner {
     /// owns the client's one task
     tasks: TaskTracker,
     http: Http,
-    dialer: tokio::sync::OnceCell<Dialer>,
+    known: Known,
 }
 
 impl Client {
@@ -169,13 +171,19 @@ impl Client {
     pub fn new(options: Options) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (teller, status) = watch::channel(Status::default());
-        let (stop, tasks, http) = (CancellationToken::new(), TaskTracker::new(), Http::default());
-        let parts =
-            Parts { options: options.clone(), commands: inbox, status: teller, stop: stop.clone(), http: http.clone() };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (http, known) = (Http::default(), Known::default());
+        let parts = Parts {
+            options: options.clone(),
+            commands: inbox,
+            status: teller,
+            stop: stop.clone(),
+            http: http.clone(),
+            known: known.clone(),
+        };
         tasks.spawn(Engine::new(parts).run());
         let places = Arc::new(Semaphore::new(OUTBOX_MESSAGES_MAX));
-        let dialer = tokio::sync::OnceCell::new();
-        Self(Arc::new(Inner { options, commands, status, places, stop, tasks, http, dialer }))
+        Self(Arc::new(Inner { options, commands, status, places, stop, tasks, http, known }))
     }
 
     /// What is to be shown of the connection, now and whenever it changes.
@@ -184,7 +192,8 @@ impl Client {
         self.0.status.clone()
     }
 
-    /// Watches a session. Waits until the server has said which; without a connection, as long as it takes to get one.
+    /// Watches a session. One that this client watches already is watched anew: the earlier watch is over, and what was
+    /// said there goes on. Waits until the server has said which; without a connection, as long as it takes to get one.
     ///
     /// # Errors
     /// [`Error::Answered`] when it is refused, for example with `NOT_FOUND`; [`Error::Full`] beyond 64 watches; when the
@@ -195,7 +204,7 @@ impl Client {
         Session::new(self.clone(), key, &status, inbox).ok_or(Error::Protocol("a session has no id"))
     }
 
-    /// Watches the list of the caller's sessions.
+    /// Watches the list of the caller's sessions; an earlier watch of it is over.
     ///
     /// # Errors
     /// Those of [`Self::open`].

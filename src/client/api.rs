@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::{
-    Client, Dialer, Error, Site, Transport,
+    Client, Error,
     http::{Call, log_path},
 };
 use crate::{
@@ -130,31 +130,26 @@ impl Client {
         serde_json::from_slice(body).map_err(|_not_json| Error::Protocol("an answer is not what the route gives"))
     }
 
-    /// A refused token is renewed once.
+    /// A refused token is renewed once. A server that is not where it was is looked for anew by the next call.
     async fn call(&self, call: Call) -> Result<Bytes, Error> {
-        let dialer = self.dialer().await?;
+        let known = &self.0.known;
+        let dialer = known.find(&self.0.options).await?;
         let tokens = &self.0.options.tokens;
-        let first = self.0.http.bytes(dialer, &tokens.get(false).await?, call.clone()).await;
-        let refused = matches!(&first, Err(Error::Answered(error)) if matches!(
-            error.code,
-            ErrorCode::InvalidToken | ErrorCode::ExpiredToken | ErrorCode::Unauthorized
-        ));
-        if refused && tokens.renewable() {
-            return self.0.http.bytes(dialer, &tokens.get(true).await?, call).await;
+        let first = self.0.http.bytes(&dialer, &tokens.get(false).await?, call.clone()).await;
+        match &first {
+            Err(Error::Answered(error))
+                if tokens.renewable()
+                    && matches!(
+                        error.code,
+                        ErrorCode::InvalidToken | ErrorCode::ExpiredToken | ErrorCode::Unauthorized
+                    ) =>
+            {
+                return self.0.http.bytes(&dialer, &tokens.get(true).await?, call).await;
+            }
+            Err(Error::Unreachable { .. } | Error::Certificate { .. } | Error::Timeout(_)) => known.forget(),
+            _ => {}
         }
         first
-    }
-
-    async fn dialer(&self) -> Result<&Dialer, Error> {
-        let options = &self.0.options;
-        let discover = || async {
-            let dialer = Dialer::new(Site::discover_pinned(&options.base, options.certificate_sha256).await?);
-            if options.transport == Some(Transport::WebSocket) {
-                dialer.avoid_quic();
-            }
-            Ok(dialer)
-        };
-        self.0.dialer.get_or_try_init(discover).await
     }
 }
 

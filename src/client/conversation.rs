@@ -34,6 +34,7 @@ pub(super) struct Conversation {
     pub(super) position: Position,
     pub(super) turns: Turns,
     events: mpsc::Sender<Event>,
+    /// events are lost, and the last one that waits says so
     missed: bool,
 }
 
@@ -129,6 +130,18 @@ impl Conversation {
         self.tell(Event::Session(Box::new(status)));
     }
 
+    /// Whether both are of the same session, or of the list.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        (self.scope, self.session_id) == (other.scope, other.session_id)
+    }
+
+    /// Goes on with what somebody waits for in an older watch of the same session.
+    pub(super) fn succeed(&mut self, older: Self) {
+        for (turn_id, content) in self.turns.inherit(older.turns) {
+            self.tell(Event::Piece { turn_id, offset: 0, content });
+        }
+    }
+
     /// Takes a frame of a type that this version does not know.
     pub(super) fn unknown(&mut self, frame: &Bytes) {
         if let Ok(Placed { seq }) = serde_json::from_slice(frame) {
@@ -175,7 +188,8 @@ impl Conversation {
     }
 
     fn response(&mut self, frame: &AiResponse) -> Wanted {
-        if frame.reply.as_ref().is_some_and(|last| self.position.holds(last.seq)) {
+        let held = frame.reply.as_ref().is_some_and(|last| self.position.holds(last.seq));
+        if held && !self.turns.runs(frame.turn_id) {
             return Wanted::Nothing;
         }
         match self.turns.take(frame) {
@@ -197,8 +211,8 @@ impl Conversation {
     pub(super) fn conclude(&mut self, reply: Reply) {
         let reply = Arc::new(reply);
         self.position.hold(reply.seq);
+        self.tell(Event::Reply(Arc::clone(&reply)));
         self.turns.conclude(&reply);
-        self.tell(Event::Reply(reply));
     }
 
     fn entry(&mut self, entry: Box<EntryFrame>) -> Wanted {
@@ -229,14 +243,15 @@ impl Conversation {
         }
     }
 
-    /// Tells whoever listens. What they do not read in time is lost to them, and they are told so.
+    /// Tells whoever listens. What they do not read in time is lost to them: the last place tells them so, and the
+    /// next event is told when half of what waits is read.
     pub(super) fn tell(&mut self, event: Event) {
-        if self.missed && self.events.try_send(Event::Missed).is_ok() {
-            self.missed = false;
+        let room = self.events.capacity();
+        if self.missed && room < self.events.max_capacity() / 2 {
+            return;
         }
-        if self.missed || self.events.try_send(event).is_err() {
-            self.missed = true;
-        }
+        self.missed = room <= 1;
+        drop(self.events.try_send(if self.missed { Event::Missed } else { event }));
     }
 }
 
@@ -328,14 +343,13 @@ mod tests {
 
     #[test]
     fn whoever_reads_no_events_is_told_that_some_are_missed() {
-        let (events, mut heard) = mpsc::channel(1);
+        let (events, mut heard) = mpsc::channel(4);
         let mut held = Conversation::new(Scope::Session, Open::default(), events);
-        held.frame(entry(1));
-        held.frame(entry(2));
-        assert_eq!(told(&mut heard), ["entry 1"]);
-        held.frame(entry(3));
-        assert_eq!(told(&mut heard), ["Missed"]);
-        held.frame(entry(4));
-        assert!(held.position.holds(4));
+        (1..=5).for_each(|seq| drop(held.frame(entry(seq))));
+        assert!(matches!(heard.try_recv(), Ok(Event::Entry(first)) if first.seq == 1));
+        held.frame(entry(6));
+        assert_eq!(told(&mut heard), ["entry 2", "entry 3", "Missed"], "once, and without another event");
+        held.frame(entry(7));
+        assert_eq!(told(&mut heard), ["entry 7"]);
     }
 }

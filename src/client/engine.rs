@@ -19,15 +19,16 @@ use futures_util::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Closed, Dialer, Error, Exchange, Link, Open, Options, Requests, Status,
+    Closed, Error, Exchange, Link, Open, Options, Requests, Status,
     conversation::Conversation,
     event::{Event, Reply},
     http::Http,
+    known::Known,
     outbox::{Outbox, Pending},
     race::{Attached, Memory},
 };
@@ -98,8 +99,15 @@ struct Asked {
     sent: bool,
 }
 
-/// What came of dialling: the connection, and the server's address and token that it was made with.
-type Dialed = (Result<Attached, Error>, Option<Dialer>, Option<String>, Key);
+/// What came of dialling: the connection, and the token that it was made with.
+struct Dialed {
+    attached: Result<Attached, Error>,
+    token: Option<String>,
+    /// the watch that it was made for
+    key: Key,
+    /// the server was looked for anew
+    fresh: bool,
+}
 
 /// Everything that a client holds.
 pub(super) struct Engine {
@@ -109,7 +117,7 @@ pub(super) struct Engine {
     stop: CancellationToken,
     http: Http,
     memory: Memory,
-    dialer: Option<Dialer>,
+    known: Known,
     token: Option<String>,
     token_refused: bool,
     live: Option<Live>,
@@ -134,7 +142,7 @@ pub(super) struct Engine {
     answering: HashMap<RequestId, TurnId>,
     incoming: SelectAll<BoxStream<'static, (Source, Item)>>,
     opening: FuturesUnordered<BoxFuture<'static, (Source, Result<Exchange, Error>)>>,
-    rereads: FuturesUnordered<BoxFuture<'static, (Key, Reply)>>,
+    rereads: FuturesUnordered<BoxFuture<'static, Reply>>,
     /// why there is no point in going on
     ended: Option<Error>,
 }
@@ -146,10 +154,11 @@ pub(super) struct Parts {
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
     pub(super) http: Http,
+    pub(super) known: Known,
 }
 
 impl Engine {
-    pub(super) fn new(Parts { options, commands, status, stop, http }: Parts) -> Self {
+    pub(super) fn new(Parts { options, commands, status, stop, http, known }: Parts) -> Self {
         Self {
             options,
             commands,
@@ -157,7 +166,7 @@ impl Engine {
             stop,
             http,
             memory: Memory::default(),
-            dialer: None,
+            known,
             token: None,
             token_refused: false,
             live: None,
@@ -200,8 +209,9 @@ impl Engine {
                     self.arrived(source, item);
                 }
                 Some((source, opened)) = self.opening.next(), if !self.opening.is_empty() => self.opened(source, opened),
-                Some((key, reply)) = self.rereads.next(), if !self.rereads.is_empty() => {
-                    if let Some(conversation) = self.watches.get_mut(&key) {
+                Some(reply) = self.rereads.next(), if !self.rereads.is_empty() => {
+                    let key = self.of_session(Some(reply.session_id));
+                    if let Some(conversation) = key.and_then(|key| self.watches.get_mut(&key)) {
                         conversation.conclude(reply);
                     }
                 }
@@ -263,21 +273,24 @@ impl Engine {
         self.watches.insert(key, Conversation::new(scope, open, events));
         self.begun.insert(key, answer);
         if self.live.is_some() {
-            self.attach(key);
+            self.attach(key, Duration::ZERO);
         } else if self.dialing.is_none() && self.retry_at.is_none() {
             self.dial();
         }
     }
 
-    /// Attaches a further watch to the connection.
-    fn attach(&mut self, key: Key) {
+    /// Attaches a further watch to the connection, after a while.
+    fn attach(&mut self, key: Key, wait: Duration) {
         let (Some(live), Some(conversation)) = (&self.live, self.watches.get(&key)) else { return };
         let datagrams = live.link.transport() == super::Transport::WebTransport;
         let attaching = conversation.attaching();
         let frame = attaching.frame(self.token.as_deref().unwrap_or_default(), datagrams);
         self.attaching.insert(attaching.id, key);
         let link = Arc::clone(&live.link);
-        self.opening.push(Box::pin(async move { (Source::Watch(key), link.exchange(frame).await) }));
+        self.opening.push(Box::pin(async move {
+            sleep(wait).await;
+            (Source::Watch(key), link.exchange(frame).await)
+        }));
     }
 
     fn opened(&mut self, source: Source, opened: Result<Exchange, Error>) {

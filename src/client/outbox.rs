@@ -108,6 +108,13 @@ impl Outbox {
         }
     }
 
+    /// Has the messages of a watch go to the one that replaces it.
+    pub(super) fn pass(&mut self, from: Key, to: Key) {
+        for pending in self.0.iter_mut().filter(|pending| pending.key == from) {
+            pending.key = to;
+        }
+    }
+
     /// Gives up the messages of a watch, or all.
     pub(super) fn fail(&mut self, key: Option<Key>, err: &Error) {
         let (lost, kept) =

@@ -40,7 +40,7 @@ impl Session {
     }
 
     /// What happens next; `None` once the watch is over. 1,024 events wait to be read; beyond it they are lost, and
-    /// [`Event::Missed`] says so. Cancel safe.
+    /// [`Event::Missed`] says so in their place. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }

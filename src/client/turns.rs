@@ -172,6 +172,13 @@ impl Turns {
         }
     }
 
+    /// Takes over the replies that somebody waits for; gives what is held of their texts.
+    pub(super) fn inherit(&mut self, older: Self) -> Vec<(TurnId, String)> {
+        let awaited = older.running.into_iter().filter(|(_, turn)| !turn.tellers.is_empty());
+        self.running.extend(awaited);
+        self.texts()
+    }
+
     /// Nothing more will be heard of them.
     pub(super) fn abandon(&mut self, err: &super::Error) {
         for teller in self.running.drain().flat_map(|(_, turn)| turn.tellers) {

@@ -87,11 +87,16 @@ struct Site {
 
 impl Site {
     async fn start(script: Script) -> Self {
+        Self::with(script, |_config| {}).await
+    }
+
+    async fn with(script: Script, change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let provider = Provider::start(script).await;
         let road = Road::new().await;
         let mut config = Server::config(dir.path());
         openai(&mut config, &provider);
+        change(&mut config);
         road.name(&mut config);
         let (http, quic) = fix_ports(&mut config);
         let server = Server::run(config.clone()).await;

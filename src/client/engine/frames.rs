@@ -114,7 +114,7 @@ impl Engine {
         self.watches.get_mut(&key)
     }
 
-    fn of_session(&self, session_id: Option<SessionId>) -> Option<Key> {
+    pub(super) fn of_session(&self, session_id: Option<SessionId>) -> Option<Key> {
         let session_id = session_id?;
         self.watches.iter().find(|(_, watch)| watch.session_id == Some(session_id)).map(|(key, _)| *key)
     }
@@ -138,13 +138,17 @@ impl Engine {
     fn attached(&mut self, key: Key, frame: ServerFrame) {
         match frame {
             ServerFrame::ConnectionStatus(status) => self.begin(key, *status),
-            ServerFrame::Error { error, .. } => {
-                if let Some(live) = &mut self.live {
-                    live.requests.remove(&key);
-                }
-                self.forget(key, &Error::Answered(error));
-            }
+            ServerFrame::Error { error, .. } => self.unattached(key, error),
             _ => {}
+        }
+        self.look_for_ended_watches();
+    }
+
+    /// Attaches anew when a watch has ended that should not, once all others are answered.
+    fn look_for_ended_watches(&mut self) {
+        let Some(live) = self.live.as_ref().filter(|_| self.attaching.is_empty()) else { return };
+        if self.watches.keys().any(|key| !live.requests.contains_key(key)) {
+            self.resume(&Error::Protocol("a watch has ended"));
         }
     }
 
@@ -155,10 +159,27 @@ impl Engine {
         }
         let Some(conversation) = self.watches.get_mut(&key) else { return };
         conversation.attached(status.clone());
+        self.replace(key);
         if let Some(answer) = self.begun.remove(&key)
             && answer.send(Ok((key, status))).is_err()
         {
             self.forget(key, &Error::Closed(Closed::by(CloseCode::Done)));
+        }
+    }
+
+    /// The newer of two watches of one session replaces the older (the contract, `attach`), and has what was said there.
+    fn replace(&mut self, key: Key) {
+        let Some(newer) = self.watches.get(&key) else { return };
+        let attached = |other: &Key| *other != key && !self.begun.contains_key(other);
+        let older = self.watches.iter().find(|(other, watch)| attached(other) && watch.same(newer));
+        let Some(old) = older.map(|(old, _)| *old) else { return };
+        self.outbox.pass(old, key);
+        self.asked.values_mut().filter(|asked| asked.key == old).for_each(|asked| asked.key = key);
+        if let (Some(older), Some(newer)) = (self.watches.remove(&old), self.watches.get_mut(&key)) {
+            newer.succeed(older);
+        }
+        if let Some(live) = &mut self.live {
+            live.requests.remove(&old);
         }
     }
 
@@ -220,7 +241,13 @@ impl Engine {
             Source::Exchange(id, key) => (id, key),
             // The watch of a session that was deleted ends with it.
             Source::Watch(key) if !self.watches.contains_key(&key) => return,
-            Source::Watch(_) => return self.resume(&Error::Protocol("a watch has ended")),
+            // A newer watch may replace it; the answer to that one will tell.
+            Source::Watch(key) => {
+                if let Some(live) = &mut self.live {
+                    live.requests.remove(&key);
+                }
+                return self.look_for_ended_watches();
+            }
         };
         if let Some(live) = &mut self.live {
             live.exchanges = live.exchanges.saturating_sub(1);
@@ -234,9 +261,8 @@ impl Engine {
 
     /// Reads a reply again whose text is not what was announced.
     fn reread(&self, reply: Reply) {
-        let Some(key) = self.of_session(Some(reply.session_id)) else { return };
-        let (http, dialer, token) = (self.http.clone(), self.dialer.clone(), self.token.clone());
-        self.rereads.push(Box::pin(async move { (key, http.proved(dialer, token, reply).await) }));
+        let (http, dialer, token) = (self.http.clone(), self.known.dialer(), self.token.clone());
+        self.rereads.push(Box::pin(async move { http.proved(dialer, token, reply).await }));
     }
 
     fn prove(&mut self, re: RequestId) {

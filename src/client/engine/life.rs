@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use futures_util::stream::{FuturesUnordered, SelectAll};
 use tokio::time::Instant;
 
-use super::{Asked, Dialed, Engine, Live};
+use super::{Asked, Dialed, Engine, Key, Live};
 use crate::{
     chat::{ErrorCode, RequestId},
     client::{
-        Closed, Dialer, Error, Site, Transport,
+        Closed, Error, Transport,
         error::chain,
         race::{Attached, race},
         status::State,
@@ -32,6 +32,28 @@ const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
 /// Nothing is due.
 const FAR: Duration = Duration::from_secs(3600);
+
+/// What the refusal of a watch is about.
+enum Refused {
+    Token,
+    Watch,
+    /// the moment; and how long to wait at least
+    ForNow(Duration),
+}
+
+impl Refused {
+    fn by(error: &ErrorBody) -> Self {
+        use ErrorCode::{
+            ExpiredToken, InsufficientPermissions, InvalidFormat, InvalidToken, MissingField, NotFound, SessionEnded,
+            Unauthorized,
+        };
+        match error.code {
+            InvalidToken | ExpiredToken | Unauthorized => Self::Token,
+            NotFound | SessionEnded | InsufficientPermissions | InvalidFormat | MissingField => Self::Watch,
+            _ => Self::ForNow(Duration::from_millis(error.retry_after.unwrap_or_default())),
+        }
+    }
+}
 
 impl Engine {
     /// When there is something to do without a word from anybody.
@@ -101,35 +123,24 @@ impl Engine {
         let key = *key;
         let session = conversation.attaching();
         let order = self.memory.order(self.options.transport, self.silent.take());
-        let (options, dialer) = (self.options.clone(), self.dialer.clone());
+        let (options, known) = (self.options.clone(), self.known.clone());
         let held = self.token.clone().filter(|token| !self.token_refused && token::life(token) != Some(Duration::ZERO));
         let refresh = self.token_refused;
         self.dialing = Some(Box::pin(async move {
-            let dialled = async {
+            let fresh = known.dialer().is_none();
+            let found = async {
                 let token = match held {
                     Some(token) => token,
                     None => options.tokens.get(refresh).await?,
                 };
-                let dialer = match dialer {
-                    Some(dialer) => dialer,
-                    None => {
-                        let dialer =
-                            Dialer::new(Site::discover_pinned(&options.base, options.certificate_sha256).await?);
-                        if options.transport == Some(Transport::WebSocket) {
-                            dialer.avoid_quic();
-                        }
-                        dialer
-                    }
-                };
-                Ok((token, dialer))
+                Ok((known.find(&options).await?, token))
             };
-            match dialled.await {
-                Ok((token, dialer)) => {
+            match found.await {
+                Ok((dialer, token)) => {
                     let attach = |transport| session.frame(&token, transport == Transport::WebTransport);
-                    let attached = race(&dialer, &order, attach).await;
-                    (attached, Some(dialer), Some(token), key)
+                    Dialed { attached: race(&dialer, &order, attach).await, token: Some(token), key, fresh }
                 }
-                Err(err) => (Err(err), None, None, key),
+                Err(err) => Dialed { attached: Err(err), token: None, key, fresh },
             }
         }));
         let state = if self.attempts == 0 && self.status.borrow().reconnects == 0 {
@@ -140,10 +151,8 @@ impl Engine {
         self.tell_status(state, None);
     }
 
-    pub(super) fn dialed(&mut self, (attached, dialer, token, key): Dialed) {
+    pub(super) fn dialed(&mut self, Dialed { attached, token, key, fresh }: Dialed) {
         self.dialing = None;
-        let fresh = self.dialer.is_none();
-        self.dialer = dialer.or(self.dialer.take());
         self.token = token.or(self.token.take());
         match attached {
             Ok(attached) => self.adopt(attached, key),
@@ -168,7 +177,7 @@ impl Engine {
         self.follow(key, watch);
         self.begin(key, status);
         for other in self.watches.keys().copied().filter(|other| *other != key).collect::<Vec<_>>() {
-            self.attach(other);
+            self.attach(other, Duration::ZERO);
         }
         self.schedule_renewal();
         self.tell_status(State::Connected, None);
@@ -176,30 +185,22 @@ impl Engine {
 
     /// What to do when no connection came about.
     fn failed(&mut self, err: &Error, key: u64, fresh: bool) {
-        use ErrorCode::{
-            ExpiredToken, InsufficientPermissions, InvalidFormat, InvalidToken, MissingField, NotFound, SessionEnded,
-            Unauthorized,
-        };
         // The address or the pinned certificate may be another one by now.
-        self.dialer = None;
+        self.known.forget();
         match err {
-            Error::Answered(ErrorBody { code: InvalidToken | ExpiredToken | Unauthorized, .. }) => {
-                self.unauthorized(err)
-            }
-            Error::Answered(ErrorBody {
-                code: NotFound | SessionEnded | InsufficientPermissions | InvalidFormat | MissingField,
-                ..
-            }) => {
-                self.forget(key, err);
-                if !self.watches.is_empty() {
-                    self.retry(Duration::ZERO);
+            Error::Answered(error) => match Refused::by(error) {
+                Refused::Token => self.unauthorized(err),
+                Refused::Watch => {
+                    self.forget(key, err);
+                    if !self.watches.is_empty() {
+                        self.retry(Duration::ZERO);
+                    }
                 }
-            }
-            Error::Answered(error) => {
-                let told = Duration::from_millis(error.retry_after.unwrap_or_default());
-                let wait = self.backoff(CROWDED).max(told);
-                self.retry(wait);
-            }
+                Refused::ForNow(told) => {
+                    let wait = self.backoff(CROWDED).max(told);
+                    self.retry(wait);
+                }
+            },
             Error::NoToken | Error::Document { .. } | Error::Lacking(_) => self.end(err),
             Error::Certificate { .. } if fresh => self.end(err),
             Error::Refused { status, .. } if fresh && matches!(status.as_u16(), 400..=404) => self.end(err),
@@ -212,6 +213,24 @@ impl Engine {
         // While a server drains, what runs there goes on, and there is nothing to be told.
         if self.ended.is_none() && self.retry_at.is_some() && self.live.is_none() {
             self.tell_status(State::Reconnecting, Some(chain(err)));
+        }
+    }
+
+    /// What to do when a further watch is refused. One that has begun outlasts what passes.
+    pub(super) fn unattached(&mut self, key: Key, error: ErrorBody) {
+        if let Some(live) = &mut self.live {
+            live.requests.remove(&key);
+        }
+        let refused = Refused::by(&error);
+        let err = Error::Answered(error);
+        match refused {
+            _ if self.begun.contains_key(&key) => self.forget(key, &err),
+            Refused::Watch => self.forget(key, &err),
+            Refused::Token => self.unauthorized(&err),
+            Refused::ForNow(told) => {
+                let wait = self.backoff(Duration::ZERO).max(told);
+                self.attach(key, wait);
+            }
         }
     }
 
@@ -262,18 +281,18 @@ impl Engine {
         if let Some(live) = &mut self.live {
             live.leaving = true;
         }
-        self.dialer = None;
+        self.known.forget();
         let wait = Duration::from_millis(retry_after).max(Duration::from_millis(1));
         self.retry(wait);
     }
 
     /// Attaches anew, from where everything stands.
     pub(super) fn resume(&mut self, why: &Error) {
-        if self.live.is_none() {
-            return;
-        }
+        let Some(live) = &self.live else { return };
+        // At once, but not again and again.
+        let wait = if live.since.elapsed() > STABLE { Duration::ZERO } else { self.backoff(Duration::ZERO) };
         self.drop_link();
-        self.retry(Duration::ZERO);
+        self.retry(wait);
         self.tell_status(State::Reconnecting, Some(why.to_string()));
     }
 

@@ -1,14 +1,18 @@
-//! What becomes of messages and watches whose owner leaves, whose session is gone, or whose server drains.
+//! What becomes of messages, watches and calls whose owner leaves, whose session is gone, or whose server drains, refuses
+//! or moves.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chatbox::{
     chat::ErrorCode,
-    client::{Client, Error, Open, Options, State, Tokens},
+    client::{Client, Error, Event, Open, Options, State, Tokens},
 };
 use tokio::time::timeout;
 
-use super::{open, options, until};
+use super::{HEARTBEAT, Site, address, next, open, options, until};
 use crate::harness::{
     Server, Via,
     client::PATIENCE,
@@ -24,6 +28,8 @@ over_both!(
     a_message_to_a_session_that_is_gone_fails,
     a_session_that_is_dropped_gives_its_place_back,
     what_is_said_to_a_draining_server_harms_no_answer,
+    a_further_watch_outlasts_a_refusal_that_passes,
+    a_session_that_is_opened_again_goes_on_there,
 );
 
 async fn a_message_of_a_session_that_is_dropped_is_answered(via: Via) {
@@ -83,6 +89,98 @@ async fn what_is_said_to_a_draining_server_harms_no_answer(via: Via) {
     let reply = timeout(PATIENCE, first.reply()).await.expect("in time").unwrap().unwrap();
     assert_eq!((reply.text.as_str(), reply.verified), ("to the end", true));
     server.ended().await.expect("clean end");
+}
+
+/// The rate is used up when the second of two watches is attached anew.
+async fn a_further_watch_outlasts_a_refusal_that_passes(via: Via) {
+    let site = Site::with(Script::answer(["yes"]), |config| {
+        config.limits.requests_per_minute = 20;
+        config.sessions.active_per_user = 2;
+    });
+    let site = site.await;
+    let client = Client::new(Options { heartbeat: HEARTBEAT, ..options(&site.target(), via, "ann") });
+    let first = open(&client, Open { new: true, ..Open::default() }).await;
+    let second = open(&client, Open { new: true, ..Open::default() }).await;
+    while first.ask_for_help(true).await.is_ok() {}
+    let metrics = Arc::clone(&site.server.as_ref().unwrap().metrics);
+    let refused = metrics.errors_total.with_label_values(&["TOO_MANY_REQUESTS"]);
+    let before = refused.get();
+    assert_eq!(before, 1);
+    site.road.cut();
+    let unanswered = first.send("Is anybody there?").unwrap();
+    until(&client, |status| status.state == State::Reconnecting).await;
+    site.road.lead(address(&site.config.listen.http), address(&site.config.listen.quic));
+    eventually("the second watch is refused", async || refused.get() > before).await;
+    for message in [unanswered, second.send("And now?").unwrap()] {
+        let reply = timeout(PATIENCE, message.reply()).await.expect("in time").unwrap().unwrap();
+        assert_eq!((reply.text.as_str(), reply.verified), ("yes", true));
+    }
+}
+
+/// A message that is being answered, and one that waits.
+async fn a_session_that_is_opened_again_goes_on_there(via: Via) {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["to ", "the end"]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let client = Client::new(options(&server, via, "ann"));
+    let mut older = open(&client, Open::default()).await;
+    let mut first = older.send("first").unwrap();
+    gate.release(1);
+    assert_eq!(first.piece().await.unwrap().as_deref(), Some("to "));
+    let second = older.send("second").unwrap();
+    let mut newer = open(&client, Open { history: Some(1), ..Open::default() }).await;
+    assert_eq!(newer.id(), older.id());
+    while timeout(PATIENCE, older.next()).await.expect("an end in time").is_some() {}
+    let third = newer.send("third").unwrap();
+    gate.open();
+    for message in [first, second, third] {
+        let reply = timeout(PATIENCE, message.reply()).await.expect("in time").unwrap().unwrap();
+        assert_eq!((reply.text.as_str(), reply.verified), ("to the end", true));
+    }
+    let mut replies = 0;
+    while replies < 3 {
+        if let Event::Reply(reply) = next(&mut newer).await {
+            assert_eq!(reply.text, "to the end");
+            replies += 1;
+        }
+    }
+    let mut newest = open(&client, Open { history: Some(50), ..Open::default() }).await;
+    let mut told = Vec::new();
+    while told.len() < 6 {
+        match next(&mut newest).await {
+            Event::Entry(entry) => told.push(entry.seq),
+            Event::Reply(reply) => told.push(reply.seq),
+            _ => {}
+        }
+    }
+    told.sort_unstable();
+    assert_eq!(told, [1, 2, 3, 4, 5, 6], "what was said before");
+    assert_eq!((client.status().borrow().reconnects, server.open_connections()), (0, 1));
+    let mut list = client.watch_user().await.unwrap();
+    let mut anew = client.watch_user().await.unwrap();
+    assert!(timeout(PATIENCE, list.next()).await.expect("an end in time").is_none());
+    client.rename(newest.id(), "named anew").await.unwrap();
+    while timeout(PATIENCE, anew.next()).await.expect("in time").unwrap().name.as_deref() != Some("named anew") {}
+}
+
+/// Calls learn of it from the connection, and go to the new address at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_follow_a_server_whose_quic_moves() {
+    let mut site = Site::start(Script::answer(["yes"])).await;
+    let client = Client::new(Options { heartbeat: HEARTBEAT, ..options(&site.target(), Via::WebTransport, "ann") });
+    let session = open(&client, Open::default()).await;
+    let carried = |site: &Site| site.server.as_ref().unwrap().metrics.quic_connections_open.get();
+    client.sessions(10, None, None).await.unwrap();
+    assert_eq!(carried(&site), 2, "the session and the calls");
+    let (_http, elsewhere) = fix_ports(&mut site.config);
+    site.config.public_quic_url = Some(format!("https://{elsewhere}").parse().unwrap());
+    site.config.tls.dir = site.config.data_dir.join("other-certs");
+    site.restart().await;
+    site.road.lead(address(&site.config.listen.http), elsewhere);
+    let reply = timeout(PATIENCE, session.send("Where are you?").unwrap().reply()).await.expect("in time");
+    assert!(reply.unwrap().unwrap().verified);
+    client.sessions(10, None, None).await.unwrap();
+    assert_eq!(carried(&site), 2, "the session and the calls");
 }
 
 #[tokio::test]
