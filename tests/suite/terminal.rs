@@ -1,3 +1,5 @@
+mod screen; // in a terminal
+
 use std::{
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -7,15 +9,17 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::Command,
-    time::timeout,
+    time::{interval, timeout},
 };
 use url::Url;
 
 use crate::harness::{
+    Server,
     client::{PATIENCE, sha256},
-    eventually,
+    eventually, openai,
     process::Process,
     provider::{Gate, Provider, Script},
+    server::Target,
 };
 
 struct Ended {
@@ -24,7 +28,7 @@ struct Ended {
     stderr: String,
 }
 
-fn chat(server: &Process, arguments: &[&str]) -> Command {
+fn chat(server: &Target, arguments: &[&str]) -> Command {
     chat_at(&server.url, arguments)
 }
 
@@ -103,6 +107,42 @@ async fn with_json_every_event_is_an_object_on_a_line() {
     assert_eq!((reply["event"].as_str(), reply["text"].as_str()), (Some("reply"), Some("Hello")), "{reply}");
     assert_eq!((reply["sha256"].as_str(), &reply["verified"]), (Some(&*sha256("Hello")), &Value::Bool(true)));
     assert_eq!((text.as_str(), reply["turn_id"].as_str()), ("Hello", stored["turn_id"].as_str()));
+}
+
+/// Has a gated answer come in far more frames than a client keeps of it, which is 1,024, and end.
+async fn flood(server: &Server, gate: &Gate) {
+    let sent = ["webtransport", "websocket"].map(|via| server.metrics.frames_sent_total.with_label_values(&[via]));
+    let mut one = interval(Duration::from_millis(1));
+    // Twice for each piece: to the watch and to the exchange. Some pieces leave together.
+    let frames = async {
+        while sent.iter().map(|sent| sent.get()).sum::<u64>() < 6000 {
+            gate.release(1);
+            one.tick().await;
+        }
+    };
+    timeout(PATIENCE, frames).await.expect("many pieces in time");
+    gate.open();
+    let ended = server.metrics.turns_ended_total.with_label_values(&["scripted", "complete"]);
+    eventually("the answer ends", async || ended.get() == 1).await;
+}
+
+/// More happens than waits to be read: that is told, and the reply all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_json_a_reply_is_told_to_whoever_reads_late() {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["word "; 10_000]).gated(&gate)).await;
+    let server = Server::with(|config| openai(config, &provider)).await;
+    let mut child = chat(&server, &["--json", "--token", &server.token("ann")]).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"go\n").await.unwrap();
+    flood(&server, &gate).await;
+    let mut stdout = String::new();
+    let read = child.stdout.take().unwrap().read_to_string(&mut stdout).await;
+    read.unwrap();
+    assert_eq!(timeout(PATIENCE, child.wait()).await.expect("an end in time").unwrap().code(), Some(0));
+    let events: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).count();
+    assert!(of("missed") > 0, "{} pieces", of("piece"));
+    assert_eq!((of("reply"), &events.last().unwrap()["text"]), (1, &Value::from("word ".repeat(10_000))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,11 @@
 //! Without a terminal: each line of standard input is a message, and its answer goes to standard output. With `--json`,
 //! one object a line for everything that happens.
 
-use std::io::{BufRead, ErrorKind, Write};
+use std::{
+    io::{BufRead, ErrorKind, IsTerminal, Write},
+    pin::pin,
+    sync::Arc,
+};
 
 use anyhow::{Context, bail, ensure};
 use futures_util::{FutureExt, future::BoxFuture};
@@ -9,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
+    task::unconstrained,
 };
 
 use super::opened;
@@ -116,7 +121,7 @@ async fn answer(session: &Session, mut message: Message, interrupts: &mut Signal
     loop {
         tokio::select! {
             piece = message.piece() => match piece? {
-                Some(piece) => write(&piece)?,
+                Some(piece) => write(&shown(piece))?,
                 None => break,
             },
             _ = interrupts.recv() => stop(session, stored.turn_id, &mut stopping)?,
@@ -173,35 +178,51 @@ async fn events(
     mut message: Message,
     interrupts: &mut Signal,
 ) -> anyhow::Result<()> {
-    let (mut stored, mut stopping) = (None, None);
+    let told = loop {
+        tokio::select! {
+            biased;
+            told = message.stored() => break told?,
+            _ = interrupts.recv() => bail!(INTERRUPTED),
+            event = happens(session, status) => if event?.is_none() {
+                return message.reply().await.map(drop).map_err(Into::into);
+            },
+        }
+    };
+    write_line(&json!({
+        "event": "stored", "id": message.id(), "session_id": told.session_id, "seq": told.seq,
+        "turn_id": told.turn_id, "duplicate": told.duplicate,
+    }))?;
+    if told.turn_id.is_none() {
+        return Ok(());
+    }
+    // Where events are missing, the reply may be one of them.
+    let (mut reply, mut missed, mut stopping) = (pin!(message.reply()), false, None);
     loop {
         tokio::select! {
             biased;
-            told = message.stored(), if stored.is_none() => {
-                let told = told?;
-                write_line(&json!({
-                    "event": "stored", "id": message.id(), "session_id": told.session_id, "seq": told.seq,
-                    "turn_id": told.turn_id, "duplicate": told.duplicate,
-                }))?;
-                if told.turn_id.is_none() {
-                    return Ok(());
-                }
-                stored = Some(told);
-            }
-            _ = interrupts.recv() => match &stored {
-                Some(stored) => stop(session, stored.turn_id, &mut stopping)?,
-                None => bail!(INTERRUPTED),
-            },
+            _ = interrupts.recv() => stop(session, told.turn_id, &mut stopping)?,
             stopped = stopped(&mut stopping) => stopped?,
             event = happens(session, status) => match event? {
-                Some(Happened::Event(Event::Reply(reply)))
-                    if stored.is_some_and(|stored| stored.turn_id == Some(reply.turn_id)) => return whole(&reply),
+                Some(Happened::Event(Event::Reply(reply))) if told.turn_id == Some(reply.turn_id) => {
+                    return whole(&reply);
+                }
+                Some(Happened::Event(Event::Missed)) => missed = true,
                 Some(_) => {}
-                None => break,
+                None => return reply.await.map(drop).map_err(Into::into),
             },
+            ended = &mut reply, if missed => {
+                let Some(reply) = ended? else { return Ok(()) };
+                // It may have been told a moment ago.
+                while let Some(Some(event)) = unconstrained(happens(session, status)).now_or_never().transpose()? {
+                    if matches!(event, Happened::Event(Event::Reply(told)) if told.turn_id == reply.turn_id) {
+                        return whole(&reply);
+                    }
+                }
+                write_line(&object(&Event::Reply(Arc::clone(&reply))))?;
+                return whole(&reply);
+            }
         }
     }
-    message.reply().await.map(drop).map_err(Into::into)
 }
 
 /// What was written.
@@ -266,6 +287,14 @@ fn object(event: &Event) -> Value {
         Event::Refused(error) => named("refused", json!(error)),
         Event::Missed => named("missed", Value::Null),
     }
+}
+
+/// Without what would steer the terminal, where it goes to one.
+fn shown(mut text: String) -> String {
+    if std::io::stdout().is_terminal() {
+        text.retain(|c| matches!(c, '\n' | '\t') || !c.is_control());
+    }
+    text
 }
 
 fn write(text: &str) -> anyhow::Result<()> {

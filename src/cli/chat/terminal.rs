@@ -174,6 +174,11 @@ impl<'a> Chat<'a> {
             }
             Event::Reply(reply) => self.last_turn = Some(reply.turn_id),
             Event::Refused(error) => self.screen.notice = Some(error.message.clone()),
+            // The terminal took nothing for a while: the conversation is read again.
+            Event::Missed => {
+                let session_id = self.session.as_ref().map(Session::id);
+                self.open(Open { session_id, ..Open::default() });
+            }
             _ => {}
         }
         self.screen.transcript.take(&event);
