@@ -211,8 +211,8 @@ impl Conversation {
     pub(super) fn conclude(&mut self, reply: Reply) {
         let reply = Arc::new(reply);
         self.position.hold(reply.seq);
-        self.tell(Event::Reply(Arc::clone(&reply)));
         self.turns.conclude(&reply);
+        self.tell(Event::Reply(reply));
     }
 
     fn entry(&mut self, entry: Box<EntryFrame>) -> Wanted {

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, ErrorKind, IsTerminal, Write},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
-    task::unconstrained,
+    time::timeout,
 };
 
 use super::opened;
@@ -25,6 +26,9 @@ use crate::{
 
 /// Lines that wait to be sent; whoever writes them waits meanwhile.
 const LINES: usize = 16;
+
+/// How long the event of a reply may take that has ended, where events are missing.
+const BEHIND: Duration = Duration::from_millis(100);
 
 /// Ctrl-C was pressed while an answer was waited for, and once more if it could be stopped.
 const INTERRUPTED: &str = "interrupted";
@@ -212,8 +216,9 @@ async fn events(
             },
             ended = &mut reply, if missed => {
                 let Some(reply) = ended? else { return Ok(()) };
-                // It may have been told a moment ago.
-                while let Some(Some(event)) = unconstrained(happens(session, status)).now_or_never().transpose()? {
+                // Its event comes right behind it, if it was not lost.
+                while let Ok(event) = timeout(BEHIND, happens(session, status)).await {
+                    let Some(event) = event? else { break };
                     if matches!(event, Happened::Event(Event::Reply(told)) if told.turn_id == reply.turn_id) {
                         return whole(&reply);
                     }
