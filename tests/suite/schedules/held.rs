@@ -31,6 +31,8 @@ pub(crate) struct Held {
     texts: HashMap<String, String>,
     /// the server was stopped at some time: text that was shown may be missing from a reply that it interrupted
     pub(crate) restarted: bool,
+    /// a node did not stop an answer in time, and another one did it without it: the same holds for a stopped one
+    pub(crate) overtaken: bool,
     /// the server is going away, and may refuse what was asked
     pub(crate) refused: bool,
     /// the last place that was taken when it attached, once it is
@@ -288,6 +290,7 @@ impl Held {
         if by.is_none() && !self.seen.watch.places.contains(&seq) {
             self.first(seq, Some(&turn))?;
         }
+        let lost = self.loses(text(frame, "state")?);
         let Some(shown) = self.seen.turns.get_mut(&turn) else { return Err("a turn begins".to_owned()) };
         if shown.by.as_deref() != by {
             return Err(format!("the end of {turn} by {by:?}, which {:?} shows", shown.by));
@@ -297,8 +300,7 @@ impl Held {
         }
         let length = usize::try_from(number(frame, "length")?).unwrap();
         // What another node ended has the length of its log, and more of it may have been shown.
-        let beyond =
-            self.restarted && shown.next > length && matches!(text(frame, "state")?, "interrupted" | "stopped");
+        let beyond = shown.next > length && lost;
         if shown.next != length && !beyond {
             return Err(format!("the end at {length} of a text shown up to {}: {frame}", shown.next));
         }
@@ -321,14 +323,18 @@ impl Held {
         self.reply(seq, text(frame, "content")?.to_owned(), &held, frame)
     }
 
+    /// Whether a reply that ended so may be shorter than what was shown of it.
+    fn loses(&self, state: &str) -> bool {
+        self.restarted && matches!(state, "interrupted" | "stopped") || self.overtaken && state == "stopped"
+    }
+
     /// A reply has come to its end with this text, of which `held` was shown.
     fn reply(&mut self, seq: u64, whole: String, held: &str, frame: &Value) -> Result<(), Fault> {
         let state = text(frame, "state")?.to_owned();
         if number(frame, "length")? != u64::try_from(whole.len()).unwrap() || text(frame, "sha256")? != sha256(&whole) {
             return Err(format!("not {whole:?}: {frame}"));
         }
-        let lost = self.restarted && matches!(state.as_str(), "interrupted" | "stopped");
-        if !common(&whole, held) || held.len() > whole.len() && !lost {
+        if !common(&whole, held) || held.len() > whole.len() && !self.loses(&state) {
             return Err(format!("{held:?} was shown: {frame}"));
         }
         let turn = text(frame, "turn_id")?.to_owned();

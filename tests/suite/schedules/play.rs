@@ -285,6 +285,7 @@ impl Play {
                 held.denied(frame["re"].as_str().unwrap_or_default());
                 continue;
             }
+            held.overtaken = self.world.overtaken();
             held.hear(&frame, stream.as_deref(), &mut self.outbox)?;
         }
         Ok(true)

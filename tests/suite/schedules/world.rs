@@ -143,6 +143,12 @@ impl World {
         self.run().await;
     }
 
+    /// Whether a node was too slow to stop an answer, so that another one stopped it.
+    pub(super) fn overtaken(&self) -> bool {
+        let running = self.running.lock().unwrap();
+        running.iter().any(|running| running.server.metrics.turn_stops_unanswered_total.get() > 0)
+    }
+
     /// Ends every server for good.
     pub(super) async fn end(&self, ending: Ending) {
         let running = std::mem::take(&mut *self.running.lock().unwrap());
