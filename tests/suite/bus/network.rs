@@ -243,7 +243,10 @@ async fn what_a_node_has_sent_itself_it_is_not_told_again() {
     let subject = format!("chatbox.default.session.{id}");
     let stranger = async_nats::connect(server.url()).await.unwrap();
     let mut heard = stranger.subscribe(subject.clone()).await.unwrap();
-    stranger.flush().await.unwrap();
+    // What comes back says that the server knows of the subscription before it.
+    let mut back = stranger.subscribe("back").await.unwrap();
+    stranger.publish("back", "".into()).await.unwrap();
+    timeout(PATIENCE, back.next()).await.expect("in time").unwrap();
     publish(&here, &topic, piece(0, "once")).await;
     let sent = timeout(PATIENCE, heard.next()).await.expect("in time").unwrap();
     stranger.publish(subject, sent.payload).await.unwrap();

@@ -125,9 +125,13 @@ async fn open_server_without_keys_complains_in_its_log_and_in_its_metrics() {
     tokio::io::AsyncBufReadExt::read_line(&mut tokio::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
         .await
         .unwrap();
-    let log = std::fs::read_to_string(&log).unwrap();
     let complaint = "no encryption key is configured: what people say is stored as plain text";
-    assert!(log.lines().any(|line| line.contains("ERROR") && line.ends_with(complaint)), "{log}");
+    // A thread of its own writes the log, a little later.
+    crate::harness::eventually("the log complains", async || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.lines().any(|line| line.contains("ERROR") && line.ends_with(complaint))
+    })
+    .await;
     let metrics = crate::harness::client::http().get(format!("http://127.0.0.1:{port}/metrics")).send().await.unwrap();
     assert!(metrics.text().await.unwrap().contains("\nchatbox_store_plain_text 1\n"));
 }
