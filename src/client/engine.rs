@@ -402,6 +402,13 @@ impl Engine {
         }
     }
 
+    /// Reads no more of what a watch brings.
+    fn unfollow(&mut self, key: Key) {
+        if let Some(live) = &mut self.live {
+            live.requests.remove(&key);
+        }
+    }
+
     /// Ends a watch, and whatever waits for it.
     fn forget(&mut self, key: Key, err: &Error) {
         if let Some(answer) = self.begun.remove(&key) {
@@ -411,9 +418,7 @@ impl Engine {
             conversation.turns.abandon(err);
         }
         self.outbox.fail(Some(key), err);
-        if let Some(live) = &mut self.live {
-            live.requests.remove(&key);
-        }
+        self.unfollow(key);
         self.attaching.retain(|_, attaching| *attaching != key);
     }
 

@@ -178,9 +178,7 @@ impl Engine {
         if let (Some(older), Some(newer)) = (self.watches.remove(&old), self.watches.get_mut(&key)) {
             newer.succeed(older);
         }
-        if let Some(live) = &mut self.live {
-            live.requests.remove(&old);
-        }
+        self.unfollow(old);
     }
 
     fn status_of(&mut self, source: Source, status: ConnectionStatus) {
@@ -243,9 +241,7 @@ impl Engine {
             Source::Watch(key) if !self.watches.contains_key(&key) => return,
             // A newer watch may replace it; the answer to that one will tell.
             Source::Watch(key) => {
-                if let Some(live) = &mut self.live {
-                    live.requests.remove(&key);
-                }
+                self.unfollow(key);
                 return self.look_for_ended_watches();
             }
         };

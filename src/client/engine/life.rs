@@ -218,19 +218,15 @@ impl Engine {
 
     /// What to do when a further watch is refused. One that has begun outlasts what passes.
     pub(super) fn unattached(&mut self, key: Key, error: ErrorBody) {
-        if let Some(live) = &mut self.live {
-            live.requests.remove(&key);
-        }
-        let refused = Refused::by(&error);
-        let err = Error::Answered(error);
-        match refused {
-            _ if self.begun.contains_key(&key) => self.forget(key, &err),
-            Refused::Watch => self.forget(key, &err),
-            Refused::Token => self.unauthorized(&err),
-            Refused::ForNow(told) => {
+        self.unfollow(key);
+        let begins = self.begun.contains_key(&key);
+        match Refused::by(&error) {
+            Refused::Token if !begins => self.unauthorized(&Error::Answered(error)),
+            Refused::ForNow(told) if !begins => {
                 let wait = self.backoff(Duration::ZERO).max(told);
                 self.attach(key, wait);
             }
+            _ => self.forget(key, &Error::Answered(error)),
         }
     }
 
