@@ -12,7 +12,7 @@ use super::{flood, repeating};
 use crate::harness::{
     Server,
     client::PATIENCE,
-    openai,
+    eventually, openai,
     provider::{Gate, Provider, Script},
     server::Target,
 };
@@ -60,6 +60,36 @@ impl Terminal {
     async fn ends(&mut self) -> Option<i32> {
         timeout(PATIENCE, self.child.wait()).await.expect("an end in time").unwrap().code()
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_conversation_has_nothing_to_be_answered_anew() {
+    let gate = Gate::new();
+    let provider = Provider::start(Script::answer(["half ", "never"]).gated(&gate)).await;
+    let server = Server::with(|config| {
+        openai(config, &provider);
+        config.sessions.active_per_user = 4;
+    });
+    let server = server.await;
+    let mut terminal = Terminal::run(&server, "stty rows 24 cols 80; exec $CHAT");
+    terminal.shows(" connected ").await;
+    terminal.press("hello\r").await;
+    gate.release(1);
+    terminal.shows("half").await;
+    terminal.press("\u{1b}").await;
+    terminal.shows("stopped").await;
+    terminal.press("\u{12}").await;
+    eventually("the model is asked anew", async || provider.requests() == 2).await;
+    terminal.press("\u{e}").await;
+    terminal.shows("conversation").await;
+    terminal.press("\u{12}again\r").await;
+    eventually("the model is asked", async || provider.requests() == 3).await;
+    gate.open();
+    terminal.shows("never").await;
+    assert_eq!(provider.requests(), 3, "there was nothing to be answered anew");
+    terminal.press("\u{4}").await;
+    terminal.shows(GIVEN_BACK).await;
+    assert_eq!(terminal.ends().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
