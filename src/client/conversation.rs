@@ -162,7 +162,10 @@ impl Conversation {
     pub(super) fn frame(&mut self, frame: ServerFrame) -> Wanted {
         match frame {
             ServerFrame::ConnectionStatus(status) => self.tell(Event::Session(status)),
-            ServerFrame::Loading { turn_id, seq, .. } => {
+            ServerFrame::Loading { re, turn_id, seq, .. } => {
+                if re.is_none() {
+                    self.position.begin(seq);
+                }
                 if self.turns.expect(turn_id) {
                     self.tell(Event::Turn { turn_id, seq });
                 }
@@ -188,6 +191,10 @@ impl Conversation {
     }
 
     fn response(&mut self, frame: &AiResponse) -> Wanted {
+        // What answers a request comes beside the log.
+        if let Some(last) = frame.reply.as_ref().filter(|_last| frame.re.is_none()) {
+            self.position.begin(last.seq);
+        }
         let held = frame.reply.as_ref().is_some_and(|last| self.position.holds(last.seq));
         if held && !self.turns.runs(frame.turn_id) {
             return Wanted::Nothing;
@@ -210,7 +217,7 @@ impl Conversation {
     /// A reply is what it will be.
     pub(super) fn conclude(&mut self, reply: Reply) {
         let reply = Arc::new(reply);
-        self.position.hold(reply.seq);
+        self.position.note(reply.seq);
         self.turns.conclude(&reply);
         self.tell(Event::Reply(reply));
     }
@@ -329,6 +336,31 @@ mod tests {
         copy(&mut held, last("eins zwei"));
         held.frame(last("eins zwei"));
         assert_eq!(told(&mut heard), ["reply eins zwei true"]);
+    }
+
+    #[test]
+    fn a_reply_that_comes_beside_the_log_does_not_tell_where_a_view_begins() {
+        let (events, mut heard) = mpsc::channel(64);
+        let mut held = Conversation::new(Scope::Session, Open { history: Some(2), ..Open::default() }, events);
+        held.frame(piece(0, "eins"));
+        let ServerFrame::AiResponse(mut end) = last("eins") else { panic!("a last frame") };
+        end.re = Some(RequestId::now_v7());
+        held.frame(ServerFrame::AiResponse(end));
+        held.frame(entry(1));
+        assert_eq!(told(&mut heard), ["0 eins", "reply eins true", "entry 1"]);
+        assert_eq!(held.position.after_seq(), Some(2));
+    }
+
+    #[test]
+    fn a_view_that_begins_with_a_running_reply_does_not_hold_it() {
+        let (events, _heard) = mpsc::channel(64);
+        let mut held = Conversation::new(Scope::Session, Open { history: Some(2), ..Open::default() }, events);
+        held.frame(parsed(json!({"type": "loading", "session_id": SESSION, "turn_id": TURN, "seq": 2})));
+        held.frame(entry(3));
+        assert_eq!(held.position.after_seq(), Some(1));
+        held.frame(piece(0, "eins"));
+        held.frame(last("eins"));
+        assert_eq!(held.position.after_seq(), Some(3));
     }
 
     #[test]

@@ -33,6 +33,11 @@ impl Position {
         self.contiguous.is_some_and(|held| seq <= held) || self.ahead.contains(&seq)
     }
 
+    /// The log has brought something of this place: a snapshot begins there, if nothing has told before.
+    pub(super) fn begin(&mut self, seq: u64) {
+        self.contiguous.get_or_insert(seq.saturating_sub(1));
+    }
+
     /// Notes that an entry is held; `false`: it had been before.
     pub(super) fn hold(&mut self, seq: u64) -> bool {
         let held = self.contiguous.get_or_insert_with(|| seq.saturating_sub(1));
