@@ -19,7 +19,8 @@ use crate::{
         ask::{Attach, Position as Place, Scope},
     },
     protocol::{
-        AiResponse, ClientFrame, ConnectionStatus, EntryFrame, Request, ServerFrame, TypingState, encode_request,
+        AiResponse, ClientFrame, ConnectionStatus, EntryFrame, REPLAY_ENTRIES_MAX, Request, ServerFrame, TypingState,
+        encode_request,
     },
 };
 
@@ -78,8 +79,7 @@ impl Attaching {
 impl Conversation {
     pub(super) fn new(scope: Scope, open: Open, events: mpsc::Sender<Event>) -> Self {
         let session_id = open.session_id;
-        let position = Position::new(open.history.is_some());
-        let id = RequestId::now_v7();
+        let (id, position) = (RequestId::now_v7(), Position::default());
         Self { scope, session_id, open, id, position, turns: Turns::default(), events, missed: false }
     }
 
@@ -91,6 +91,7 @@ impl Conversation {
     /// The `attach` for where this stands.
     pub(super) fn attaching(&self) -> Attaching {
         let begun = self.position.after_seq();
+        let session = self.scope == Scope::Session;
         // Once it is answered, the wish is granted; what follows are other requests.
         let asked = self.open.new || self.open.reopen;
         Attaching {
@@ -99,12 +100,13 @@ impl Conversation {
                 token: None,
                 scope: self.scope,
                 session_id: self.session_id.map(Ok),
-                after_seq: begun.filter(|_| self.scope == Scope::Session),
-                last: self.open.history.filter(|_| begun.is_none()),
+                after_seq: begun.filter(|_| session),
+                // Where a view goes on, the server does not tell again what this connection has said.
+                last: Some(self.open.history.unwrap_or(REPLAY_ENTRIES_MAX)).filter(|_| session && begun.is_none()),
                 position: self.turns.place().map(|(turn_id, offset)| Place { turn_id, offset }),
                 new: self.open.new,
                 reopen: self.open.reopen,
-                datagrams: self.scope == Scope::Session,
+                datagrams: session,
             },
         }
     }
@@ -115,7 +117,7 @@ impl Conversation {
             return;
         }
         if status.recovered == Some(false) {
-            self.position = Position::new(true);
+            self.position = Position::default();
             self.tell(Event::Reset);
             // What is held of unfinished replies is told once more; finished ones come again by themselves.
             for (turn_id, content) in self.turns.texts() {
@@ -123,7 +125,7 @@ impl Conversation {
             }
         }
         if status.last_seq == Some(0) {
-            self.position = Position::new(false);
+            self.position.begin(1);
         }
         self.session_id = status.session_id;
         (self.open.new, self.open.reopen) = (false, false);
@@ -318,6 +320,7 @@ mod tests {
     fn a_copy_is_taken_only_where_it_is_what_comes_next() {
         let (events, mut heard) = mpsc::channel(64);
         let mut held = Conversation::new(Scope::Session, Open::default(), events);
+        held.position.begin(1);
         copy(&mut held, entry(2));
         copy(&mut held, piece(0, "never "));
         assert_eq!(told(&mut heard), Vec::<String>::new(), "an entry ahead, and a turn that is not known");

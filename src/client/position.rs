@@ -6,19 +6,14 @@ use std::collections::BTreeSet;
 const AHEAD_MAX: usize = 4096;
 
 /// Which entries are held in their final state.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Position {
-    /// the largest n for which every entry up to n is held; `None` until a snapshot's first entry tells where it begins
+    /// the largest n for which every entry up to n is held; `None` until something tells where what comes begins
     contiguous: Option<u64>,
     ahead: BTreeSet<u64>,
 }
 
 impl Position {
-    /// Nothing is held. `snapshot`: the first entry that comes is the first that there will be.
-    pub(super) fn new(snapshot: bool) -> Self {
-        Self { contiguous: (!snapshot).then_some(0), ahead: BTreeSet::new() }
-    }
-
     /// What an `attach` names as `after_seq`; `None` before anything tells.
     pub(super) const fn after_seq(&self) -> Option<u64> {
         self.contiguous
@@ -33,7 +28,7 @@ impl Position {
         self.contiguous.is_some_and(|held| seq <= held) || self.ahead.contains(&seq)
     }
 
-    /// The log has brought something of this place: a snapshot begins there, if nothing has told before.
+    /// This is the first place that there will be, if nothing has told of another one before.
     pub(super) fn begin(&mut self, seq: u64) {
         self.contiguous.get_or_insert(seq.saturating_sub(1));
     }
@@ -69,7 +64,8 @@ mod tests {
 
     #[test]
     fn position_grows_over_gaps_once_they_are_filled() {
-        let mut position = Position::new(false);
+        let mut position = Position::default();
+        position.begin(1);
         assert!(position.hold(1) && position.hold(3) && position.hold(4));
         assert_eq!(position.after_seq(), Some(1));
         assert!(position.is_next(2) && !position.is_next(3) && !position.is_next(5));
@@ -80,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_begins_where_its_first_entry_is() {
-        let mut position = Position::new(true);
+        let mut position = Position::default();
         position.note(9);
         assert_eq!(position.after_seq(), None);
         assert!(position.hold(7) && position.hold(8));

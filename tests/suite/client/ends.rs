@@ -8,7 +8,7 @@ use std::{
 
 use chatbox::{
     chat::ErrorCode,
-    client::{Client, Error, Event, Open, Options, State, Tokens},
+    client::{Client, Error, Event, Open, Options, Session, State, Tokens},
 };
 use tokio::time::timeout;
 
@@ -30,6 +30,7 @@ over_both!(
     what_is_said_to_a_draining_server_harms_no_answer,
     a_further_watch_outlasts_a_refusal_that_passes,
     a_session_that_is_opened_again_goes_on_there,
+    a_session_that_is_opened_again_is_told_whole,
 );
 
 async fn a_message_of_a_session_that_is_dropped_is_answered(via: Via) {
@@ -145,14 +146,7 @@ async fn a_session_that_is_opened_again_goes_on_there(via: Via) {
         }
     }
     let mut newest = open(&client, Open { history: Some(50), ..Open::default() }).await;
-    let mut told = Vec::new();
-    while told.len() < 6 {
-        match next(&mut newest).await {
-            Event::Entry(entry) => told.push(entry.seq),
-            Event::Reply(reply) => told.push(reply.seq),
-            _ => {}
-        }
-    }
+    let mut told = told_until(&mut newest, 6).await;
     told.sort_unstable();
     assert_eq!(told, [1, 2, 3, 4, 5, 6], "what was said before");
     assert_eq!((client.status().borrow().reconnects, server.open_connections()), (0, 1));
@@ -161,6 +155,40 @@ async fn a_session_that_is_opened_again_goes_on_there(via: Via) {
     assert!(timeout(PATIENCE, list.next()).await.expect("an end in time").is_none());
     client.rename(newest.id(), "named anew").await.unwrap();
     while timeout(PATIENCE, anew.next()).await.expect("in time").unwrap().name.as_deref() != Some("named anew") {}
+}
+
+/// Places of the entries that it is told, up to one.
+async fn told_until(session: &mut Session, last: u64) -> Vec<u64> {
+    let mut told = Vec::new();
+    while told.last() != Some(&last) {
+        match next(session).await {
+            Event::Entry(entry) => told.push(entry.seq),
+            Event::Reply(reply) => told.push(reply.seq),
+            _ => {}
+        }
+    }
+    told
+}
+
+/// What this client has said on the same connection too; and once, also when the watch goes on over another one.
+async fn a_session_that_is_opened_again_is_told_whole(via: Via) {
+    let site = Site::start(Script::answer(["yes"])).await;
+    let client = Client::new(Options { heartbeat: HEARTBEAT, ..options(&site.target(), via, "ann") });
+    let _list = client.watch_user().await.unwrap();
+    let first = open(&client, Open::default()).await;
+    first.send("first").unwrap().reply().await.unwrap();
+    let mut second = open(&client, Open::default()).await;
+    assert_eq!(told_until(&mut second, 2).await, [1, 2], "one that is watched already");
+    second.send("second").unwrap().reply().await.unwrap();
+    drop((first, second));
+    let mut third = open(&client, Open::default()).await;
+    assert_eq!(told_until(&mut third, 4).await, [1, 2, 3, 4], "one that was spoken in before");
+    site.road.cut();
+    let message = third.send("third").unwrap();
+    until(&client, |status| status.state == State::Reconnecting).await;
+    site.road.lead(address(&site.config.listen.http), address(&site.config.listen.quic));
+    timeout(PATIENCE, message.reply()).await.expect("in time").unwrap();
+    assert_eq!(told_until(&mut third, 6).await, [6], "a view that goes on");
 }
 
 /// Calls learn of it from the connection, and go to the new address at once.
