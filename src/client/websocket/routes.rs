@@ -121,9 +121,9 @@ impl Routes {
         detach.collect()
     }
 
-    /// Whether nobody reads the watch that began last.
+    /// Whether there is a watch that nobody reads any more.
     pub(super) fn forsaken(&self) -> bool {
-        self.watches.last().is_some_and(|watch| watch.answers.is_closed())
+        self.watches.iter().any(|watch| watch.answers.is_closed())
     }
 
     /// Whether a queue is full, so that nothing more may be read.
@@ -183,7 +183,7 @@ impl Routes {
     /// A watch has begun. A newer one of the same session replaces the older.
     fn watch(&mut self, watched: Watched, session_id: Option<Uuid>, answers: Sender<Answer>) {
         let watched = if matches!(watched, Watched::Session(_)) { Watched::Session(session_id) } else { watched };
-        self.watches.retain(|watch| !watch.answers.is_closed() && watch.watched != watched);
+        self.watches.retain(|watch| watch.watched != watched);
         self.watches.push(Watch { watched, answers });
     }
 
@@ -213,5 +213,47 @@ impl Routes {
         if let Err(TrySendError::Full(answer)) = answers.try_send(answer) {
             self.held.push_back((answers, answer));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    const SESSIONS: [Uuid; 2] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+
+    /// Asks for a watch, whose session may be for the server to say.
+    fn attach(routes: &mut Routes, session_id: Option<Uuid>) -> (Uuid, Receiver<Answer>) {
+        let (id, (answers, frames)) = (Uuid::new_v4(), channel(1));
+        routes.expect(Some(id), Purpose::Watch(Watched::Session(session_id)), answers);
+        (id, frames)
+    }
+
+    fn answer(routes: &mut Routes, re: Uuid, session_id: Uuid) {
+        let status = json!({"type": "connection_status", "re": re, "session_id": session_id});
+        routes.take(&status.to_string().into());
+    }
+
+    fn watched(routes: &mut Routes, session_id: Uuid) -> Receiver<Answer> {
+        let (id, frames) = attach(routes, None);
+        answer(routes, id, session_id);
+        frames
+    }
+
+    /// The sessions whose watches are ended.
+    fn detached(routes: &mut Routes) -> Vec<Uuid> {
+        let session = |frame: &String| serde_json::from_str::<Header<'_>>(frame).unwrap().session_id.unwrap();
+        routes.left().iter().map(session).collect()
+    }
+
+    #[test]
+    fn a_watch_that_is_left_as_another_begins_is_detached() {
+        let mut routes = Routes::default();
+        drop(watched(&mut routes, SESSIONS[0]));
+        let _other = watched(&mut routes, SESSIONS[1]);
+        assert_eq!(detached(&mut routes), [SESSIONS[0]]);
+        assert!(detached(&mut routes).is_empty(), "once");
     }
 }
