@@ -140,6 +140,31 @@ async fn a_watch_that_is_dropped_is_detached_from_its_socket() {
     }
 }
 
+/// The end of the older one must not meet the newer one at the server, whichever of the two is there first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_is_dropped_as_a_newer_one_replaces_it_does_not_end_that() {
+    let server = Server::with(|config| config.limits.requests_per_minute = 100_000).await;
+    let (link, other) = (open(&server, Via::WebSocket).await, open(&server, Via::WebSocket).await);
+    let (mut typist, status) = attach(&other, &server, "ann", &json!({})).await;
+    let session = json!({"session_id": status["session_id"]});
+    for turns in 0..100 {
+        let (older, _) = attach(&link, &server, "ann", &session).await;
+        let newer = json!({"type": "attach", "id": id(), "session_id": status["session_id"]});
+        let mut newer = link.exchange(frame(&newer)).await.unwrap();
+        for _ in 0..turns % 5 {
+            tokio::task::yield_now().await;
+        }
+        drop(older);
+        assert_eq!(next(&mut newer).await.unwrap()["type"], "connection_status");
+        // What was sent for the older one has been answered before this is.
+        let ping = id();
+        newer.send(frame(&json!({"type": "ping", "id": ping}))).await.unwrap();
+        while next(&mut newer).await.unwrap()["re"] != ping {}
+        typist.send(frame(&json!({"type": "typing_indicator", "metadata": {"state": "start"}}))).await.unwrap();
+        assert_eq!(next(&mut newer).await.unwrap()["type"], "typing_indicator", "the newer one is told");
+    }
+}
+
 #[tokio::test]
 async fn discovery_says_what_the_server_has() {
     let server = Server::start().await;

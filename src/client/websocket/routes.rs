@@ -106,9 +106,18 @@ impl Routes {
         self.exchanges.insert(id, Waiting { purpose, answers });
     }
 
-    /// Forgets the watches that nobody reads any more, and says how to end each of them.
+    /// Forgets the watches that nobody reads any more, and says how to end each of them. One that a newer watch may be
+    /// about to replace waits for the answer to that: `detach` would end the newer one.
     pub(super) fn left(&mut self) -> Vec<String> {
-        let left = self.watches.extract_if(.., |watch| watch.answers.is_closed());
+        let replaced = |watched| {
+            let begins = |purpose: &Purpose| match *purpose {
+                Purpose::Watch(Watched::Session(None)) => matches!(watched, Watched::Session(_)),
+                Purpose::Watch(newer) => newer == watched,
+                _ => false,
+            };
+            self.exchanges.values().any(|waiting| begins(&waiting.purpose))
+        };
+        let left = self.watches.extract_if(.., |watch| watch.answers.is_closed() && !replaced(watch.watched));
         let detach = left.map(|watch| {
             let id = Uuid::new_v4();
             let detach = match watch.watched {
@@ -255,5 +264,28 @@ mod tests {
         let _other = watched(&mut routes, SESSIONS[1]);
         assert_eq!(detached(&mut routes), [SESSIONS[0]]);
         assert!(detached(&mut routes).is_empty(), "once");
+    }
+
+    /// `detach` would end the newer one.
+    #[test]
+    fn a_watch_that_a_newer_one_replaces_is_not_detached() {
+        for named in [Some(SESSIONS[0]), None] {
+            let mut routes = Routes::default();
+            let older = watched(&mut routes, SESSIONS[0]);
+            let (id, _newer) = attach(&mut routes, named);
+            drop(older);
+            assert!(detached(&mut routes).is_empty(), "which it is is not told yet");
+            answer(&mut routes, id, SESSIONS[0]);
+            assert!(!routes.forsaken());
+            assert!(detached(&mut routes).is_empty());
+        }
+        let mut routes = Routes::default();
+        let left = watched(&mut routes, SESSIONS[0]);
+        let (id, _newer) = attach(&mut routes, None);
+        drop(left);
+        assert!(detached(&mut routes).is_empty());
+        answer(&mut routes, id, SESSIONS[1]);
+        assert!(routes.forsaken(), "it was of another session");
+        assert_eq!(detached(&mut routes), [SESSIONS[0]]);
     }
 }
