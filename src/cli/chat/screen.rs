@@ -86,7 +86,7 @@ impl Screen {
         let beyond = lines.len().saturating_sub(self.page);
         self.scroll = self.scroll.min(beyond);
         self.at_top = self.scroll == beyond;
-        let seen: Vec<_> = lines.into_iter().skip(beyond - self.scroll).take(self.page).collect();
+        let seen: Vec<_> = lines.into_iter().skip(beyond - self.scroll).take(self.page).cloned().collect();
         frame.render_widget(Paragraph::new(seen), area);
     }
 

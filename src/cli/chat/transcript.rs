@@ -28,6 +28,8 @@ struct Item {
     text: String,
     /// what is said about it, such as how it ended
     note: String,
+    /// all of it as it is shown; empty after a change
+    lines: Vec<Line<'static>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +46,8 @@ pub(super) struct Transcript {
     running: HashMap<TurnId, usize>,
     /// messages of this terminal, here and in conversations before
     said: u64,
+    /// of the lines
+    width: usize,
 }
 
 impl Transcript {
@@ -61,7 +65,7 @@ impl Transcript {
     pub(super) fn say(&mut self, text: &str) -> u64 {
         self.said += 1;
         let own = Some(self.said);
-        self.push(Item { seq: None, own, who: Who::Me, text: text.to_owned(), note: "waits".to_owned() });
+        self.push(Item { own, text: text.to_owned(), note: "waits".to_owned(), ..Item::new(None, Who::Me) });
         self.said
     }
 
@@ -70,6 +74,7 @@ impl Transcript {
         if let Some(item) = self.items.iter_mut().rfind(|item| item.own == Some(own)) {
             item.seq = seq.or(item.seq);
             note.clone_into(&mut item.note);
+            item.lines.clear();
         }
     }
 
@@ -132,36 +137,45 @@ impl Transcript {
         self.items.len() - 1
     }
 
-    /// The reply of a turn, which begins here if it is new.
+    /// The reply of a turn, which begins here if it is new, to be changed.
     fn reply(&mut self, turn_id: TurnId) -> Option<&mut Item> {
         let at = self.running.get(&turn_id).copied().unwrap_or_else(|| {
-            let item = Item { seq: None, own: None, who: Who::Model, text: String::new(), note: "thinks".to_owned() };
-            let at = self.push(item);
+            let at = self.push(Item { note: "thinks".to_owned(), ..Item::new(None, Who::Model) });
             self.running.insert(turn_id, at);
             at
         });
-        self.items.get_mut(at)
+        let item = self.items.get_mut(at)?;
+        item.lines.clear();
+        Some(item)
     }
 
-    /// Everything in lines of a width.
-    pub(super) fn lines(&self, width: usize) -> Vec<Line<'_>> {
-        let mut lines = Vec::new();
-        for item in &self.items {
-            let (name, colour) = match item.who {
-                Who::Me => ("you", Color::Cyan),
-                Who::Model => ("model", Color::Green),
-                Who::Staff => ("staff", Color::Magenta),
-            };
-            let head = Span::styled(name, Style::new().fg(colour).add_modifier(Modifier::BOLD));
-            let note = Span::styled(format!("  {}", item.note), Style::new().fg(Color::DarkGray));
-            lines.push(Line::from(vec![head, note]));
-            lines.extend(
-                wrap(&item.text, width.saturating_sub(2).max(1))
-                    .into_iter()
-                    .map(|line| Line::from(format!("  {line}"))),
-            );
-            lines.push(Line::default());
+    /// Everything in lines of a width. Only what has changed since the last time is wrapped.
+    pub(super) fn lines(&mut self, width: usize) -> Vec<&Line<'static>> {
+        let all = std::mem::replace(&mut self.width, width) != width;
+        for item in self.items.iter_mut().filter(|item| all || item.lines.is_empty()) {
+            item.lines = item.wrapped(width);
         }
+        self.items.iter().flat_map(|item| &item.lines).collect()
+    }
+}
+
+impl Item {
+    const fn new(seq: Option<u64>, who: Who) -> Self {
+        Self { seq, own: None, who, text: String::new(), note: String::new(), lines: Vec::new() }
+    }
+
+    fn wrapped(&self, width: usize) -> Vec<Line<'static>> {
+        let (name, colour) = match self.who {
+            Who::Me => ("you", Color::Cyan),
+            Who::Model => ("model", Color::Green),
+            Who::Staff => ("staff", Color::Magenta),
+        };
+        let head = Span::styled(name, Style::new().fg(colour).add_modifier(Modifier::BOLD));
+        let note = Span::styled(format!("  {}", self.note), Style::new().fg(Color::DarkGray));
+        let mut lines = vec![Line::from(vec![head, note])];
+        let text = wrap(&self.text, width.saturating_sub(2).max(1));
+        lines.extend(text.into_iter().map(|line| Line::from(format!("  {line}"))));
+        lines.push(Line::default());
         lines
     }
 }
@@ -172,7 +186,7 @@ fn message(entry: &EntryFrame) -> Item {
         Sender::Ai => Who::Model,
         Sender::Admin | Sender::System => Who::Staff,
     };
-    Item { seq: Some(entry.seq), own: None, who, text: entry.content.clone(), note: String::new() }
+    Item { text: entry.content.clone(), ..Item::new(Some(entry.seq), who) }
 }
 
 fn ended(response: &AiResponse) -> Item {
@@ -182,13 +196,8 @@ fn ended(response: &AiResponse) -> Item {
         Some((state, _)) => format!("{state:?}").to_lowercase(),
         None => String::new(),
     };
-    Item {
-        seq: reply.map(|reply| reply.seq),
-        own: None,
-        who: Who::Model,
-        text: response.content.clone().into_owned(),
-        note,
-    }
+    let text = response.content.clone().into_owned();
+    Item { text, note, ..Item::new(reply.map(|reply| reply.seq), Who::Model) }
 }
 
 /// Who wrote a reply, when several models did.
@@ -200,7 +209,7 @@ fn writers(segments: &[Segment]) -> String {
 mod tests {
     use super::*;
 
-    fn shown(transcript: &Transcript) -> Vec<String> {
+    fn shown(transcript: &mut Transcript) -> Vec<String> {
         let lines = transcript.lines(80);
         lines.iter().map(|line| line.to_string().trim().to_owned()).filter(|line| !line.is_empty()).collect()
     }
@@ -219,12 +228,30 @@ mod tests {
         let first = transcript.say("first");
         transcript.older(vec![entry(1, "one"), entry(2, "two")]);
         transcript.note(first, Some(3), "");
-        assert_eq!(shown(&transcript), ["you", "one", "you", "two", "you", "first"]);
+        assert_eq!(shown(&mut transcript), ["you", "one", "you", "two", "you", "first"]);
         let before = transcript.say("before");
         transcript.take(&Event::Reset);
         transcript.say("in another conversation");
         transcript.note(before, Some(4), "");
-        assert_eq!(shown(&transcript), ["you  waits", "in another conversation"]);
+        assert_eq!(shown(&mut transcript), ["you  waits", "in another conversation"]);
         assert_eq!(transcript.oldest(), None);
+    }
+
+    #[test]
+    fn only_what_changes_is_wrapped_anew() {
+        let turn_id = serde_json::from_value(serde_json::json!("01a21579-79c2-70e9-afe1-f85fef28a5ce")).unwrap();
+        let piece = |content: &str| Event::Piece { turn_id, offset: 0, content: content.to_owned() };
+        let mut transcript = Transcript::default();
+        let said = transcript.say("what was said");
+        transcript.take(&piece("one "));
+        let place = |transcript: &mut Transcript| transcript.lines(80)[1].spans[0].content.as_ptr();
+        let before = place(&mut transcript);
+        transcript.take(&piece("two"));
+        assert_eq!(shown(&mut transcript), ["you  waits", "what was said", "model", "one two"]);
+        assert_eq!(place(&mut transcript), before, "it is kept while another entry grows");
+        transcript.note(said, Some(1), "");
+        assert_eq!(shown(&mut transcript), ["you", "what was said", "model", "one two"]);
+        let narrow: Vec<_> = transcript.lines(9).into_iter().map(ToString::to_string).collect();
+        assert_eq!(narrow, ["you  ", "  what ", "  was ", "  said", "", "model  ", "  one two", ""]);
     }
 }
