@@ -33,28 +33,28 @@ impl Position {
         self.contiguous.get_or_insert(seq.saturating_sub(1));
     }
 
-    /// Notes that an entry is held; `false`: it had been before.
+    /// Notes that an entry of the log is held; `false`: it had been before.
     pub(super) fn hold(&mut self, seq: u64) -> bool {
-        let held = self.contiguous.get_or_insert_with(|| seq.saturating_sub(1));
-        if seq <= *held || !self.ahead.insert(seq) {
+        self.begin(seq);
+        self.note(seq)
+    }
+
+    /// Notes that an entry is held that came beside the log, so it does not tell where a snapshot begins; `false`: it
+    /// had been held before.
+    pub(super) fn note(&mut self, seq: u64) -> bool {
+        if self.holds(seq) {
             return false;
         }
-        while self.ahead.remove(&(*held + 1)) {
-            *held += 1;
+        self.ahead.insert(seq);
+        if let Some(held) = &mut self.contiguous {
+            while self.ahead.remove(&(*held + 1)) {
+                *held += 1;
+            }
         }
         if self.ahead.len() > AHEAD_MAX {
             self.ahead.pop_first();
         }
         true
-    }
-
-    /// Notes that an entry is held that came beside the log, so it does not tell where a snapshot begins.
-    pub(super) fn note(&mut self, seq: u64) {
-        if self.contiguous.is_some() {
-            self.hold(seq);
-        } else {
-            self.ahead.insert(seq);
-        }
     }
 }
 
@@ -82,5 +82,14 @@ mod tests {
         assert!(position.hold(7) && position.hold(8));
         assert_eq!(position.after_seq(), Some(9));
         assert!(position.holds(3), "what is before the snapshot is not asked for");
+    }
+
+    #[test]
+    fn what_is_held_before_a_beginning_is_known_has_a_limit() {
+        let mut position = Position::default();
+        for seq in 1..=10_000 {
+            assert!(position.note(seq));
+        }
+        assert_eq!((position.ahead.len(), position.holds(10_000), position.after_seq()), (AHEAD_MAX, true, None));
     }
 }
