@@ -155,16 +155,15 @@
 //!   copies are decided in one place and in one order.
 //! - **A WebSocket that won is tried first for ten minutes**, with WebTransport 1.5 s later beside it: where UDP is
 //!   blocked nobody waits twice, and where it is not any longer, nobody is stuck.
-//! - **A relayed frame may cost two echoes, and a stored one twenty.** The bars were 1.5 and 5. fastwebsockets takes 1.3 to
-//!   1.5 to write to another socket than it read from, and with SQLite 5 to 6 for the same rows in two commits: what is
-//!   left buys who may do it, who sees it, that nothing is done twice, and what it cost. The README says where it goes.
-//! - **Each packet of QUIC is a system call.** `sendmmsg` for those of many connections, 64 at a time, took 2 % off an event
-//!   to 1,000 sessions: not worth a socket of our own.
+//! - **Each QUIC connection sends by system calls of its own**, as quinn does. `sendmmsg` for the packets of many, 64 at a
+//!   time, took 2 % off an event to 1,000 sessions: not worth a socket of our own.
 //! - **The bench measures from outside**: a child process of the same binary, read through `/proc`, so that what is
 //!   measured is what is shipped; the load has other cores. Requests at a fixed rate are charged from when they were due.
 //!   Its server ends with its input, which ends with the bench, also when that is killed.
 //! - **Aims of speed that are missed are told beside the numbers**, with what the same takes without us: the README has a
-//!   peer that only stores. Its floor is about the aim for a stored message, so durability was not traded for it.
+//!   peer that only stores, and one that only writes to another socket than it read from. The first takes more than the
+//!   aim for a stored message, the second nearly all of that for a relayed one. So durability was not traded for the one,
+//!   nor who may do it and who sees it for the other.
 //! - **A provider's first deadline lasts until its first text.** Servers ping while they are stuck, so bytes prove nothing;
 //!   a model that thinks longer gets a longer `first_byte_timeout`.
 //! - **An error of a vendor is told by its code, never by its text**, which may quote the key or the prompt.
